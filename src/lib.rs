@@ -1,0 +1,24 @@
+//! FreeTumor: synthesizes, filters and streams CT tumour patches with labels to any segmentation trainer.
+//!
+//! ```text
+//!  NIfTI + datalist                                       trainer (PyTorch / MONAI / nnU-Net / curl)
+//!        |                                                        ^  HTTP frames
+//!     ingest -> store -> sampler -> lesion -> synth -> gate -> stream -> wire -> http
+//!     phantom                                   ^
+//!                                     checkpoint <- learn (stages 1, 2, 3) -> evaluate
+//! ```
+//!
+//! **Axes.** Arrays are `[B, C, D, H, W]`; voxels are ordered (z, y, x) and their indices grow towards Superior, Anterior
+//! and Right. **Units.** Sizes and spacings in millimetres, intensities in integer Hounsfield units until they are
+//! windowed at encode. **Labels.** Ids come from the plan's [`volume::LabelMap`]; 255 is *ignore*.
+
+pub mod digest;
+pub mod kernel;
+pub mod lesion;
+pub mod nn;
+pub mod rng;
+pub mod sampler;
+pub mod store;
+pub mod stream;
+pub mod synth;
+pub mod volume;

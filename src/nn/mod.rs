@@ -1,0 +1,10 @@
+//! Networks, as burn modules on the operators of [`crate::kernel`]; no I/O, no threads.
+
+mod blocks;
+mod condition;
+mod generator;
+mod unet;
+
+pub use condition::{Condition, cube_side};
+pub use generator::{Generator, GeneratorConfig};
+pub use unet::{Unet, UnetConfig};

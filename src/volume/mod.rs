@@ -1,0 +1,18 @@
+//! The domain's types: grids, labels, intensity windows and regions. No I/O; everything else builds on this module.
+
+mod grid;
+mod labels;
+mod plan;
+mod region;
+mod size;
+mod window;
+
+pub use grid::{Affine, Grid, Shape};
+pub use labels::{Annotation, BACKGROUND, ClassSet, IGNORE, LabelError, LabelMap, Organ};
+pub use plan::{MAX_PATCH_SIDE, Plan};
+pub use region::Region;
+pub use size::{ContrastBin, SizeClass};
+pub use window::HuWindow;
+
+/// The intensity of air, in HU: what lies outside a volume and the lowest value a store keeps.
+pub const AIR_HU: i16 = -1024;
