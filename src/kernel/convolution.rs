@@ -39,12 +39,47 @@ pub fn input_gradient(isa: Isa, g: &Geometry, gradient: &[f32], weight: &[f32]) 
 }
 
 /// Convolves one sample with packed weights and padded biases.
-fn sample(isa: Isa, g: &Geometry, x: &[f32], [packed, biases]: [&[f32]; 2], out: &mut [f32]) {
+fn sample(isa: Isa, g: &Geometry, x: &[f32], parameters: [&[f32]; 2], out: &mut [f32]) {
+    let [d, h, w] = g.size;
+    let out = Shared::new(out);
+    planes(isa, g, x, parameters, |block, z, sums| {
+        for c in 0..BLOCK.min(g.co - block * BLOCK) {
+            // SAFETY: (block, c, z) names one plane of the output, and no other task has the same block and z.
+            let to = unsafe { out.slice(((block * BLOCK + c) * d + z) * h * w, h * w) };
+            for (y, to) in to.chunks_exact_mut(w).enumerate() {
+                to.copy_from_slice(sums.row(c, y, w));
+            }
+        }
+    });
+}
+
+/// One plane of one block of output channels.
+#[derive(Clone, Copy)]
+pub struct Sums<'a> {
+    values: &'a [f32],
+    vectors: Vectors,
+}
+
+impl<'a> Sums<'a> {
+    /// Returns the first `w` voxels of row y of a channel of the block.
+    pub fn row(&self, channel: usize, y: usize, w: usize) -> &'a [f32] {
+        &self.values[channel * self.vectors.plane + y * self.vectors.pitch..][..w]
+    }
+}
+
+/// Convolves one sample with packed weights and padded biases, and calls `finish(block, z, sums)` for every plane of
+/// every block, on any thread.
+pub fn planes(
+    isa: Isa,
+    g: &Geometry,
+    x: &[f32],
+    [packed, biases]: [&[f32]; 2],
+    finish: impl Fn(usize, usize, Sums) + Sync,
+) {
     let [d, h, w] = g.size;
     let padded = Padded::new(x, g.ci, g.size, g.k, 2 * MAX_LANES);
     let vectors = Vectors::new(h, w, padded.row, isa.lanes());
     let starts = starts(&vectors, padded.row, isa.lanes());
-    let out = Shared::new(out);
     let blocks = g.blocks();
     (0..d * blocks).into_par_iter().for_each_init(
         || vec![0.0; BLOCK * vectors.plane],
@@ -65,14 +100,7 @@ fn sample(isa: Isa, g: &Geometry, x: &[f32], [packed, biases]: [&[f32]; 2], out:
                 };
                 plane.add(isa, sums, vectors.plane);
             }
-            let live = BLOCK.min(g.co - block * BLOCK);
-            for (c, sums) in sums.chunks_exact(vectors.plane).take(live).enumerate() {
-                // SAFETY: (block, c, z) names one plane of the output, and no other task has the same block and z.
-                let to = unsafe { out.slice(((block * BLOCK + c) * d + z) * h * w, h * w) };
-                for (to, row) in to.chunks_exact_mut(w).zip(sums.chunks(vectors.pitch)) {
-                    to.copy_from_slice(&row[..w]);
-                }
-            }
+            finish(block, z, Sums { values: sums, vectors });
         },
     );
 }

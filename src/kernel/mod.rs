@@ -3,12 +3,16 @@
 //! On the CPU (burn's Flex backend) they are kernels of ours with handwritten gradients; on other devices they are
 //! compositions of burn's operators, which are also what the tests hold the kernels against.
 
+mod autodiff;
 mod composed;
 mod convolution;
 mod extension;
 mod isa;
 mod layout;
+mod norm;
+mod pool;
 mod reduce;
+mod transposed;
 mod weight_gradient;
 
 use burn::backend::{Dispatch, DispatchDevice};
@@ -47,7 +51,11 @@ pub fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, stride: usize) -
 /// # Shape
 /// x `[B, Ci, D, H, W]`, weight `[Ci, Co, 2, 2, 2]`, bias `[Co]` -> `[B, Co, 2D, 2H, 2W]`.
 pub fn conv_transpose3d_k2s2(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
-    composed::conv_transpose3d_k2s2(x, weight, bias)
+    if !is_ours(&x) {
+        return composed::conv_transpose3d_k2s2(x, weight, bias);
+    }
+    let [x, weight, bias] = [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()];
+    Tensor::from_dispatch(Dispatch::doubling_conv3d(x, weight, bias))
 }
 
 /// Normalises every channel of every sample over its voxels, scales, shifts, and applies a leaky ReLU.
@@ -58,7 +66,11 @@ pub fn conv_transpose3d_k2s2(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -
 /// # Source
 /// Ulyanov et al., arXiv 1607.08022; biased variance, eps 1e-5, as in PyTorch's `InstanceNorm3d`.
 pub fn instance_norm_leaky_relu(x: Tensor<5>, gamma: Tensor<2>, beta: Tensor<2>, slope: f64) -> Tensor<5> {
-    composed::instance_norm_leaky_relu(x, gamma, beta, slope)
+    if !is_ours(&x) {
+        return composed::instance_norm_leaky_relu(x, gamma, beta, slope);
+    }
+    let [x, gamma, beta] = [x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch()];
+    Tensor::from_dispatch(Dispatch::norm_leaky_relu(x, gamma, beta, slope as f32))
 }
 
 /// Halves the resolution by the maximum over blocks of 2x2x2.
@@ -66,7 +78,16 @@ pub fn instance_norm_leaky_relu(x: Tensor<5>, gamma: Tensor<2>, beta: Tensor<2>,
 /// # Shape
 /// `[B, C, D, H, W]` (even sizes) -> `[B, C, D/2, H/2, W/2]`.
 pub fn max_pool3d_k2(x: Tensor<5>) -> Tensor<5> {
-    composed::max_pool3d_k2(x)
+    let [_, _, d, h, w] = x.dims();
+    assert!(
+        [d, h, w].iter().all(|size| size % 2 == 0),
+        "pooling expected even sizes, got {:?}",
+        [d, h, w]
+    );
+    if !is_ours(&x) {
+        return composed::max_pool3d_k2(x);
+    }
+    Tensor::from_dispatch(Dispatch::halving_max(x.into_dispatch()))
 }
 
 #[cfg(test)]
