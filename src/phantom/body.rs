@@ -26,8 +26,7 @@ pub(super) fn paint_body(canvas: &mut Canvas, rng: &mut Rng) {
         vertebra_phase: rng.range(0.0, 33.0) as f32,
         dome: rng.range(88.0, 104.0) as f32,
     };
-    let whole = ([-1e4; 3], [1e4; 3]);
-    canvas.visit(whole, |tissue, _, p| *tissue = trunk.tissue(p));
+    canvas.paint_whole(|p| trunk.tissue(p));
     paint_great_vessels(canvas, rng);
 }
 

@@ -84,6 +84,16 @@ impl Canvas {
         });
     }
 
+    /// Sets every voxel's tissue from its nominal position, bent less than the organs are.
+    pub(super) fn paint_whole(&mut self, tissue: impl Fn(Point) -> Tissue) {
+        // Organs are soft, the wall is not: at full bending the skin shows dents.
+        const STIFF: f32 = 0.35;
+        let (frame, scale, bend, there) = (self.frame, self.scale, &self.bend, &mut self.tissue);
+        frame.visit([-1e5; 3], [1e5; 3], |i, p| {
+            there[i] = tissue(std::array::from_fn(|axis| (p[axis] + STIFF * bend[axis][i]) / scale));
+        });
+    }
+
     /// Paints a solid into the free part of the cavity.
     pub(super) fn paint(&mut self, bounds: (Point, Point), tissue: Tissue, inside: impl Fn(Point) -> bool) {
         self.visit(bounds, |there, _, p| {
@@ -103,7 +113,7 @@ impl Canvas {
         bounds: (Point, Point),
         volume_ml: f32,
         give_mm: f32,
-        depth: impl Fn(usize, Point) -> f32,
+        depth: impl Fn(Point) -> f32,
     ) -> Vec<(usize, f32)> {
         let margin = 14.0 + give_mm;
         let mut found = Vec::new();
@@ -112,7 +122,7 @@ impl Canvas {
         self.frame.visit(low, high, |i, p| {
             if self.tissue[i] == Tissue::Cavity {
                 let bent = std::array::from_fn(|axis| (p[axis] + self.bend[axis][i]) / self.scale);
-                let d = depth(i, bent);
+                let d = depth(bent);
                 if d > -give_mm {
                     found.push((i, d));
                 }
@@ -124,6 +134,12 @@ impl Canvas {
             found.truncate(wanted);
         }
         self.piece_of_deepest(found)
+    }
+
+    /// Returns the nominal position of a voxel after bending.
+    pub(super) fn nominal(&self, i: usize) -> Point {
+        let p = self.frame.position(self.frame.voxel(i));
+        std::array::from_fn(|axis| (p[axis] + self.bend[axis][i]) / self.scale)
     }
 
     /// Keeps what is face-connected to the deepest voxel.

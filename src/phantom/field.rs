@@ -103,15 +103,17 @@ pub(super) fn smooth_field(frame: &Frame, lattice_mm: f32, rng: &mut Rng) -> Vec
     let points: [usize; 3] = std::array::from_fn(|axis| place(axis, frame.shape[axis] - 1).0 + 4);
     let lattice = rng.normals(points.iter().product());
     let columns: Vec<_> = (0..frame.shape[2]).map(|x| place(2, x)).collect();
-    // The mean over t of the sum of squared weights is 151/315 per axis; this restores unit variance.
-    let gain = (315.0f32 / 151.0).sqrt().powi(3);
     let plane_size = points[1] * points[2];
     let mut plane = vec![0.0f32; plane_size];
     let mut row = vec![0.0f32; points[2]];
     let mut field = Vec::with_capacity(frame.voxels());
     for z in 0..frame.shape[0] {
         let (first, weights) = place(0, z);
-        combine(&mut plane, &lattice[first * plane_size..], weights.map(|w| w * gain));
+        combine(
+            &mut plane,
+            &lattice[first * plane_size..],
+            weights.map(|w| w * UNIT_GAIN),
+        );
         for y in 0..frame.shape[1] {
             let (first, weights) = place(1, y);
             combine(&mut row, &plane[first * points[2]..], weights);
@@ -123,6 +125,53 @@ pub(super) fn smooth_field(frame: &Frame, lattice_mm: f32, rng: &mut Rng) -> Vec
     }
     field
 }
+
+/// A smooth random field like that of [`smooth_field`], evaluated only where it is asked for.
+pub(super) struct LocalField {
+    low_mm: Point,
+    lattice_mm: f32,
+    points: [usize; 3],
+    values: Vec<f32>,
+}
+
+impl LocalField {
+    /// Draws a field over a box; positions outside see its border.
+    pub(super) fn draw(low_mm: Point, high_mm: Point, lattice_mm: f32, rng: &mut Rng) -> Self {
+        let points: [usize; 3] =
+            std::array::from_fn(|axis| spline(((high_mm[axis] - low_mm[axis]) / lattice_mm).max(0.0)).0 + 4);
+        Self {
+            low_mm,
+            lattice_mm,
+            points,
+            values: rng.normals(points.iter().product()),
+        }
+    }
+
+    /// Returns the field at a position.
+    pub(super) fn at(&self, p: Point) -> f32 {
+        let axes: [(usize, [f32; 4]); 3] = std::array::from_fn(|axis| {
+            let limit = (self.points[axis] - 4) as f32;
+            spline(((p[axis] - self.low_mm[axis]) / self.lattice_mm).clamp(0.0, limit + 0.999))
+        });
+        let mut sum = 0.0;
+        for (dz, wz) in axes[0].1.iter().enumerate() {
+            for (dy, wy) in axes[1].1.iter().enumerate() {
+                let row = ((axes[0].0 + dz) * self.points[1] + axes[1].0 + dy) * self.points[2] + axes[2].0;
+                let along: f32 = axes[2]
+                    .1
+                    .iter()
+                    .zip(&self.values[row..row + 4])
+                    .map(|(w, v)| w * v)
+                    .sum();
+                sum += wz * wy * along;
+            }
+        }
+        sum * UNIT_GAIN
+    }
+}
+
+/// Restores unit variance: the mean of the sum of squared spline weights is 151/315 per axis.
+const UNIT_GAIN: f32 = 3.013_019;
 
 /// Sets `out` to the weighted sum of the first four pieces of `from` of its length.
 fn combine(out: &mut [f32], from: &[f32], weights: [f32; 4]) {

@@ -37,7 +37,7 @@ impl Intensities {
             (Tissue::Pancreas, [90.0, 110.0, -10.0, 45.0]),
             (Tissue::Duct, [25.0, 55.0, -10.0, 15.0]),
             (Tissue::Cortex, [168.0, 200.0, 24.0, 35.0]),
-            (Tissue::Medulla, [150.0, 172.0, 20.0, 30.0]),
+            (Tissue::Medulla, [126.0, 158.0, 18.0, 29.0]),
             (Tissue::Spleen, [110.0, 130.0, 40.0, 55.0]),
             (Tissue::Wall, [65.0, 100.0, 30.0, 45.0]),
             (Tissue::Vein, [145.0, 178.0, 36.0, 45.0]),

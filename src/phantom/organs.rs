@@ -1,7 +1,7 @@
 //! The labelled organs (liver, pancreas, kidneys), the spleen, the gallbladder and the vessels of the liver.
 
 use super::canvas::{Canvas, Tissue};
-use super::field::{Point, smooth_field};
+use super::field::{LocalField, Point};
 use super::form::{Segment, Tube, add_scaled, ellipsoid, union};
 use super::{KIDNEY, LIVER, PANCREAS};
 use crate::rng::Rng;
@@ -33,15 +33,10 @@ pub(super) fn paint_organs(canvas: &mut Canvas, rng: &mut Rng) {
     paint_liver(canvas, rng);
     let centre = add([40.0, -30.0, -92.0], shift(rng, 5.0));
     let radii = [42.0, 40.0, 26.0];
-    let spleen = canvas.grow(
-        box_around(centre, radii),
-        rng.range(130.0, 290.0) as f32,
-        8.0,
-        |_, p| {
-            // The hilum faces the stomach.
-            ellipsoid(p, centre, radii).min(-ellipsoid(p, [45.0, 10.0, -48.0], [40.0, 34.0, 26.0]))
-        },
-    );
+    let spleen = canvas.grow(box_around(centre, radii), rng.range(130.0, 290.0) as f32, 8.0, |p| {
+        // The hilum faces the stomach.
+        ellipsoid(p, centre, radii).min(-ellipsoid(p, [45.0, 10.0, -48.0], [40.0, 34.0, 26.0]))
+    });
     for (i, _) in spleen {
         canvas.tissue[i] = Tissue::Spleen;
     }
@@ -62,13 +57,13 @@ fn paint_kidney(canvas: &mut Canvas, side: f32, rng: &mut Rng) {
         (ellipsoid(p, centre, radii), ellipsoid(p, sinus, [24.0, 9.0, 17.0]))
     };
     let bounds = box_around(centre, add(radii, [8.0, 12.0, 12.0]));
-    let kidney = canvas.grow(bounds, rng.range(130.0, 205.0) as f32, 6.0, |_, p| {
+    let kidney = canvas.grow(bounds, rng.range(130.0, 205.0) as f32, 6.0, |p| {
         let (whole, hilum) = solid(p);
         whole.min(-hilum)
     });
-    let pyramids = smooth_field(&canvas.frame, 9.0, rng);
+    let pyramids = LocalField::draw(bounds.0, bounds.1, 9.0, rng);
     for (i, depth) in kidney {
-        let is_medulla = depth > 7.0 && pyramids[i] > -0.25;
+        let is_medulla = depth > 7.0 && pyramids.at(canvas.nominal(i)) > -0.25;
         canvas.tissue[i] = if is_medulla { Tissue::Medulla } else { Tissue::Cortex };
         canvas.labels[i] = KIDNEY;
     }
@@ -91,10 +86,11 @@ fn paint_pancreas(canvas: &mut Canvas, rng: &mut Rng) {
         Tube::through(&knots)
     };
     let tube = curve(width, rng);
-    let lobules = smooth_field(&canvas.frame, 8.0, rng);
+    let bounds = tube.bounds(6.0);
+    let lobules = LocalField::draw(bounds.0, bounds.1, 8.0, rng);
     let volume_ml = rng.range(66.0, 112.0) as f32;
-    let pancreas = canvas.grow(tube.bounds(0.0), volume_ml, 5.0, |i, p| {
-        tube.distance(p) + 1.3 * lobules[i]
+    let pancreas = canvas.grow(tube.bounds(0.0), volume_ml, 5.0, |p| {
+        tube.distance(p) + 1.3 * lobules.at(p)
     });
     for (i, _) in pancreas {
         canvas.tissue[i] = Tissue::Pancreas;
@@ -120,7 +116,7 @@ fn paint_liver(canvas: &mut Canvas, rng: &mut Rng) {
         add_scaled(right, -1.0, [80.0, 80.0, 140.0]),
         add(right, [80.0, 85.0, 80.0]),
     );
-    let liver = canvas.grow(bounds, rng.range(1250.0, 1850.0) as f32, 16.0, |_, p| {
+    let liver = canvas.grow(bounds, rng.range(1250.0, 1850.0) as f32, 16.0, |p| {
         let whole = union(ellipsoid(p, right, right_radii), ellipsoid(p, left, left_radii), 18.0);
         // The visceral surface is hollow towards the porta, and the falciform fissure notches the front.
         let hollow = -ellipsoid(p, [-30.0, 10.0, 18.0], [46.0, 40.0, 30.0]);

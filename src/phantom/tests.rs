@@ -101,3 +101,69 @@ fn sizes_are_those_of_patients() {
         assert!((230.0..560.0).contains(&kidney), "kidneys {kidney}");
     }
 }
+
+/// Best Dice of "tumour = HU below t" or "above t" inside the organ and its tumour, over all volumes together.
+fn best_threshold_dice(volumes: &[PhantomVolume], organ: u8) -> f64 {
+    let bins = 4096;
+    let mut counts = vec![[0u64; 2]; bins];
+    for volume in volumes {
+        for (hu, label) in volume.image.iter().zip(&volume.labels) {
+            if *label == organ || *label == organ + 1 {
+                counts[(*hu + 1024) as usize][usize::from(*label - organ)] += 1;
+            }
+        }
+    }
+    let total: [u64; 2] = [0, 1].map(|k| counts.iter().map(|c| c[k]).sum());
+    let dice = |[healthy, tumour]: [u64; 2]| 2.0 * tumour as f64 / (healthy + tumour + total[1]) as f64;
+    let mut below = [0u64; 2];
+    let mut best = (0.0f64, String::new());
+    for (hu, count) in counts.into_iter().enumerate() {
+        below = [below[0] + count[0], below[1] + count[1]];
+        let above = [total[0] - below[0], total[1] - below[1]];
+        for (kind, candidate) in [("below", dice(below)), ("above", dice(above))] {
+            if candidate > best.0 {
+                best = (candidate, format!("{kind} {}", hu as i32 - 1024));
+            }
+        }
+    }
+    let all = dice(total);
+    eprintln!(
+        "organ {organ}: best single threshold Dice {:.3} at {}, all voxels {all:.3}",
+        best.0, best.1
+    );
+    best.0
+}
+
+#[test]
+fn no_threshold_finds_the_tumours() {
+    let volumes = labelled(14);
+    let mut worst = 0.0f64;
+    for organ in [LIVER, PANCREAS, KIDNEY] {
+        let dice = best_threshold_dice(&volumes, organ);
+        worst = worst.max(dice);
+    }
+    let tumours: Vec<_> = volumes.iter().flat_map(|volume| &volume.tumours).collect();
+    let share = |is: &dyn Fn(&PhantomTumour) -> bool| {
+        tumours.iter().filter(|tumour| is(tumour)).count() as f64 / tumours.len() as f64
+    };
+    let small = share(&|t| t.diameter_mm < 20.0);
+    let faint = share(&|t| t.contrast_hu.abs() < 15.0);
+    let bright = share(&|t| t.contrast_hu > 15.0);
+    eprintln!(
+        "{} tumours, under 20 mm {small:.2}, under 15 HU {faint:.2}, bright {bright:.2}",
+        tumours.len()
+    );
+    for label in [2, 4, 6] {
+        let mut sizes: Vec<_> = tumours
+            .iter()
+            .filter(|t| t.label == label)
+            .map(|t| t.diameter_mm.round())
+            .collect();
+        sizes.sort_by(f64::total_cmp);
+        eprintln!("  label {label}: {sizes:?}");
+    }
+    assert!(worst < 0.30, "a threshold scores {worst:.3}");
+    assert!(small >= 0.4, "{small}");
+    assert!((0.15..0.40).contains(&faint), "{faint}");
+    assert!((0.05..0.30).contains(&bright), "{bright}");
+}

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::canvas::{Canvas, Tissue};
-use super::field::{Frame, Point, smooth_field};
+use super::field::{Frame, LocalField, Point};
 use super::form::{dot, sub};
 use super::intensity::Intensities;
 use super::{KIDNEY, LIVER, PANCREAS, Phase};
@@ -42,8 +42,8 @@ pub(super) fn paint_tumours(
     let in_liver = rng.weighted(&[0.17, 0.25, 0.22, 0.14, 0.1, 0.07, 0.05]).unwrap_or(1);
     let mut planned = vec![];
     planned.extend((0..in_liver).map(|_| (LIVER, (2.68, 0.79), (5.0, 75.0))));
-    planned.extend(rng.chance(0.65).then_some((PANCREAS, (3.15, 0.36), (9.0, 45.0))));
-    planned.extend(rng.chance(0.65).then_some((KIDNEY, (3.58, 0.62), (9.0, 70.0))));
+    planned.extend(rng.chance(0.6).then_some((PANCREAS, (3.12, 0.34), (9.0, 45.0))));
+    planned.extend(rng.chance(0.55).then_some((KIDNEY, (3.58, 0.62), (9.0, 50.0))));
     let mut tumours = Vec::new();
     for (organ, (mean, deviation), (least, most)) in planned {
         let diameter = libm::exp(mean + deviation * rng.normal()).clamp(least, most) as f32;
@@ -64,13 +64,12 @@ pub(super) fn paint_tumours(
 fn draw_contrast(organ: u8, phase: Phase, rng: &mut Rng) -> f32 {
     let kind = rng.uniform();
     let contrast = match kind {
-        k if k < 0.14 => rng.range(-13.0, 13.0),
-        k if k < 0.29 => rng.range(24.0, 62.0),
-        _ => -rng.range(22.0, 85.0),
+        k if k < 0.19 => rng.range(-13.0, 13.0),
+        k if k < 0.33 => rng.range(24.0, 62.0),
+        _ => -rng.range(22.0, 76.0),
     };
     let strength = match (organ, phase) {
-        (KIDNEY, Phase::Portal) if contrast < 0.0 => 1.3,
-        (KIDNEY | PANCREAS, Phase::NonContrast) => 0.8,
+        (PANCREAS, _) => 0.8,
         (_, Phase::NonContrast) => 0.75,
         _ => 1.0,
     };
@@ -121,12 +120,13 @@ fn choose_seed(canvas: &Canvas, organ: u8, radius: f32, rng: &mut Rng) -> Option
 /// What a tumour's next voxel costs.
 enum Family {
     Lobules(Vec<(Point, f32)>),
-    Infiltrating(Vec<f32>),
-    Ragged(Vec<f32>),
+    Infiltrating(LocalField),
+    Ragged(LocalField),
 }
 
 impl Family {
-    fn draw(frame: &Frame, centre: Point, radius: f32, rng: &mut Rng) -> Self {
+    fn draw(centre: Point, radius: f32, rng: &mut Rng) -> Self {
+        let (low, high) = (centre.map(|mm| mm - 3.0 * radius), centre.map(|mm| mm + 3.0 * radius));
         match rng.below(3) {
             0 => {
                 let lobules = (0..3 + rng.below(6)).map(|_| {
@@ -136,13 +136,13 @@ impl Family {
                 });
                 Self::Lobules(lobules.collect())
             }
-            1 => Self::Infiltrating(smooth_field(frame, (0.5 * radius).max(4.0), rng)),
-            _ => Self::Ragged(smooth_field(frame, (0.8 * radius).max(4.0), rng)),
+            1 => Self::Infiltrating(LocalField::draw(low, high, (0.5 * radius).max(4.0), rng)),
+            _ => Self::Ragged(LocalField::draw(low, high, (0.8 * radius).max(4.0), rng)),
         }
     }
 
-    /// Returns the cost of reaching voxel `i` at `p` from a neighbour `step_mm` away that cost `so_far`.
-    fn cost(&self, (i, p): (usize, Point), (centre, radius): (Point, f32), (so_far, step_mm): (f32, f32)) -> f32 {
+    /// Returns the cost of reaching `p` from a neighbour `step_mm` away that cost `so_far`.
+    fn cost(&self, p: Point, (centre, radius): (Point, f32), (so_far, step_mm): (f32, f32)) -> f32 {
         let off = sub(p, centre);
         let distance = dot(off, off).sqrt() / radius;
         match self {
@@ -153,8 +153,8 @@ impl Family {
                 };
                 so_far.max(0.25 * distance - lobules.iter().map(bump).sum::<f32>())
             }
-            Self::Infiltrating(tissue) => so_far + step_mm * (0.25 + (1.0 + tissue[i]).max(0.0)) + 0.02 * distance,
-            Self::Ragged(field) => so_far.max(distance + 0.3 * field[i]),
+            Self::Infiltrating(tissue) => so_far + step_mm * (0.25 + (1.0 + tissue.at(p)).max(0.0)) + 0.02 * distance,
+            Self::Ragged(field) => so_far.max(distance + 0.3 * field.at(p)),
         }
     }
 }
@@ -168,7 +168,7 @@ fn grow(canvas: &Canvas, organ: u8, diameter: f32, rng: &mut Rng) -> Option<Vec<
     let ball = std::f32::consts::PI / 6.0 * diameter.powi(3) / frame.voxel_mm3();
     let wanted = (ball.round() as usize).clamp(4, (organ_voxels / 3).max(4));
     let centre = frame.position(frame.voxel(seed));
-    let family = Family::draw(frame, centre, radius, rng);
+    let family = Family::draw(centre, radius, rng);
     let mut voxels = Vec::with_capacity(wanted);
     let mut seen = std::collections::HashSet::from([seed]);
     // Costs as ordered integers; ties go to the lower voxel, so the order never depends on the heap.
@@ -183,7 +183,7 @@ fn grow(canvas: &Canvas, organ: u8, diameter: f32, rng: &mut Rng) -> Option<Vec<
         frame.neighbours(i, |axis, next| {
             if !seen.contains(&next) && allows(canvas, organ, next) {
                 seen.insert(next);
-                let at = (next, frame.position(frame.voxel(next)));
+                let at = frame.position(frame.voxel(next));
                 let cost = family.cost(at, (centre, radius), (so_far, frame.spacing_mm[axis]));
                 front.push(Reverse((ordered(cost), next)));
             }
@@ -236,7 +236,17 @@ fn render(
         2 if deepest > 2.0 => Pattern::Capsule,
         _ => Pattern::Even,
     };
-    let texture = smooth_field(frame, rng.range(4.0, 9.0) as f32, rng);
+    let at = |i: usize| frame.position(frame.voxel(i));
+    let bounds = voxels
+        .iter()
+        .map(|i| at(*i))
+        .fold(([f32::MAX; 3], [f32::MIN; 3]), |(low, high), p| {
+            (
+                std::array::from_fn(|a| low[a].min(p[a])),
+                std::array::from_fn(|a| high[a].max(p[a])),
+            )
+        });
+    let texture = LocalField::draw(bounds.0, bounds.1, rng.range(4.0, 9.0) as f32, rng);
     let amplitude = rng.range(4.0, 13.0) as f32;
     let mut values: Vec<f32> = (0..voxels.len())
         .map(|k| {
@@ -248,12 +258,14 @@ fn render(
                 Pattern::Capsule if depth[k] == 1 => 28.0,
                 _ => 0.0,
             };
-            structure + amplitude * texture[voxels[k]]
+            structure + amplitude * texture.at(at(voxels[k]))
         })
         .collect();
     let mean = values.iter().sum::<f32>() / values.len() as f32;
     // A share of the organ's own mottling shows through; the contrast is against the organ's mean.
     let host = intensities.of(canvas.tissue[voxels[0]].host());
+    // Solid tissue is no less dense than water, whatever a fatty organ measures: there a tumour is bright.
+    let contrast = contrast.max(8.0 - host);
     let seen_through = rng.range(0.0, 0.5) as f32;
     for (k, value) in values.iter_mut().enumerate() {
         let under = hu[voxels[k]].clamp(host - 20.0, host + 20.0) - host;
