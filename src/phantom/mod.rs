@@ -12,6 +12,9 @@ mod form;
 mod intensity;
 mod organs;
 mod tumours;
+mod write;
+
+pub use write::{case_id, write_store};
 
 use ndarray::Array3;
 
@@ -104,6 +107,9 @@ pub struct PhantomVolume {
     pub tumours: Vec<PhantomTumour>,
 }
 
+/// The first number of a cohort's healthy patients: a cohort with more labelled ones keeps the same healthy ones.
+const FIRST_HEALTHY: usize = 10_000;
+
 /// Returns the specifications of a cohort: labelled patients with tumours on scanners A and B, then patients without
 /// tumours on scanners C and D; contrast phases are mixed.
 pub fn cohort(seed: u64, labelled: usize, unlabelled: usize) -> Vec<PhantomSpec> {
@@ -117,7 +123,7 @@ pub fn cohort(seed: u64, labelled: usize, unlabelled: usize) -> Vec<PhantomSpec>
             };
             PhantomSpec {
                 seed,
-                index: i as u64,
+                index: if with_tumours { i } else { FIRST_HEALTHY + i - labelled } as u64,
                 scanner: scanners[i % 2],
                 // Two of three are portal, in step with neither scanner.
                 phase: if i % 3 == 2 { Phase::NonContrast } else { Phase::Portal },

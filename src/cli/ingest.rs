@@ -1,0 +1,79 @@
+//! `freetumor ingest`: NIfTI files into a store.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+
+use super::progress::Counter;
+use super::{ConfigArgs, say, say_error, say_json};
+use crate::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest};
+
+/// Ingest NIfTI images and labels into a store: orient, resample to the plan's spacing, check, write
+///
+/// One bad case never stops the others: it is reported with its reason, and the exit code is then 1.
+///
+/// Examples:
+///   freetumor ingest --config configs/abdomen.toml --datalist Task03_Liver/dataset.json --preset lits --store store
+///   freetumor ingest --config configs/demo.toml --image ct.nii.gz --labels seg.nii.gz --preset totalsegmentator --store store
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Medical Segmentation Decathlon JSON with `training`, `validation`, `unlabeled`
+    #[arg(long, value_name = "FILE", conflicts_with = "image", required_unless_present = "image")]
+    datalist: Option<PathBuf>,
+    /// One image
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Its labels
+    #[arg(long, value_name = "FILE", requires = "image")]
+    labels: Option<PathBuf>,
+    /// What label ids mean: lits, msd-pancreas, kits, totalsegmentator, freetumor, freetumor-unlabelled, or a TOML file
+    #[arg(long, value_name = "NAME")]
+    preset: String,
+    /// The store's folder
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// Take part i of n of the cases, such as 0/8
+    #[arg(long, value_name = "I/N", default_value = "0/1")]
+    shard: Shard,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let plan = args.config.load()?.plan;
+    let entries = match (&args.datalist, &args.image) {
+        (Some(list), _) => datalist::read(list)?,
+        (None, Some(image)) => vec![datalist::single(image, args.labels.as_deref())],
+        (None, None) => bail!("nothing to ingest: name --datalist or --image"),
+    };
+    let request = IngestRequest { entries, preset: Preset::open(&args.preset)?, shard: args.shard };
+    let counter = Counter::new(request.entries.len(), "ingest");
+    let report = ingest(&request, &args.store, &plan, &|progress| counter.done(&progress.case.id))
+        .with_context(|| format!("cannot ingest into {}", args.store.display()))?;
+    if args.json {
+        say_json(&report)?;
+    } else {
+        print(&report);
+    }
+    let whole = report.count(Status::Refused) == 0 && report.damaged.is_empty();
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(report: &IngestReport) {
+    for case in &report.cases {
+        for warning in &case.warnings {
+            say(&format!("{}: warning: {warning}", case.id));
+        }
+        if let Some(reason) = &case.reason {
+            say_error(&format!("{}: refused: {reason}", case.id));
+        }
+    }
+    report.damaged.iter().for_each(|file| say_error(&format!("left out of the index: {file}")));
+    let [ok, skipped, refused] = [Status::Ok, Status::Skipped, Status::Refused].map(|status| report.count(status));
+    say(&format!("{ok} stored, {skipped} already there, {refused} refused; {} cases in the store", report.indexed));
+}

@@ -1,0 +1,104 @@
+//! The command line: one file per subcommand. Wires everything; nothing imports it.
+
+mod check_config;
+mod demo;
+mod device;
+mod evaluate;
+mod healthcheck;
+mod info;
+mod ingest;
+mod models;
+mod phantom;
+mod progress;
+mod serve;
+mod train;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::config::{self, Config};
+use crate::telemetry::log;
+
+/// Streams synthesized, gated CT tumour patches with labels to any segmentation trainer.
+#[derive(Parser)]
+#[command(name = "freetumor", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Phantom(phantom::Args),
+    Ingest(ingest::Args),
+    Train(train::Args),
+    Serve(serve::Args),
+    Evaluate(evaluate::Args),
+    Info(info::Args),
+    CheckConfig(check_config::Args),
+    Healthcheck(healthcheck::Args),
+}
+
+/// The configuration file, which most commands take.
+#[derive(clap::Args)]
+struct ConfigArgs {
+    /// Configuration (TOML); defaults apply without one, FREETUMOR__SECTION__KEY overrides
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    fn load(&self) -> anyhow::Result<Config> {
+        load(self.config.as_deref())
+    }
+}
+
+fn load(path: Option<&Path>) -> anyhow::Result<Config> {
+    Ok(config::load(path, std::env::vars())?)
+}
+
+/// Parses the arguments, runs the command, and returns its exit code: 0 done, 1 failed, 2 wrong usage.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log::init();
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Phantom(args) => phantom::run(&args),
+        Command::Ingest(args) => ingest::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::CheckConfig(args) => check_config::run(&args),
+        Command::Healthcheck(args) => healthcheck::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            say_error(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints a line of results. A reader that closed the pipe has seen enough: that is no failure.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(writeln!(out, "{line}").and_then(|()| out.flush()));
+}
+
+/// Prints a line that is not a result.
+fn say_error(line: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{line}"));
+}
+
+/// Prints a value as indented JSON.
+fn say_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    say(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! Opens stores and bundles of models for the commands that need them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use burn::tensor::Device;
+
+use crate::checkpoint::Bundle;
+use crate::config::Config;
+use crate::store::Store;
+use crate::stream::Streams;
+use crate::stream::recipe::Recipe;
+use crate::synth::SynthesizerKind;
+
+/// Opens a store.
+pub(super) fn open_store(dir: &Path) -> anyhow::Result<Arc<Store>> {
+    let store = Store::open(dir).with_context(|| format!("cannot open the store {}", dir.display()))?;
+    Ok(Arc::new(store))
+}
+
+/// Loads a folder of models, if one is named.
+pub(super) fn open_models(dir: Option<&Path>, device: &Device) -> anyhow::Result<Option<Arc<Bundle>>> {
+    let load = |dir: &Path| Bundle::load(dir, device).with_context(|| format!("cannot load models from {}", dir.display()));
+    Ok(dir.map(load).transpose()?.map(Arc::new))
+}
+
+/// Starts the in-process service, and returns it with the recipe of clients that name none.
+pub(super) fn start_service(
+    config: &Config,
+    store: Arc<Store>,
+    bundle: Option<Arc<Bundle>>,
+) -> anyhow::Result<(Arc<Streams>, Recipe)> {
+    let mut recipe = config.recipe.clone();
+    if bundle.is_none() {
+        tracing::info!("no models: the default recipe is analytic synthesis with the gate off");
+        recipe.synthesizer = SynthesizerKind::Analytic;
+        recipe.gate.enabled = false;
+    }
+    Ok((Streams::start(store, bundle, config.stream.clone())?, recipe))
+}

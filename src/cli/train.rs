@@ -1,0 +1,95 @@
+//! `freetumor train`: the three stages.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::device::DeviceChoice;
+use super::models::{open_models, open_store, start_service};
+use super::progress::Training;
+use super::{ConfigArgs, say_json};
+use crate::config::Config;
+use crate::learn::{Job, train_critic, train_segmentor, train_synthesizer};
+use crate::store::Cases;
+
+/// Train the critic (stage 1), the synthesizer (stage 2) or the segmentor (stage 3)
+///
+/// Example, all three in one folder:
+///   freetumor train critic      --config configs/demo.toml --store store --out models
+///   freetumor train synthesizer --config configs/demo.toml --store store --out models
+///   freetumor train segmentor   --config configs/demo.toml --store store --out models
+///
+/// SIGTERM saves and stops; --resume goes on from the last checkpoint, to the same weights on the CPU.
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    stage: Stage,
+}
+
+#[derive(Subcommand)]
+enum Stage {
+    /// Stage 1: the segmentor that recognises tumours, and the gate's calibration
+    Critic(StageArgs),
+    /// Stage 2: generator against critic and discriminator; needs the critic in --out
+    Synthesizer(StageArgs),
+    /// Stage 3: the segmentor on real and gated synthetic tumours; needs stages 1 and 2 in --out
+    Segmentor(StageArgs),
+}
+
+#[derive(clap::Args)]
+struct StageArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The store's folder
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// Where models, metrics and checkpoints go
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on from the last checkpoint in --out
+    #[arg(long)]
+    resume: bool,
+    /// Where networks run: auto, cpu, cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.stage {
+        Stage::Critic(stage) => train(stage, |config, job| Ok(train_critic(&config.critic, job)?)),
+        Stage::Synthesizer(stage) => {
+            let critic = stage.out.clone();
+            train(stage, |config, job| Ok(train_synthesizer(&config.synthesizer, job, &critic)?))
+        }
+        Stage::Segmentor(stage) => train(stage, |config, job| {
+            let bundle = open_models(Some(&stage.out), job.device)?;
+            let (service, _) = start_service(config, open_store(&stage.store)?, bundle)?;
+            Ok(train_segmentor(&config.segmentor, job, &*service)?)
+        }),
+    }
+}
+
+fn train<R: Serialize>(
+    args: &StageArgs,
+    stage: impl FnOnce(&Config, &mut Job) -> anyhow::Result<R>,
+) -> anyhow::Result<ExitCode> {
+    let config = args.config.load()?;
+    let store = open_store(&args.store)?;
+    let device = args.device.open()?;
+    fs_err::create_dir_all(&args.out)?;
+    fs_err::write(args.out.join("config.toml"), toml::to_string(&config)?)?;
+    let mut job = Job {
+        cases: &*store as &dyn Cases,
+        out: &args.out,
+        resume: args.resume,
+        device: &device,
+        progress: &mut Training::new()?,
+    };
+    let report = stage(&config, &mut job).with_context(|| format!("training in {}", args.out.display()))?;
+    say_json(&report)?;
+    Ok(ExitCode::SUCCESS)
+}

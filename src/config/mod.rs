@@ -1,0 +1,41 @@
+//! The configuration: every module's own settings under one roof. Defaults < one TOML file < environment < flags.
+
+mod load;
+
+use serde::{Deserialize, Serialize};
+
+use crate::http::ServerConfig;
+use crate::learn::{CriticConfig, SegmentorConfig, SynthesizerConfig};
+use crate::stream::StreamConfig;
+use crate::stream::recipe::Recipe;
+use crate::volume::Plan;
+
+pub use load::{ConfigError, ENVIRONMENT_PREFIX, load};
+
+/// Everything that can be configured; each section belongs to the module that reads it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The grid, labels and window of store and models.
+    pub plan: Plan,
+    /// The HTTP server.
+    pub server: ServerConfig,
+    /// Threads and windows of streams.
+    pub stream: StreamConfig,
+    /// What a client gets that names no recipe.
+    pub recipe: Recipe,
+    /// Stage 1.
+    pub critic: CriticConfig,
+    /// Stage 2.
+    pub synthesizer: SynthesizerConfig,
+    /// Stage 3.
+    pub segmentor: SegmentorConfig,
+}
+
+impl Config {
+    /// Tells what is wrong with a value that its own type cannot refuse, naming the key, or nothing.
+    pub fn refusal(&self) -> Option<String> {
+        let recipe = self.recipe.validate().err().map(|error| error.to_string());
+        self.plan.refusal().or_else(|| self.server.refusal()).or(recipe)
+    }
+}
