@@ -13,6 +13,7 @@
 //! windowed at encode. **Labels.** Ids come from the plan's [`volume::LabelMap`]; 255 is *ignore*.
 
 pub mod digest;
+pub mod ingest;
 pub mod kernel;
 pub mod lesion;
 pub mod nn;
