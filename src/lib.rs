@@ -14,6 +14,7 @@
 
 pub mod checkpoint;
 pub mod digest;
+pub mod ingest;
 pub mod kernel;
 pub mod lesion;
 pub mod nn;

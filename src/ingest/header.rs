@@ -1,0 +1,295 @@
+//! The NIfTI header: the few fields that a CT volume needs, checked, from version 1 or 2.
+
+use nifti::{Endianness, NiftiHeader, NiftiType};
+
+use super::nifti::{MAX_SIDE, MAX_VOXELS};
+
+/// Bytes of a NIfTI-1 header.
+pub(super) const NIFTI1_BYTES: usize = 348;
+/// Bytes of a NIfTI-2 header.
+pub(super) const NIFTI2_BYTES: usize = 540;
+
+/// A header's fields, in f64 whatever the version.
+pub(super) struct Header {
+    /// Voxels along (i, j, k).
+    pub(super) shape: [usize; 3],
+    /// How voxels are stored.
+    pub(super) data_type: NiftiType,
+    /// Byte order of the voxels.
+    pub(super) endianness: Endianness,
+    /// Where the voxels start in the file.
+    pub(super) voxel_offset: u64,
+    /// From (i, j, k) to RAS mm.
+    pub(super) affine_xyz: [[f64; 4]; 4],
+    slope: f64,
+    intercept: f64,
+}
+
+/// What decides the affine.
+struct Frame {
+    sform_code: i32,
+    rows: [[f64; 4]; 3],
+    qform_code: i32,
+    quaternion: [f64; 3],
+    offset: [f64; 3],
+    pixdim: [f64; 4],
+}
+
+impl Header {
+    /// Reads a header of 348 or 540 bytes.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() == NIFTI2_BYTES {
+            return Self::parse_2(bytes);
+        }
+        let header = NiftiHeader::from_reader(bytes).map_err(|error| error.to_string())?;
+        if &header.magic != nifti::header::MAGIC_CODE_NIP1 {
+            return Err(format!(
+                "magic: expected a single file \"n+1\", got {:?}",
+                String::from_utf8_lossy(&header.magic)
+            ));
+        }
+        let widen = |row: [f32; 4]| row.map(f64::from);
+        let shape = shape_of(&header.dim.map(i64::from))?;
+        let frame = Frame {
+            sform_code: header.sform_code.into(),
+            rows: [header.srow_x, header.srow_y, header.srow_z].map(widen),
+            qform_code: header.qform_code.into(),
+            quaternion: [header.quatern_b, header.quatern_c, header.quatern_d].map(f64::from),
+            offset: [header.quatern_x, header.quatern_y, header.quatern_z].map(f64::from),
+            pixdim: std::array::from_fn(|i| f64::from(header.pixdim[i])),
+        };
+        let offset = f64::from(header.vox_offset);
+        if !(0.0..1e9).contains(&offset) {
+            return Err(format!("vox_offset: expected 352 or more bytes, got {offset}"));
+        }
+        Ok(Self {
+            shape,
+            data_type: voxel_type(&header)?,
+            endianness: header.endianness,
+            voxel_offset: (offset as u64).max(NIFTI1_BYTES as u64 + 4),
+            affine_xyz: frame.affine(shape)?,
+            slope: header.scl_slope.into(),
+            intercept: header.scl_inter.into(),
+        })
+    }
+
+    fn parse_2(bytes: &[u8]) -> Result<Self, String> {
+        let fields = Fields {
+            bytes,
+            is_little: bytes[..4] == (NIFTI2_BYTES as i32).to_le_bytes(),
+        };
+        if bytes[4..12] != *b"n+2\0\r\n\x1a\n" {
+            return Err(format!(
+                "magic: expected a single file \"n+2\", got {:02x?}",
+                &bytes[4..12]
+            ));
+        }
+        let shape = shape_of(&std::array::from_fn(|i| fields.i64(16 + 8 * i)))?;
+        let triple = |at: usize| std::array::from_fn(|i| fields.f64(at + 8 * i));
+        let row = |at: usize| std::array::from_fn(|i| fields.f64(at + 8 * i));
+        let frame = Frame {
+            sform_code: fields.i32(348),
+            rows: [row(400), row(432), row(464)],
+            qform_code: fields.i32(344),
+            quaternion: triple(352),
+            offset: triple(376),
+            pixdim: row(104),
+        };
+        let code = i16::from_le_bytes(fields.array(12));
+        // The crate's own table of type codes, reached through a NIfTI-1 header.
+        let typed = NiftiHeader {
+            datatype: code,
+            ..NiftiHeader::default()
+        };
+        let offset = fields.i64(168);
+        Ok(Self {
+            shape,
+            data_type: voxel_type(&typed)?,
+            endianness: if fields.is_little {
+                Endianness::Little
+            } else {
+                Endianness::Big
+            },
+            voxel_offset: u64::try_from(offset)
+                .map_err(|_| format!("vox_offset: expected 544 or more bytes, got {offset}"))?
+                .max(NIFTI2_BYTES as u64 + 4),
+            affine_xyz: frame.affine(shape)?,
+            slope: fields.f64(176),
+            intercept: fields.f64(184),
+        })
+    }
+
+    /// Returns slope and intercept; a slope of 0 or NaN means that there are none.
+    pub(super) fn scaling(&self) -> (f64, f64) {
+        if self.slope == 0.0 || !self.slope.is_finite() || !self.intercept.is_finite() {
+            return (1.0, 0.0);
+        }
+        (self.slope, self.intercept)
+    }
+
+    /// Returns the bytes of all voxels; [`shape_of`] has bounded them.
+    pub(super) fn voxel_bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.data_type.size_of()
+    }
+}
+
+/// Accepts integer and float types.
+fn voxel_type(header: &NiftiHeader) -> Result<NiftiType, String> {
+    use NiftiType as N;
+    let refused = |got: String| format!("datatype: expected an integer or float type, got {got}");
+    match header.data_type().map_err(|_| refused(header.datatype.to_string()))? {
+        known @ (N::Uint8 | N::Int8 | N::Uint16 | N::Int16 | N::Uint32 | N::Int32 | N::Uint64 | N::Int64) => Ok(known),
+        known @ (N::Float32 | N::Float64) => Ok(known),
+        other => Err(refused(format!("{other:?}"))),
+    }
+}
+
+/// The bytes of a NIfTI-2 header in the file's byte order.
+struct Fields<'a> {
+    bytes: &'a [u8],
+    is_little: bool,
+}
+
+impl Fields<'_> {
+    /// Returns a field's bytes, least significant first.
+    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut field: [u8; N] = self.bytes[at..at + N].try_into().expect("N bytes of a slice of N");
+        if !self.is_little {
+            field.reverse();
+        }
+        field
+    }
+
+    fn i32(&self, at: usize) -> i32 {
+        i32::from_le_bytes(self.array(at))
+    }
+
+    fn i64(&self, at: usize) -> i64 {
+        i64::from_le_bytes(self.array(at))
+    }
+
+    fn f64(&self, at: usize) -> f64 {
+        f64::from_le_bytes(self.array(at))
+    }
+}
+
+/// Accepts three dimensions, or more of which all further ones are 1.
+fn shape_of(dim: &[i64; 8]) -> Result<[usize; 3], String> {
+    if !(1..=7).contains(&dim[0]) {
+        return Err(format!("dim[0]: expected 3 dimensions, got {}", dim[0]));
+    }
+    let used = &dim[1..=dim[0] as usize];
+    if used.len() < 3 || used[..3].contains(&1) {
+        return Err(format!(
+            "dim: expected a volume, got a 2-D image or a single slice {used:?}"
+        ));
+    }
+    if used[3..].iter().any(|side| *side != 1) {
+        return Err(format!("dim: expected one volume, got a series {used:?}"));
+    }
+    if !used[..3].iter().all(|side| (2..=MAX_SIDE as i64).contains(side)) {
+        return Err(format!("dim: expected 2 to {MAX_SIDE} voxels a side, got {used:?}"));
+    }
+    let shape: [usize; 3] = std::array::from_fn(|axis| used[axis] as usize);
+    if shape.iter().product::<usize>() > MAX_VOXELS {
+        return Err(format!("dim: expected at most {MAX_VOXELS} voxels, got {used:?}"));
+    }
+    Ok(shape)
+}
+
+impl Frame {
+    /// Returns the affine: sform before qform before pixdim.
+    fn affine(&self, shape: [usize; 3]) -> Result<[[f64; 4]; 4], String> {
+        let [x, y, z] = if self.sform_code > 0 {
+            self.rows
+        } else if self.qform_code > 0 {
+            self.from_quaternion()?
+        } else {
+            self.from_pixdim(shape)
+        };
+        let affine = [x, y, z, [0.0, 0.0, 0.0, 1.0]];
+        if !affine.iter().flatten().all(|value| value.is_finite()) {
+            return Err(format!("affine: expected finite values, got {affine:?}"));
+        }
+        if determinant(&affine).abs() < 1e-9 {
+            return Err(format!("affine: expected three independent axes, got {affine:?}"));
+        }
+        Ok(affine)
+    }
+
+    fn from_quaternion(&self) -> Result<[[f64; 4]; 3], String> {
+        let [b, c, d] = self.quaternion;
+        let rest = 1.0 - (b * b + c * c + d * d);
+        // Rounding of single precision may take the sum slightly above 1.
+        if rest < -1e-5 || rest.is_nan() {
+            return Err(format!("quatern: expected a unit quaternion, got ({b}, {c}, {d})"));
+        }
+        let a = libm::sqrt(rest.max(0.0));
+        let rotation = [
+            [
+                a * a + b * b - c * c - d * d,
+                2.0 * (b * c - a * d),
+                2.0 * (b * d + a * c),
+            ],
+            [
+                2.0 * (b * c + a * d),
+                a * a + c * c - b * b - d * d,
+                2.0 * (c * d - a * b),
+            ],
+            [
+                2.0 * (b * d - a * c),
+                2.0 * (c * d + a * b),
+                a * a + d * d - b * b - c * c,
+            ],
+        ];
+        let handed = if self.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
+        let scale = [self.pixdim[1], self.pixdim[2], handed * self.pixdim[3]];
+        Ok(std::array::from_fn(|row| {
+            let m = rotation[row];
+            [m[0] * scale[0], m[1] * scale[1], m[2] * scale[2], self.offset[row]]
+        }))
+    }
+
+    /// Departure: the standard's "method 1" has neither sign nor offset; nibabel, which most CT in NIfTI has passed
+    /// through, takes the first axis to grow to the left and centres the volume. We follow nibabel.
+    fn from_pixdim(&self, shape: [usize; 3]) -> [[f64; 4]; 3] {
+        let scale = [-self.pixdim[1], self.pixdim[2], self.pixdim[3]];
+        std::array::from_fn(|row| {
+            let mut line = [0.0; 4];
+            line[row] = scale[row];
+            line[3] = -scale[row] * (shape[row] as f64 - 1.0) / 2.0;
+            line
+        })
+    }
+}
+
+/// Returns the determinant of an affine's linear part.
+pub(super) fn determinant(m: &[[f64; 4]; 4]) -> f64 {
+    m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1]) - m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0])
+        + m[0][2] * (m[1][0] * m[2][1] - m[1][1] * m[2][0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_single_volumes_within_limits_are_accepted() {
+        assert_eq!(shape_of(&[4, 5, 6, 7, 1, 0, 0, 0]).unwrap(), [5, 6, 7]);
+        assert!(shape_of(&[2, 5, 6, 1, 1, 1, 1, 1]).unwrap_err().contains("2-D"));
+        assert!(
+            shape_of(&[3, 5, 6, 1, 1, 1, 1, 1])
+                .unwrap_err()
+                .contains("single slice")
+        );
+        assert!(shape_of(&[4, 5, 6, 7, 2, 1, 1, 1]).unwrap_err().contains("series"));
+        assert!(shape_of(&[3, 5, 6, 70_000, 1, 1, 1, 1]).unwrap_err().contains("2048"));
+        assert!(
+            shape_of(&[3, 2048, 2048, 2048, 1, 1, 1, 1])
+                .unwrap_err()
+                .contains("voxels")
+        );
+        assert!(shape_of(&[-1, 5, 6, 7, 1, 1, 1, 1]).is_err());
+        assert!(shape_of(&[3, -5, 6, 7, 1, 1, 1, 1]).is_err());
+    }
+}

@@ -1,0 +1,86 @@
+//! Scanner files into the store: read NIfTI, orient, resample, map labels, crop, write. One bad case never stops others.
+//!
+//! ```text
+//! datalist.rs -> pipeline.rs: nifti.rs -> orient.rs -> resample.rs -> crop -> store::StoreWriter
+//!                    preset.rs: file ids -> class names
+//! ```
+
+pub mod datalist;
+mod header;
+pub mod nifti;
+pub mod orient;
+mod pipeline;
+pub mod preset;
+pub mod resample;
+
+use std::path::PathBuf;
+
+use crate::store::StoreError;
+
+pub use datalist::{Entry, Section};
+pub use orient::source_hash;
+pub use pipeline::{CaseProgress, CaseReport, IngestReport, IngestRequest, Shard, Status, ingest};
+pub use preset::Preset;
+
+/// Why an ingest cannot start or end, or why one case is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// A volume that cannot be read.
+    #[error(transparent)]
+    Nifti(#[from] nifti::NiftiFileError),
+    /// The store refuses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A datalist that cannot be understood.
+    #[error("{path}: datalist: {what}")]
+    Datalist {
+        /// The file.
+        path: PathBuf,
+        /// The entry or key and what is wrong with it.
+        what: String,
+    },
+    /// A preset that does not exist or does not fit the plan.
+    #[error("preset {name}: {what}")]
+    Preset {
+        /// The preset's name or file.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Labels with an id that the preset does not know.
+    #[error("{path}: label id {id} is not in preset {preset}, which knows {known}")]
+    UnknownLabel {
+        /// The label file.
+        path: PathBuf,
+        /// The id.
+        id: u8,
+        /// The preset's name.
+        preset: String,
+        /// The ids it knows.
+        known: String,
+    },
+    /// Labels on another grid than their image.
+    #[error("{labels}: not on the grid of {image}: {what}")]
+    OtherGrid {
+        /// The label file.
+        labels: PathBuf,
+        /// The image file.
+        image: PathBuf,
+        /// Shape or position, and by how much.
+        what: String,
+    },
+    /// A shard outside its range.
+    #[error("shard: expected i/n with i below n and n at least 1, got {0:?}")]
+    Shard(String),
+    /// A case that panicked: a defect of this program, kept from the other cases.
+    #[error("{path}: internal error: {what}")]
+    Internal {
+        /// The image file.
+        path: PathBuf,
+        /// The panic's message.
+        what: String,
+    },
+    /// The worker threads cannot be started.
+    #[error("cannot start ingest threads: {0}")]
+    Threads(String),
+}

@@ -1,0 +1,437 @@
+//! The pipeline of one case, run over many: bounded in memory, resumable, and deaf to the failure of a neighbour.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ndarray::{Array3, s};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::IngestError;
+use super::datalist::{Entry, Section};
+use super::nifti;
+use super::orient::{Oriented, orient, source_hash};
+use super::preset::{Preset, ResolvedPreset};
+use super::resample::{resample_image, resample_labels, resampled_grid};
+use crate::digest::Digest;
+use crate::store::{self, CaseInput, CaseKind, CaseRecord, StoreWriter};
+use crate::volume::{AIR_HU, Annotation, Grid, Plan, Region};
+
+/// Raised whenever the same files would become another case: it makes every case be made again.
+const INGEST_REVISION: u32 = 1;
+/// How many volumes are in memory at once.
+const CASES_AT_ONCE: usize = 2;
+/// Everything denser is taken for patient (or table); air and most of the padding are below.
+const BODY_HU: i16 = -500;
+/// What is kept around the body, in mm.
+const CROP_MARGIN_MM: f64 = 10.0;
+/// How far label and image voxels may lie apart, in mm.
+const GRID_TOLERANCE_MM: f64 = 1e-3;
+/// The folder of a store that remembers which files became which case.
+const LEDGER_DIR: &str = "ingest";
+
+/// Shard `index` of `count`: every `count`-th case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// This shard, from 0.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Self { index: 0, count: 1 }
+    }
+}
+
+impl FromStr for Shard {
+    type Err = IngestError;
+
+    fn from_str(text: &str) -> Result<Self, IngestError> {
+        let parse = || {
+            let (index, count) = text.split_once('/')?;
+            let shard = Self {
+                index: index.parse().ok()?,
+                count: count.parse().ok()?,
+            };
+            (shard.index < shard.count).then_some(shard)
+        };
+        parse().ok_or_else(|| IngestError::Shard(text.chars().take(40).collect()))
+    }
+}
+
+/// What to ingest.
+#[derive(Clone, Debug)]
+pub struct IngestRequest {
+    /// The cases.
+    pub entries: Vec<Entry>,
+    /// What ids in label files mean.
+    pub preset: Preset,
+    /// Which part of the cases this call takes.
+    pub shard: Shard,
+}
+
+/// What became of a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Written.
+    Ok,
+    /// Already there from the same files.
+    Skipped,
+    /// Not stored.
+    Refused,
+}
+
+/// What became of a case, and why.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaseReport {
+    /// The case's id.
+    pub id: String,
+    /// The image file.
+    pub image: PathBuf,
+    /// What became of it.
+    pub status: Status,
+    /// What a user should know about a stored case.
+    pub warnings: Vec<String>,
+    /// Why a refused case was refused.
+    pub reason: Option<String>,
+}
+
+/// What became of all cases of a call.
+#[derive(Clone, Debug, Serialize)]
+pub struct IngestReport {
+    /// The cases of this shard, in the datalist's order.
+    pub cases: Vec<CaseReport>,
+    /// Cases in the store's index afterwards, those of other shards included.
+    pub indexed: usize,
+    /// Damaged case files that the index leaves out.
+    pub damaged: Vec<String>,
+}
+
+impl IngestReport {
+    /// Counts the cases with a status.
+    pub fn count(&self, status: Status) -> usize {
+        self.cases.iter().filter(|case| case.status == status).count()
+    }
+}
+
+/// A case that has just been dealt with.
+#[derive(Clone, Debug)]
+pub struct CaseProgress<'a> {
+    /// The case.
+    pub case: &'a CaseReport,
+    /// Cases dealt with so far.
+    pub done: usize,
+    /// Cases in all.
+    pub total: usize,
+}
+
+/// What a case was made from; beside the store, so that a second run can skip it.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Ledger {
+    /// Digest of both files, the preset, the section and the plan.
+    key: Digest,
+    content_hash: Digest,
+    warnings: Vec<String>,
+}
+
+/// Ingests cases into a store, several at a time; one that cannot be stored is reported and stops no other.
+///
+/// # Errors
+/// [`IngestError`] only where nothing can be stored at all: a preset that does not fit the plan, a store of another
+/// plan, a folder that cannot be written.
+pub fn ingest(
+    request: &IngestRequest,
+    store_dir: &Path,
+    plan: &Plan,
+    progress: &(dyn Fn(&CaseProgress) + Sync),
+) -> Result<IngestReport, IngestError> {
+    let pipeline = Pipeline {
+        preset: &request.preset,
+        resolved: request.preset.resolve(plan)?,
+        writer: StoreWriter::create(store_dir, plan)?,
+        ledger_dir: store_dir.join(LEDGER_DIR),
+        plan,
+    };
+    fs_err::create_dir_all(&pipeline.ledger_dir).map_err(store::StoreError::from)?;
+    let Shard { index, count } = request.shard;
+    let mine: Vec<&Entry> = request.entries.iter().skip(index).step_by(count.max(1)).collect();
+    let done = AtomicUsize::new(0);
+    let one = |entry: &&Entry| {
+        let case = pipeline.run(entry);
+        progress(&CaseProgress {
+            case: &case,
+            done: done.fetch_add(1, Ordering::Relaxed) + 1,
+            total: mine.len(),
+        });
+        case
+    };
+    // A pool of its own: its size is what bounds memory.
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(CASES_AT_ONCE)
+        .thread_name(|n| format!("ingest-{n}"))
+        .build()
+        .map_err(|error| IngestError::Threads(error.to_string()))?;
+    let cases = pool.install(|| mine.par_iter().with_max_len(1).map(one).collect());
+    let finished = pipeline.writer.finish()?;
+    Ok(IngestReport {
+        cases,
+        indexed: finished.cases,
+        damaged: finished.damaged.iter().map(ToString::to_string).collect(),
+    })
+}
+
+struct Pipeline<'a> {
+    preset: &'a Preset,
+    resolved: ResolvedPreset,
+    writer: StoreWriter,
+    ledger_dir: PathBuf,
+    plan: &'a Plan,
+}
+
+impl Pipeline<'_> {
+    fn run(&self, entry: &Entry) -> CaseReport {
+        // A panic is a defect, but it must not take the other cases along.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.case(entry))).unwrap_or_else(|panic| {
+            Err(IngestError::Internal {
+                path: entry.image.clone(),
+                what: message_of(panic.as_ref()),
+            })
+        });
+        let (status, warnings, reason) = match outcome {
+            Ok((status, warnings)) => (status, warnings, None),
+            Err(error) => (Status::Refused, Vec::new(), Some(error.to_string())),
+        };
+        CaseReport {
+            id: entry.id.clone(),
+            image: entry.image.clone(),
+            status,
+            warnings,
+            reason,
+        }
+    }
+
+    fn case(&self, entry: &Entry) -> Result<(Status, Vec<String>), IngestError> {
+        store::check_id(&entry.id)?;
+        let key = self.key(entry)?;
+        let ledger_path = self.ledger_dir.join(format!("{}.json", entry.id));
+        let known = fs_err::read(&ledger_path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<Ledger>(&bytes).ok());
+        if let Some(known) = known
+            && known.key == key
+            && self
+                .writer
+                .existing(&entry.id)
+                .is_some_and(|record| record.content_hash == known.content_hash)
+        {
+            return Ok((Status::Skipped, known.warnings));
+        }
+        let (input, mut warnings) = self.prepare(entry)?;
+        let record = self.writer.write(input)?;
+        warnings.extend(self.remarks(&record));
+        let ledger = Ledger {
+            key,
+            content_hash: record.content_hash,
+            warnings,
+        };
+        let bytes = serde_json::to_vec(&ledger).expect("a ledger is representable in JSON");
+        store::replace(&ledger_path, &[&bytes])?;
+        Ok((Status::Ok, ledger.warnings))
+    }
+
+    /// Returns the digest of everything that decides what the case becomes.
+    fn key(&self, entry: &Entry) -> Result<Digest, IngestError> {
+        let hash = |path: &Path| -> Result<Digest, IngestError> {
+            let mut hasher = blake3::Hasher::new();
+            let file = std::fs::File::open(path);
+            file.and_then(|file| hasher.update_reader(file).map(drop))
+                .map_err(|source| nifti::NiftiFileError::Read {
+                    path: path.into(),
+                    source,
+                })?;
+            Ok(hasher.finalize().into())
+        };
+        let labels = entry.labels.as_deref().map(hash).transpose()?;
+        let key = (
+            INGEST_REVISION,
+            hash(&entry.image)?,
+            labels,
+            entry.section,
+            self.preset,
+            self.plan,
+        );
+        Ok(Digest::of_json(&key))
+    }
+
+    /// Reads, checks, orients, resamples and crops a case.
+    fn prepare(&self, entry: &Entry) -> Result<(CaseInput, Vec<String>), IngestError> {
+        let mut image = orient(nifti::read_image(&entry.image)?);
+        let labels = entry
+            .labels
+            .as_deref()
+            .map(|path| self.labels(path, entry, &image))
+            .transpose()?;
+        let hash = source_hash(&image.voxels);
+        // Scanners pad with -3024, -2048 or -2000: air, before it bleeds into its neighbours by interpolation.
+        image.voxels.mapv_inplace(|hu| hu.max(AIR_HU));
+        let grid = resampled_grid(&image.grid, self.plan.spacing_mm);
+        let labels = labels.map(|labels| resample_labels(&labels, &image.grid, &grid));
+        let resampled = resample_image(&image.voxels, &image.grid, &grid);
+        drop(image.voxels);
+        let labels_or_none = labels.unwrap_or_else(|| Array3::zeros(grid.shape));
+        let mut warnings = Vec::new();
+        let body = body_box(&resampled, &labels_or_none, &grid).unwrap_or_else(|| {
+            warnings.push(format!("no voxel above {BODY_HU} HU: not cropped"));
+            Region::whole(grid.shape)
+        });
+        let (kind, annotation) = self.annotation(entry);
+        let input = CaseInput {
+            id: entry.id.clone(),
+            kind,
+            grid: Grid {
+                shape: body.size,
+                affine: grid.affine.shifted(body.start),
+            },
+            annotation,
+            source_hash: hash,
+            source: image.source,
+            image: cropped(&resampled, body),
+            labels: cropped(&labels_or_none, body),
+        };
+        Ok((input, warnings))
+    }
+
+    /// Reads labels, checks that they lie on the image's grid, and translates them to the plan's ids.
+    fn labels(&self, path: &Path, entry: &Entry, image: &Oriented<i16>) -> Result<Array3<u8>, IngestError> {
+        let mut labels = orient(nifti::read_labels(path)?);
+        if let Some(what) = grid_difference(&image.grid, &labels.grid) {
+            return Err(IngestError::OtherGrid {
+                labels: path.into(),
+                image: entry.image.clone(),
+                what,
+            });
+        }
+        let mut seen = [false; 256];
+        labels.voxels.iter().for_each(|id| seen[usize::from(*id)] = true);
+        let table = &self.resolved.table;
+        if let Some(id) = (0..=255).find(|id| seen[usize::from(*id)] && table[usize::from(*id)].is_none()) {
+            return Err(IngestError::UnknownLabel {
+                path: path.into(),
+                id,
+                preset: self.preset.name.clone(),
+                known: self.resolved.known_ids(),
+            });
+        }
+        labels
+            .voxels
+            .mapv_inplace(|id| table[usize::from(id)].expect("checked just above"));
+        Ok(labels.voxels)
+    }
+
+    /// Returns what is known about a case's labels: nothing without a label file, no tumours in `unlabeled`.
+    fn annotation(&self, entry: &Entry) -> (CaseKind, Annotation) {
+        let mut annotation = self.resolved.annotation.clone();
+        if entry.labels.is_none() {
+            annotation.classes.clear();
+            annotation.assumed_tumour_free = false;
+            return (CaseKind::Unlabelled, annotation);
+        }
+        if entry.section == Section::Unlabeled {
+            // As the published pools do; provenance keeps it apart from what was annotated.
+            annotation.classes.retain(|class| !class.ends_with("_tumour"));
+            annotation.assumed_tumour_free = true;
+            return (CaseKind::Unlabelled, annotation);
+        }
+        (self.resolved.kind, annotation)
+    }
+
+    fn remarks(&self, record: &CaseRecord) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if record.organs.is_empty() {
+            remarks.push("no organ labels: stored, refused as a host for synthesis".into());
+        }
+        let (shape, patch) = (record.grid.shape, self.plan.patch);
+        if (0..3).any(|axis| shape[axis] < patch[axis]) {
+            remarks.push(format!(
+                "{shape:?} voxels, smaller than the patch {patch:?}: patches are padded with air"
+            ));
+        }
+        if record.kind == CaseKind::Unlabelled && !record.tumours.is_empty() {
+            remarks.push(format!(
+                "{} tumours in labels that count as without: kept as labels, never hosts",
+                record.tumours.len()
+            ));
+        }
+        remarks
+    }
+}
+
+/// Says how two grids differ: shapes, or the farthest corner by more than the tolerance.
+fn grid_difference(image: &Grid, labels: &Grid) -> Option<String> {
+    if image.shape != labels.shape {
+        return Some(format!("shape {:?} (z, y, x) against {:?}", labels.shape, image.shape));
+    }
+    let far = image.shape.map(|side| (side - 1) as f64);
+    let apart = (0..8).map(|corner| {
+        let at = std::array::from_fn(|axis| if corner >> axis & 1 == 1 { far[axis] } else { 0.0 });
+        let (a, b) = (image.affine.to_mm(at), labels.affine.to_mm(at));
+        (0..3).map(|axis| (a[axis] - b[axis]).abs()).fold(0.0, f64::max)
+    });
+    let farthest = apart.fold(0.0, f64::max);
+    (farthest > GRID_TOLERANCE_MM).then(|| format!("a corner lies {farthest:.4} mm away, at most {GRID_TOLERANCE_MM}"))
+}
+
+/// Returns the box around everything denser than air or labelled, with a margin; nothing where there is no such voxel.
+fn body_box(image: &Array3<i16>, labels: &Array3<u8>, grid: &Grid) -> Option<Region> {
+    let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
+    ndarray::Zip::indexed(image)
+        .and(labels)
+        .for_each(|(z, y, x), hu, label| {
+            if *hu > BODY_HU || *label != 0 {
+                for (axis, at) in [z, y, x].into_iter().enumerate() {
+                    low[axis] = low[axis].min(at);
+                    high[axis] = high[axis].max(at);
+                }
+            }
+        });
+    if low[0] == usize::MAX {
+        return None;
+    }
+    let tight = Region {
+        start: low.map(|v| v as i64),
+        size: std::array::from_fn(|axis| high[axis] - low[axis] + 1),
+    };
+    let margin = grid.spacing_mm().map(|mm| libm::ceil(CROP_MARGIN_MM / mm) as usize);
+    Some(tight.grown(margin).intersect(&Region::whole(grid.shape)))
+}
+
+fn cropped<T: Clone>(volume: &Array3<T>, region: Region) -> Array3<T> {
+    let [z, y, x] = region.start.map(|v| v as usize);
+    let [d, h, w] = region.size;
+    volume.slice(s![z..z + d, y..y + h, x..x + w]).to_owned()
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_parsed_or_refused() {
+        assert_eq!("1/3".parse::<Shard>().unwrap(), Shard { index: 1, count: 3 });
+        for text in ["3/3", "0/0", "1", "a/b", "-1/2"] {
+            assert!(text.parse::<Shard>().unwrap_err().to_string().contains(text));
+        }
+    }
+}

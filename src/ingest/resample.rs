@@ -1,0 +1,176 @@
+//! Resampling to the plan's spacing, along the (z, y, x) axes: images linear, labels nearest.
+//!
+//! Grids are aligned at the outer corner of the first voxel, as the field of view is what a scan covers: sample `i` of
+//! the new grid lies at `(i + 0.5) * new / old - 0.5` of the old one. The affine follows exactly; the new shape is
+//! `round(n * old / new)`, so the far border moves by at most half a new voxel.
+
+use ndarray::{Array3, Axis};
+
+use crate::volume::{Affine, Grid, Shape};
+
+/// From this ratio of new to old spacing on, samples are averaged: plain interpolation would skip voxels.
+const AVERAGE_FROM: f64 = 1.5;
+
+/// Returns the grid that covers the same field of view at another spacing.
+pub fn resampled_grid(grid: &Grid, spacing_mm: [f64; 3]) -> Grid {
+    let old = grid.spacing_mm();
+    let ratio: [f64; 3] = std::array::from_fn(|axis| spacing_mm[axis] / old[axis]);
+    let shape: Shape = std::array::from_fn(|axis| {
+        // Half to even, like numpy; never empty.
+        ((grid.shape[axis] as f64 / ratio[axis]).round_ties_even() as usize).max(1)
+    });
+    let mut affine = grid.affine.0;
+    let origin = grid.affine.to_mm(ratio.map(|r| 0.5 * r - 0.5));
+    for (row, line) in affine.iter_mut().take(3).enumerate() {
+        (0..3).for_each(|axis| line[axis] *= ratio[axis]);
+        line[3] = origin[row];
+    }
+    Grid {
+        shape,
+        affine: Affine(affine),
+    }
+}
+
+/// Resamples an image linearly; where the new voxels are much larger, with a triangle as wide as they are.
+pub fn resample_image(image: &Array3<i16>, from: &Grid, to: &Grid) -> Array3<i16> {
+    if from == to {
+        return image.clone();
+    }
+    let ratio = ratios(from, to);
+    // The axis that shrinks most goes first: less to do for the others. The order depends on the grids alone.
+    let mut order = [0, 1, 2];
+    order.sort_by(|a, b| ratio[*b].total_cmp(&ratio[*a]));
+    let mut values = image.mapv(f32::from);
+    for axis in order {
+        values = resample_axis(values, axis, to.shape[axis], ratio[axis]);
+    }
+    values.mapv(|hu| hu.round_ties_even().clamp(f32::from(i16::MIN), f32::from(i16::MAX)) as i16)
+}
+
+/// Resamples labels to the nearest voxel.
+pub fn resample_labels(labels: &Array3<u8>, from: &Grid, to: &Grid) -> Array3<u8> {
+    if from == to {
+        return labels.clone();
+    }
+    let ratio = ratios(from, to);
+    let nearest: [Vec<usize>; 3] = std::array::from_fn(|axis| {
+        let last = from.shape[axis] - 1;
+        // The voxel whose extent holds the new centre.
+        let at = |i: usize| (((i as f64 + 0.5) * ratio[axis]) as usize).min(last);
+        (0..to.shape[axis]).map(at).collect()
+    });
+    Array3::from_shape_fn(to.shape, |(z, y, x)| {
+        labels[[nearest[0][z], nearest[1][y], nearest[2][x]]]
+    })
+}
+
+fn ratios(from: &Grid, to: &Grid) -> [f64; 3] {
+    let (old, new) = (from.spacing_mm(), to.spacing_mm());
+    std::array::from_fn(|axis| new[axis] / old[axis])
+}
+
+/// The old samples that make up a new one: the first, and a weight for each from there on.
+struct Taps {
+    first: usize,
+    weights: Vec<f32>,
+}
+
+fn taps(count: usize, side: usize, ratio: f64) -> Vec<Taps> {
+    let reach = if ratio > AVERAGE_FROM { ratio } else { 1.0 };
+    let last = side - 1;
+    (0..count)
+        .map(|i| {
+            // Beyond the border the last voxel goes on.
+            let centre = ((i as f64 + 0.5) * ratio - 0.5).clamp(0.0, last as f64);
+            let first = (centre - reach).ceil().max(0.0) as usize;
+            let end = ((centre + reach).floor() as usize).min(last);
+            let raw: Vec<f64> = (first..=end)
+                .map(|j| (1.0 - (j as f64 - centre).abs() / reach).max(0.0))
+                .collect();
+            let total: f64 = raw.iter().sum();
+            Taps {
+                first,
+                weights: raw.into_iter().map(|weight| (weight / total) as f32).collect(),
+            }
+        })
+        .collect()
+}
+
+fn resample_axis(values: Array3<f32>, axis: usize, count: usize, ratio: f64) -> Array3<f32> {
+    let side = values.len_of(Axis(axis));
+    if side == count && (ratio - 1.0).abs() < 1e-9 {
+        return values;
+    }
+    let taps = taps(count, side, ratio);
+    let mut shape: Shape = values.dim().into();
+    shape[axis] = count;
+    let mut out = Array3::zeros(shape);
+    for (mut slab, tap) in out.axis_iter_mut(Axis(axis)).zip(&taps) {
+        for (offset, weight) in tap.weights.iter().enumerate() {
+            slab.scaled_add(*weight, &values.index_axis(Axis(axis), tap.first + offset));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grid(shape: Shape, spacing_mm: [f64; 3]) -> Grid {
+        Grid {
+            shape,
+            affine: Affine::axis_aligned(spacing_mm, [10.0, -20.0, 30.0]),
+        }
+    }
+
+    /// A field that is linear in patient mm must survive linear resampling wherever the old grid surrounds it.
+    #[test]
+    fn a_linear_field_is_reproduced_in_place() {
+        let field = |mm: [f64; 3]| 3.0 * mm[0] - 2.0 * mm[1] + 4.0 * mm[2];
+        for (spacing_mm, wanted) in [([5.0, 0.8, 0.8], [1.5; 3]), ([1.0, 1.0, 1.0], [3.0, 2.0, 1.6])] {
+            let from = grid([20, 40, 44], spacing_mm);
+            let to = resampled_grid(&from, wanted);
+            assert!((0..3).all(|axis| (to.spacing_mm()[axis] - wanted[axis]).abs() < 1e-12));
+            let at = |grid: &Grid, z, y, x| field(grid.affine.to_mm([z as f64, y as f64, x as f64]));
+            let image = Array3::from_shape_fn(from.shape, |(z, y, x)| at(&from, z, y, x).round() as i16);
+            let got = resample_image(&image, &from, &to);
+            for ((z, y, x), hu) in got.indexed_iter() {
+                let margin = [z, y, x]
+                    .into_iter()
+                    .zip(to.shape)
+                    .all(|(i, side)| i >= 4 && i + 4 < side);
+                // Rounding of the input, weighted, and of the output.
+                assert!(
+                    !margin || (f64::from(*hu) - at(&to, z, y, x)).abs() <= 1.01,
+                    "{z} {y} {x}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn coarse_grids_average_and_labels_take_the_voxel_below() {
+        let from = grid([9, 4, 4], [1.0, 1.0, 1.0]);
+        let to = resampled_grid(&from, [3.0, 1.0, 1.0]);
+        assert_eq!(to.shape, [3, 4, 4]);
+        // The centre of three voxels: the first new sample lies on old voxel 1.
+        assert_eq!(to.affine.to_mm([0.0; 3]), [10.0, -20.0, 31.0]);
+        let checker = Array3::from_shape_fn(from.shape, |(z, _, _)| if z % 2 == 0 { 90 } else { 0 });
+        let got = resample_image(&checker, &from, &to);
+        assert_eq!(got[[1, 0, 0]], 50); // (1 * 0 + 2 * 90 ...): weights 1/9, 2/9, 3/9, 2/9, 1/9 around voxel 4
+        let labels = Array3::from_shape_fn(from.shape, |(z, _, _)| z as u8);
+        assert_eq!(
+            resample_labels(&labels, &from, &to)
+                .index_axis(Axis(1), 0)
+                .column(0)
+                .to_vec(),
+            [1, 4, 7]
+        );
+    }
+
+    #[test]
+    fn sizes_never_vanish() {
+        assert_eq!(resampled_grid(&grid([2, 2, 2], [1.0; 3]), [20.0; 3]).shape, [1, 1, 1]);
+    }
+}

@@ -1,0 +1,436 @@
+//! Ingest through its public API: what nibabel makes of small files, real CT, and every kind of bad input.
+
+use std::path::{Path, PathBuf};
+
+use freetumor::ingest::nifti::{read_image, read_labels, write_image, write_labels};
+use freetumor::ingest::orient::orient;
+use freetumor::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest, source_hash};
+use freetumor::store::{CaseKind, Cases, Store};
+use freetumor::volume::{AIR_HU, Affine, Grid, Plan, Region};
+use ndarray::{Array3, s};
+use serde_json::Value;
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/ingest")
+}
+
+#[test]
+fn every_orientation_type_and_version_reads_as_nibabel_reads_it() {
+    let text = std::fs::read_to_string(golden().join("expected.json")).unwrap();
+    let expected: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
+    assert!(expected.len() >= 60);
+    for (name, expected) in &expected {
+        let oriented = orient(read_image(&golden().join(name)).unwrap_or_else(|error| panic!("{error}")));
+        let numbers = |key: &str| -> Vec<i64> {
+            let list = expected[key].as_array().unwrap();
+            list.iter().map(|v| v.as_i64().unwrap()).collect()
+        };
+        let shape: Vec<i64> = oriented.grid.shape.iter().map(|side| *side as i64).collect();
+        assert_eq!(shape, numbers("shape"), "{name}");
+        let voxels: Vec<i64> = oriented.voxels.iter().map(|hu| i64::from(*hu)).collect();
+        assert_eq!(voxels, numbers("voxels"), "{name}");
+        for (row, line) in oriented.grid.affine.0.iter().enumerate() {
+            for (column, value) in line.iter().enumerate() {
+                let nibabel = expected["affine"][row][column].as_f64().unwrap();
+                // The files hold single precision; quaternions amplify its rounding a little.
+                assert!(
+                    (value - nibabel).abs() < 2e-5,
+                    "{name} {row} {column}: {value} {nibabel}"
+                );
+            }
+        }
+        assert_eq!(
+            oriented.source.orientation,
+            expected["axcodes"].as_str().unwrap(),
+            "{name}"
+        );
+        assert_eq!(
+            source_hash(&oriented.voxels).to_string(),
+            expected["source_hash"].as_str().unwrap(),
+            "{name}"
+        );
+    }
+}
+
+/// A patient of 3 mm voxels: air, a body, a liver, a tumour.
+fn patient() -> (Array3<i16>, Array3<u8>, Grid) {
+    let shape = [24, 30, 32];
+    let mut labels = Array3::zeros(shape);
+    labels.slice_mut(s![6..18, 10..22, 10..24]).fill(1);
+    labels.slice_mut(s![10..13, 13..16, 14..17]).fill(2);
+    let mut image = Array3::from_elem(shape, -1000_i16);
+    image.slice_mut(s![.., 5..26, 5..28]).fill(-50);
+    image.zip_mut_with(&labels, |hu, label| match label {
+        1 => *hu = 90,
+        2 => *hu = 30,
+        _ => {}
+    });
+    let grid = Grid {
+        shape,
+        affine: Affine::axis_aligned([3.0; 3], [-40.0, -30.0, 100.0]),
+    };
+    (image, labels, grid)
+}
+
+struct Files {
+    dir: tempfile::TempDir,
+    plan: Plan,
+}
+
+impl Files {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            plan: Plan {
+                spacing_mm: [3.0; 3],
+                patch: [16; 3],
+                ..Plan::default()
+            },
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn good(&self, name: &str) -> (PathBuf, PathBuf) {
+        let (image, labels, grid) = patient();
+        let paths = (
+            self.path(&format!("{name}.nii.gz")),
+            self.path(&format!("{name}_seg.nii.gz")),
+        );
+        write_image(&paths.0, image.view(), &grid).unwrap();
+        write_labels(&paths.1, labels.view(), &grid).unwrap();
+        paths
+    }
+
+    fn ingest(&self, preset: &str, list: &Value) -> IngestReport {
+        let path = self.path("dataset.json");
+        std::fs::write(&path, list.to_string()).unwrap();
+        let request = IngestRequest {
+            entries: datalist::read(&path).unwrap(),
+            preset: Preset::named(preset).unwrap(),
+            shard: Shard::default(),
+        };
+        ingest(&request, &self.path("store"), &self.plan, &|_| {}).unwrap()
+    }
+
+    /// Ingests one pair that must be refused, and returns why.
+    fn refusal(&self, image: &str, label: Option<&str>) -> String {
+        let report = self.ingest(
+            "lits",
+            &serde_json::json!({"training": [{"image": image, "label": label}]}),
+        );
+        assert_eq!(report.cases[0].status, Status::Refused, "{report:?}");
+        report.cases[0].reason.clone().unwrap()
+    }
+}
+
+#[test]
+fn what_was_written_is_what_is_read() {
+    let files = Files::new();
+    let (image_path, label_path) = files.good("a");
+    let (image, labels, grid) = patient();
+    let read = orient(read_image(&image_path).unwrap());
+    assert_eq!((&read.voxels, read.grid), (&image, grid));
+    assert_eq!(orient(read_labels(&label_path).unwrap()).voxels, labels);
+}
+
+#[test]
+fn one_bad_case_does_not_stop_the_others_and_a_second_run_skips() {
+    let files = Files::new();
+    files.good("a");
+    files.good("b");
+    std::fs::write(files.path("broken.nii.gz"), b"nothing").unwrap();
+    let list = serde_json::json!({
+        "training": [{"image": "a.nii.gz", "label": "a_seg.nii.gz"}, "broken.nii.gz", "missing.nii.gz"],
+        "unlabeled": [{"image": "b.nii.gz", "label": "b_seg.nii.gz"}, {"image": "b.nii.gz", "id": "bare"}],
+    });
+    let report = files.ingest("lits", &list);
+    let statuses: Vec<_> = report.cases.iter().map(|case| case.status).collect();
+    use Status::{Ok, Refused, Skipped};
+    assert_eq!(statuses, [Ok, Refused, Refused, Ok, Ok]);
+    assert!(report.cases[1].reason.as_ref().unwrap().contains("broken.nii.gz"));
+    assert!(report.cases[2].reason.as_ref().unwrap().contains("missing.nii.gz"));
+    assert!(report.cases[4].warnings[0].contains("no organ labels: stored, refused as a host"));
+    assert!(
+        report.cases[3]
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("1 tumours"))
+    );
+    let store = Store::open(files.path("store")).unwrap();
+    let case = store.find("a").unwrap();
+    let record = &store.records()[case];
+    assert_eq!((record.kind, record.tumours.len()), (CaseKind::Labelled, 1));
+    assert_eq!(record.tumours[0].contrast_hu, -60.0);
+    let unlabelled = &store.records()[store.find("b").unwrap()];
+    assert_eq!(unlabelled.kind, CaseKind::Unlabelled);
+    assert_eq!(unlabelled.annotation.classes, ["liver"]);
+    assert!(unlabelled.annotation.assumed_tumour_free);
+    assert!(
+        store.records()[store.find("bare").unwrap()]
+            .annotation
+            .classes
+            .is_empty()
+    );
+    // The air around the body is cropped to a margin of 10 mm, four voxels; the affine follows.
+    assert_eq!(record.grid.shape, [24, 29, 31]);
+    assert_eq!(record.grid.affine.to_mm([0.0; 3]), [-37.0, -27.0, 100.0]);
+    let snapshot = store.snapshot();
+    let modified = |name: &str| std::fs::metadata(files.path(name)).unwrap().modified().unwrap();
+    let before = modified("store/cases/a.ftc");
+    let again = files.ingest("lits", &list);
+    let statuses: Vec<_> = again.cases.iter().map(|case| case.status).collect();
+    assert_eq!(statuses, [Skipped, Refused, Refused, Skipped, Skipped]);
+    assert_eq!(again.cases[4].warnings, report.cases[4].warnings);
+    assert_eq!(modified("store/cases/a.ftc"), before);
+    assert_eq!(Store::open(files.path("store")).unwrap().snapshot(), snapshot);
+}
+
+#[test]
+fn shards_together_are_the_whole() {
+    let files = Files::new();
+    let names = ["a", "b", "c"];
+    let pairs = names.map(|name| files.good(name));
+    let entries: Vec<_> = pairs
+        .iter()
+        .map(|(image, labels)| datalist::single(image, Some(labels)))
+        .collect();
+    let run = |dir: &str, shard: Shard| {
+        let request = IngestRequest {
+            entries: entries.clone(),
+            preset: Preset::named("lits").unwrap(),
+            shard,
+        };
+        ingest(&request, &files.path(dir), &files.plan, &|_| {}).unwrap()
+    };
+    assert_eq!(run("whole", Shard::default()).indexed, 3);
+    assert_eq!(run("parts", Shard { index: 1, count: 2 }).cases.len(), 1);
+    assert_eq!(run("parts", Shard { index: 0, count: 2 }).indexed, 3);
+    let snapshot = |dir: &str| Store::open(files.path(dir)).unwrap().snapshot();
+    assert_eq!(snapshot("whole"), snapshot("parts"));
+}
+
+#[test]
+fn bad_volumes_are_refused_by_name() {
+    let files = Files::new();
+    let (image, labels) = files.good("a");
+    // Truncated gzip, a flipped byte in it, and a header that declares more than there is.
+    let bytes = std::fs::read(&image).unwrap();
+    std::fs::write(files.path("cut.nii.gz"), &bytes[..bytes.len() / 2]).unwrap();
+    let reason = files.refusal("cut.nii.gz", None);
+    assert!(
+        reason.contains("cut.nii.gz: truncated: expected 46080 bytes of voxels"),
+        "{reason}"
+    );
+    let mut flipped = bytes.clone();
+    let last = flipped.len() - 6;
+    flipped[last] ^= 1;
+    std::fs::write(files.path("crc.nii.gz"), flipped).unwrap();
+    assert!(files.refusal("crc.nii.gz", None).contains("crc.nii.gz: cannot read"));
+    let (hu, ids, grid) = patient();
+    write_image(&files.path("plain.nii"), hu.view(), &grid).unwrap();
+    let plain = std::fs::read(files.path("plain.nii")).unwrap();
+    let variant = |name: &str, at: usize, value: &[u8]| {
+        let mut bytes = plain.clone();
+        bytes[at..at + value.len()].copy_from_slice(value);
+        std::fs::write(files.path(name), bytes).unwrap();
+        files.refusal(name, None)
+    };
+    assert!(variant("long.nii", 46, &2000_u16.to_le_bytes()).contains("truncated: expected"));
+    assert!(variant("short.nii", 46, &20_u16.to_le_bytes()).contains("holds more than the"));
+    assert!(variant("huge.nii", 46, &30_000_u16.to_le_bytes()).contains("2 to 2048 voxels"));
+    assert!(variant("flat.nii", 40, &2_u16.to_le_bytes()).contains("2-D image"));
+    assert!(variant("type.nii", 70, &128_u16.to_le_bytes()).contains("datatype"));
+    assert!(variant("magic.nii", 344, b"ni1\0").contains("magic"));
+    assert!(variant("offset.nii", 108, &9e8_f32.to_le_bytes()).contains("vox_offset"));
+    assert!(variant("affine.nii", 280, &f32::NAN.to_le_bytes()).contains("affine: expected finite"));
+    assert!(variant("singular.nii", 280, &[0; 12]).contains("independent axes"));
+    // The same bytes as floats: NaN among them.
+    let mut floats = plain[..352].to_vec();
+    floats[70..74].copy_from_slice(&[16, 0, 32, 0]);
+    floats.extend(hu.iter().enumerate().flat_map(|(n, hu)| {
+        let value = if n % 1000 == 0 { f32::NAN } else { f32::from(*hu) };
+        value.to_le_bytes()
+    }));
+    std::fs::write(files.path("nan.nii"), floats).unwrap();
+    assert!(files.refusal("nan.nii", None).contains("24 voxels are NaN or infinite"));
+    // Labels: another shape, another place, an id of no meaning, a value that is no id.
+    let small = ids.slice(s![..20, .., ..]);
+    write_labels(
+        &files.path("small.nii.gz"),
+        small,
+        &Grid {
+            shape: [20, 30, 32],
+            ..grid
+        },
+    )
+    .unwrap();
+    let reason = files.refusal("a.nii.gz", Some("small.nii.gz"));
+    assert!(
+        reason.contains("small.nii.gz") && reason.contains("a.nii.gz") && reason.contains("shape"),
+        "{reason}"
+    );
+    let moved = Grid {
+        affine: grid.affine.shifted([0, 0, 1]),
+        ..grid
+    };
+    write_labels(&files.path("moved.nii.gz"), ids.view(), &moved).unwrap();
+    assert!(
+        files
+            .refusal("a.nii.gz", Some("moved.nii.gz"))
+            .contains("3.0000 mm away")
+    );
+    write_labels(&files.path("id.nii.gz"), ids.mapv(|id| 4 * id).view(), &grid).unwrap();
+    let reason = files.refusal("a.nii.gz", Some("id.nii.gz"));
+    assert!(
+        reason.contains("id.nii.gz: label id 4 is not in preset lits, which knows 0, 1, 2"),
+        "{reason}"
+    );
+    assert!(
+        files
+            .refusal("a.nii.gz", Some("a.nii.gz"))
+            .contains("expected label ids 0 to 255")
+    );
+    assert!(labels.exists());
+}
+
+#[test]
+fn a_gzip_bomb_is_not_unpacked() {
+    use std::io::Write;
+    let files = Files::new();
+    let (hu, _, grid) = patient();
+    write_image(&files.path("plain.nii"), hu.view(), &grid).unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder
+        .write_all(&std::fs::read(files.path("plain.nii")).unwrap())
+        .unwrap();
+    // 256 MiB of zeros behind the voxels: one byte of them is read.
+    let zeros = vec![0; 1 << 20];
+    (0..256).for_each(|_| encoder.write_all(&zeros).unwrap());
+    std::fs::write(files.path("bomb.nii.gz"), encoder.finish().unwrap()).unwrap();
+    let start = std::time::Instant::now();
+    assert!(
+        files
+            .refusal("bomb.nii.gz", None)
+            .contains("holds more than the 46080 bytes")
+    );
+    assert!(start.elapsed().as_millis() < 500, "{:?}", start.elapsed());
+}
+
+#[test]
+fn another_plan_or_preset_is_refused_as_a_whole() {
+    let files = Files::new();
+    let (image, labels) = files.good("a");
+    let request = |preset: &str| IngestRequest {
+        entries: vec![datalist::single(&image, Some(&labels))],
+        preset: Preset::named(preset).unwrap(),
+        shard: Shard::default(),
+    };
+    ingest(&request("lits"), &files.path("store"), &files.plan, &|_| {}).unwrap();
+    let other = Plan {
+        spacing_mm: [2.0; 3],
+        ..files.plan.clone()
+    };
+    let error = ingest(&request("lits"), &files.path("store"), &other, &|_| {})
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("plan.spacing_mm"), "{error}");
+}
+
+fn real(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
+    if !path.exists() {
+        eprintln!("skipped: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+fn ingest_real(preset: &str, image: &Path, labels: Option<&Path>, plan: &Plan) -> (tempfile::TempDir, IngestReport) {
+    let dir = tempfile::tempdir().unwrap();
+    let request = IngestRequest {
+        entries: vec![datalist::single(image, labels)],
+        preset: Preset::named(preset).unwrap(),
+        shard: Shard::default(),
+    };
+    let report = ingest(&request, dir.path(), plan, &|_| {}).unwrap();
+    assert_eq!(report.cases[0].status, Status::Ok, "{report:?}");
+    (dir, report)
+}
+
+#[test]
+fn a_real_ct_with_organs_is_ingested() {
+    let (Some(image), Some(labels)) = (
+        real("totalsegmentator/example_ct_sm.nii.gz"),
+        real("totalsegmentator/example_seg.nii.gz"),
+    ) else {
+        return;
+    };
+    // At the source spacing and at the default one; the liver is 1043 mL in the file.
+    for spacing_mm in [3.0, 1.5] {
+        let plan = Plan {
+            spacing_mm: [spacing_mm; 3],
+            ..Plan::default()
+        };
+        let (dir, _) = ingest_real("totalsegmentator", &image, Some(&labels), &plan);
+        let store = Store::open(dir.path()).unwrap();
+        let record = &store.records()[0];
+        let volume_ml = |id: u8| record.organ(id).unwrap().voxels as f64 * spacing_mm.powi(3) / 1000.0;
+        assert!((volume_ml(1) - 1043.0).abs() < 2.0, "{}", volume_ml(1));
+        assert!((volume_ml(3) - 644.0 * 0.027).abs() < 0.2, "{}", volume_ml(3));
+        assert!(record.organ(5).is_some() && record.tumours.is_empty());
+        assert!(record.organ(1).unwrap().holds_mm > 50.0 && record.organ(3).unwrap().holds_mm < 30.0);
+        assert_eq!(record.kind, CaseKind::Unlabelled);
+        // HU of the organs, so that axes and values are right: this scan is without contrast medium.
+        let crop = store.read(0, Region::whole(record.grid.shape)).unwrap();
+        let mean = |id: u8| {
+            let inside = crop.image.iter().zip(&crop.labels).filter(|(_, label)| **label == id);
+            let (sum, count) = inside.fold((0.0, 0.0), |(sum, count), (hu, _)| (sum + f64::from(*hu), count + 1.0));
+            sum / count
+        };
+        assert!((30.0..75.0).contains(&mean(1)), "liver {}", mean(1));
+        assert!((5.0..25.0).contains(&mean(5)), "kidney {}", mean(5));
+        // The liver lies to the right: its mean x is above that of the pancreas.
+        let mean_x = |id: u8| {
+            let places = crop.labels.indexed_iter().filter(|(_, label)| **label == id);
+            let (sum, count) = places.fold((0, 0), |(sum, count), ((_, _, x), _)| (sum + x, count + 1));
+            sum / count
+        };
+        assert!(mean_x(1) > mean_x(3));
+        for organ in [1, 3, 5] {
+            let candidates = store.candidates(0, organ).unwrap();
+            assert!(!candidates.is_empty());
+            for candidate in candidates.iter().step_by(50) {
+                assert_eq!(crop.labels[candidate.voxel.map(usize::from)], organ);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_real_ct_without_labels_and_with_padding_is_ingested() {
+    let Some(image) = real("crlm/crlm_ct_1006.nii.gz") else {
+        return;
+    };
+    let raw = read_image(&image).unwrap();
+    assert!(raw.voxels.iter().any(|hu| *hu == -3024));
+    let (dir, report) = ingest_real("lits", &image, None, &Plan::default());
+    assert!(
+        report.cases[0]
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("no organ labels"))
+    );
+    let store = Store::open(dir.path()).unwrap();
+    let record = &store.records()[0];
+    assert_eq!(record.grid.shape[0], 170); // 51 slices of 5 mm at 1.5 mm
+    let crop = store.read(0, Region::whole(record.grid.shape)).unwrap();
+    assert_eq!(crop.image.iter().min(), Some(&AIR_HU));
+    // The mean of a small box in the middle of the body is soft tissue, not padding that bled into it.
+    let centre = record.grid.shape.map(|side| side as i64 / 2);
+    let middle = store.read(0, Region::centred(centre, [5; 3])).unwrap();
+    let mean = middle.image.iter().map(|hu| f64::from(*hu)).sum::<f64>() / 125.0;
+    assert!((-200.0..400.0).contains(&mean), "{mean}");
+}
