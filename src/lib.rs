@@ -22,3 +22,4 @@ pub mod store;
 pub mod stream;
 pub mod synth;
 pub mod volume;
+pub mod wire;
