@@ -13,6 +13,7 @@
 //! windowed at encode. **Labels.** Ids come from the plan's [`volume::LabelMap`]; 255 is *ignore*.
 
 pub mod digest;
+pub mod http;
 pub mod kernel;
 pub mod lesion;
 pub mod nn;
@@ -21,5 +22,6 @@ pub mod sampler;
 pub mod store;
 pub mod stream;
 pub mod synth;
+pub mod telemetry;
 pub mod volume;
 pub mod wire;

@@ -211,7 +211,9 @@ pub fn pack(tensors: &[RawTensor], codec: Codec) -> Result<(Vec<proto::Tensor>, 
 pub fn unpack(tensor: &proto::Tensor, payload: &[u8]) -> Result<Vec<u8>, FrameError> {
     let invalid = |what: String| FrameError::Header(format!("tensor {:?}: {what}", shorten(&tensor.name)));
     let end = tensor.offset.checked_add(tensor.stored_length);
-    let range = usize::try_from(tensor.offset).ok().zip(end.and_then(|end| usize::try_from(end).ok()));
+    let range = usize::try_from(tensor.offset)
+        .ok()
+        .zip(end.and_then(|end| usize::try_from(end).ok()));
     let stored = range
         .and_then(|(start, end)| payload.get(start..end))
         .ok_or_else(|| invalid(format!("lies outside the payload of {} bytes", payload.len())))?;
@@ -233,9 +235,15 @@ pub fn unpack(tensor: &proto::Tensor, payload: &[u8]) -> Result<Vec<u8>, FrameEr
         proto::ElementType::F32 => 4,
         proto::ElementType::Unspecified => return Err(invalid("unknown element type".into())),
     };
-    let elements = tensor.shape.iter().try_fold(element, |n: u64, side| n.checked_mul((*side).into()));
+    let elements = tensor
+        .shape
+        .iter()
+        .try_fold(element, |n: u64, side| n.checked_mul((*side).into()));
     if elements != Some(tensor.raw_length) {
-        return Err(invalid(format!("shape {:?} does not fill {raw_length} bytes", tensor.shape)));
+        return Err(invalid(format!(
+            "shape {:?} does not fill {raw_length} bytes",
+            tensor.shape
+        )));
     }
     let bytes = match proto::Codec::try_from(tensor.codec) {
         Ok(proto::Codec::Raw) => stored.to_vec(),

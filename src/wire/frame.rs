@@ -283,10 +283,7 @@ mod tests {
         assert_eq!((frame.kind, &frame.payload[..]), (Kind::Heartbeat, &b"abc"[..]));
         let mut damaged = bytes.to_vec();
         damaged[PREAMBLE_BYTES] ^= 1;
-        assert!(matches!(
-            read(&mut &damaged[..]),
-            Err(FrameError::Checksum { .. })
-        ));
+        assert!(matches!(read(&mut &damaged[..]), Err(FrameError::Checksum { .. })));
         for cut in 1..bytes.len() {
             assert!(matches!(read(&mut &bytes[..cut]), Err(FrameError::Cut)), "{cut}");
         }

@@ -27,7 +27,11 @@ pub fn stream_header(
         bundle: resolved.bundle.to_string(),
         revision: resolved.revision,
         recipe_json: canonical_json(&resolved.recipe),
-        labels: resolved.labels.iter().map(|(name, id)| (name.into(), id.into())).collect(),
+        labels: resolved
+            .labels
+            .iter()
+            .map(|(name, id)| (name.into(), id.into()))
+            .collect(),
         window_low_hu: plan.window_hu.low,
         window_high_hu: plan.window_hu.high,
         spacing_mm: plan.spacing_mm.to_vec(),

@@ -16,7 +16,11 @@ pub fn batch_bytes(batch_size: u32, patch: Shape, encoding: &Encoding) -> u64 {
         .fold(batch_size.into(), |n: u64, side| n.saturating_mul(*side as u64));
     layout(encoding)
         .into_iter()
-        .map(|(_, element)| voxels.saturating_mul(element.bytes() as u64).saturating_add(ALIGNMENT as u64))
+        .map(|(_, element)| {
+            voxels
+                .saturating_mul(element.bytes() as u64)
+                .saturating_add(ALIGNMENT as u64)
+        })
         .fold(0, u64::saturating_add)
 }
 
@@ -30,7 +34,11 @@ pub fn check(delivery: &Delivery, patch: Shape) -> Result<(), StreamError> {
         return refuse("world", "at least 1".into(), "0".into());
     }
     if delivery.rank >= delivery.world {
-        return refuse("rank", format!("0 to {}", delivery.world - 1), delivery.rank.to_string());
+        return refuse(
+            "rank",
+            format!("0 to {}", delivery.world - 1),
+            delivery.rank.to_string(),
+        );
     }
     if delivery.batch_size == 0 {
         return refuse("batch_size", "at least 1".into(), "0".into());

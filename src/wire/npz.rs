@@ -56,7 +56,10 @@ fn descr(element: Element) -> &'static str {
 /// Returns the header of version 1.0 of numpy's array format, padded so that elements start at a multiple of 64.
 fn npy_header(descr: &str, shape: &[usize]) -> Vec<u8> {
     let sides: String = shape.iter().map(|side| format!("{side}, ")).collect();
-    let mut dictionary = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", sides.trim_end());
+    let mut dictionary = format!(
+        "{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}",
+        sides.trim_end()
+    );
     let total = (10 + dictionary.len() + 1).next_multiple_of(64);
     dictionary.extend(std::iter::repeat_n(' ', total - 10 - dictionary.len() - 1));
     dictionary.push('\n');

@@ -64,7 +64,10 @@ pub fn read(source: &mut impl Read) -> Result<Option<Message>, FrameError> {
 
 fn batch(header: proto::BatchHeader, payload: &[u8]) -> Result<Message, FrameError> {
     // Damaged headers may name many tensors that overlap; together they must not exceed a frame either.
-    let total = header.tensors.iter().fold(0u64, |n, tensor| n.saturating_add(tensor.raw_length));
+    let total = header
+        .tensors
+        .iter()
+        .fold(0u64, |n, tensor| n.saturating_add(tensor.raw_length));
     if total > frame::MAX_FRAME_BYTES {
         return Err(FrameError::Header(format!("tensors of {total} bytes in one frame")));
     }
