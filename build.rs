@@ -1,2 +1,10 @@
-//! Nothing to generate yet.
-fn main() {}
+//! Compiles `proto/freetumor.proto` in pure Rust, so that no `protoc` is needed.
+
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto/freetumor.proto");
+    let files = protox::compile(["freetumor.proto"], ["proto"])?;
+    prost_build::Config::new().compile_fds(files)?;
+    Ok(())
+}

@@ -13,7 +13,10 @@
 //! windowed at encode. **Labels.** Ids come from the plan's [`volume::LabelMap`]; 255 is *ignore*.
 
 pub mod checkpoint;
+pub mod cli;
+pub mod config;
 pub mod digest;
+pub mod http;
 pub mod ingest;
 pub mod kernel;
 pub mod lesion;
@@ -24,4 +27,6 @@ pub mod sampler;
 pub mod store;
 pub mod stream;
 pub mod synth;
+pub mod telemetry;
 pub mod volume;
+pub mod wire;

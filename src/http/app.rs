@@ -1,0 +1,94 @@
+//! What the routes share: the service, the settings, and who may work at the same time.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use metrics::counter;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+
+use super::problem::Problem;
+use super::settings::ServerConfig;
+use crate::stream::recipe::Recipe;
+use crate::stream::{PatchService, Resolved, StreamError};
+use crate::telemetry::metrics::REFUSED_TOTAL;
+
+/// What the routes share.
+pub(super) struct App {
+    pub service: Arc<dyn PatchService>,
+    pub config: ServerConfig,
+    /// The recipe that requests without one get, as configured.
+    pub default_recipe: Recipe,
+    /// The same, filled in from the store.
+    pub default_resolved: Arc<Resolved>,
+    pub metrics: PrometheusHandle,
+    pub draining: watch::Sender<bool>,
+    pub streams: Arc<Semaphore>,
+    pub batches: Arc<Semaphore>,
+}
+
+/// The routes' state.
+pub(super) type Shared = Arc<App>;
+
+impl App {
+    /// Tells whether a shutdown was asked for.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Admits a stream, or says when to try again.
+    pub fn admit_stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.admit(&self.streams, "/v1/stream", self.config.max_streams)
+    }
+
+    /// Admits a single batch or a validation, or says when to try again.
+    pub fn admit_batch(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.admit(&self.batches, "/v1/batch", self.config.max_batch_requests)
+    }
+
+    fn admit(
+        &self,
+        slots: &Arc<Semaphore>,
+        route: &'static str,
+        limit: usize,
+    ) -> Result<OwnedSemaphorePermit, Problem> {
+        if self.is_draining() {
+            return Err(StreamError::Stopped.into());
+        }
+        slots.clone().try_acquire_owned().map_err(|_| {
+            counter!(REFUSED_TOTAL, "route" => route).increment(1);
+            let detail = format!("{limit} requests of this kind are open, which is the configured limit");
+            Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "busy",
+                "too many requests are open",
+                detail,
+            )
+            .retry_after(self.config.retry_after_seconds)
+        })
+    }
+}
+
+/// Runs blocking work on a thread of its own and waits for it without blocking the caller's.
+pub(super) async fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let (sender, receiver) = oneshot::channel();
+    spawn(name, move || {
+        // A client that left is not an error.
+        sender.send(work()).ok();
+    })?;
+    receiver
+        .await
+        .unwrap_or_else(|_| Err(Problem::internal("the request's thread panicked; the log says why")))
+}
+
+/// Starts a named thread.
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Problem> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map(drop)
+        .map_err(|error| Problem::internal(format!("cannot start a thread: {error}")))
+}

@@ -1,0 +1,86 @@
+//! `GET /v1/batch`: one batch as a file, the same bytes for the same request.
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::app::{Shared, on_thread};
+use super::problem::Problem;
+use super::provenance;
+use super::query::{self, BatchQuery, Format};
+use crate::stream::PatchService;
+use crate::telemetry::metrics::Stage;
+use crate::wire::codec::{Encoding, tensors};
+use crate::wire::{limits, npz, safetensors};
+
+type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
+
+/// Sends one batch as npz or safetensors: arrays image, label and the optional outputs, and `meta` as JSON.
+#[utoipa::path(
+    get,
+    path = "/v1/batch",
+    params(super::openapi::BatchParameters),
+    responses(
+        (status = 200, description = "an npz archive or a safetensors file", content_type = "application/octet-stream"),
+        (status = 422, description = "a field is unknown or outside its range", body = Problem,
+            content_type = "application/problem+json"),
+        (status = 429, description = "too many batches are being made", body = Problem,
+            content_type = "application/problem+json"),
+        (status = 500, description = "a patch could not be made", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn get(State(app): State<Shared>, pairs: Pairs) -> Result<Response, Problem> {
+    let Query(pairs) = pairs.map_err(|rejection| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "query",
+            "the query could not be read",
+            rejection.body_text(),
+        )
+    })?;
+    let query = query::parse(pairs, &app.default_recipe)?;
+    let permit = app.admit_batch()?;
+    let (format, index) = (query.format, query.delivery.from);
+    let bytes = on_thread("batch", move || {
+        let _permit = permit;
+        make(&*app.service, query)
+    })
+    .await?;
+    let extension = match format {
+        Format::Npz => "npz",
+        Format::Safetensors => "safetensors",
+    };
+    let headers: [(HeaderName, String); 3] = [
+        (header::CONTENT_TYPE, "application/octet-stream".into()),
+        (header::CACHE_CONTROL, "no-store, no-transform".into()),
+        (
+            header::CONTENT_DISPOSITION,
+            format!("attachment; filename=\"batch-{index}.{extension}\""),
+        ),
+    ];
+    Ok((headers, bytes).into_response())
+}
+
+fn make(service: &dyn PatchService, query: BatchQuery) -> Result<Vec<u8>, Problem> {
+    let resolved = service.resolve(query.recipe)?;
+    limits::check(&query.delivery, resolved.patch)?;
+    let batch = service
+        .open(&resolved, &query.delivery)?
+        .next_batch()
+        .ok_or_else(|| Problem::field("index", "query field index: the stream holds no batch there"))??;
+    let encoding = Encoding::of(&query.delivery, service.plan().window_hu);
+    let bytes = Stage::Encode.time(|| {
+        let arrays = tensors(&batch.patches, &encoding)?;
+        let meta = provenance::batch_json(service, &resolved, &batch.patches, batch.next.next_index);
+        match query.format {
+            Format::Npz => npz::write(&arrays, &meta).map_err(|error| Problem::internal(error.to_string())),
+            Format::Safetensors => {
+                safetensors::write(&arrays, meta).map_err(|error| Problem::internal(error.to_string()))
+            }
+        }
+    })?;
+    provenance::count(&batch.patches);
+    Ok(bytes)
+}

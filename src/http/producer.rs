@@ -1,0 +1,149 @@
+//! A stream's thread: pulls batches, encodes them and hands frames to the connection.
+//!
+//! Two frames may wait for the client; a third blocks this thread, and with it only this stream (promise P3).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use metrics::counter;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::watch;
+
+use super::problem::Problem;
+use super::provenance;
+use crate::stream::cursor::Cursor;
+use crate::stream::delivery::Delivery;
+use crate::stream::{PatchService, PatchStream, Resolved, StreamError};
+use crate::telemetry::metrics::{SENT_BYTES_TOTAL, STREAMS_ENDED_TOTAL, Stage};
+use crate::wire::codec::Encoding;
+use crate::wire::frame::{self, Kind};
+use crate::wire::header::{batch_frame, end_frame, stream_header};
+use crate::wire::limits;
+use crate::wire::proto::EndReason;
+
+/// What a stream's thread hands to its connection.
+pub(super) enum Item {
+    /// More follows.
+    Frame(Bytes),
+    /// The last frame. A channel that closes without one was cut.
+    Last(Bytes),
+}
+
+/// A stream that the service opened.
+pub(super) struct Producer {
+    patches: Box<dyn PatchStream>,
+    header: Bytes,
+    encoding: Encoding,
+    count: Option<u64>,
+    cursor: Cursor,
+    draining: watch::Receiver<bool>,
+    ends_at: Option<Instant>,
+}
+
+/// Why a producer stopped.
+enum Stop {
+    End(EndReason),
+    Failed(Problem),
+    ClientLeft,
+}
+
+impl Producer {
+    /// Opens a stream; nothing has been made yet when this returns.
+    pub fn open(
+        service: &dyn PatchService,
+        resolved: &Arc<Resolved>,
+        delivery: &Delivery,
+        draining: watch::Receiver<bool>,
+        ends_at: Option<Instant>,
+    ) -> Result<Self, Problem> {
+        limits::check(delivery, resolved.patch)?;
+        let patches = service.open(resolved, delivery)?;
+        let first = delivery
+            .cursor
+            .as_ref()
+            .map_or(delivery.from, |cursor| cursor.next_index);
+        let header = stream_header(resolved, service.plan(), delivery, first, patches.batches());
+        Ok(Self {
+            patches,
+            header: frame::encode(Kind::Header, &header, &[])?,
+            encoding: Encoding::of(delivery, service.plan().window_hu),
+            count: delivery.count,
+            cursor: resolved.cursor(first),
+            draining,
+            ends_at,
+        })
+    }
+
+    /// Sends frames until the end, a failure, a shutdown, or until the client leaves.
+    pub fn run(mut self, frames: &Sender<Item>) {
+        let stop = self.send_all(frames);
+        let (reason, last) = match stop {
+            Stop::End(reason) => (reason_name(reason), end_frame(reason, &self.cursor)),
+            Stop::Failed(problem) => {
+                tracing::warn!(status = problem.status, detail = problem.detail, "a stream failed");
+                ("failed", problem.to_frame())
+            }
+            Stop::ClientLeft => {
+                counter!(STREAMS_ENDED_TOTAL, "reason" => "client_left").increment(1);
+                return;
+            }
+        };
+        counter!(STREAMS_ENDED_TOTAL, "reason" => reason).increment(1);
+        // The client may leave before the last frame; there is nobody left to tell.
+        frames.blocking_send(Item::Last(last)).ok();
+    }
+
+    fn send_all(&mut self, frames: &Sender<Item>) -> Stop {
+        if !send(frames, self.header.clone()) {
+            return Stop::ClientLeft;
+        }
+        for sent in 0u64.. {
+            if frames.is_closed() {
+                return Stop::ClientLeft;
+            }
+            if *self.draining.borrow() {
+                return Stop::End(EndReason::Shutdown);
+            }
+            if self.ends_at.is_some_and(|end| Instant::now() >= end) {
+                return Stop::End(EndReason::Rebalance);
+            }
+            let batch = match Stage::WaitForBatch.time(|| self.patches.next_batch()) {
+                Some(Ok(batch)) => batch,
+                Some(Err(StreamError::Stopped)) => return Stop::End(EndReason::Shutdown),
+                Some(Err(error)) => return Stop::Failed(error.into()),
+                None if self.count.is_some_and(|count| sent >= count) => return Stop::End(EndReason::Count),
+                None => return Stop::End(EndReason::EndOfEpoch),
+            };
+            let bytes = match Stage::Encode.time(|| batch_frame(&batch, &self.encoding)) {
+                Ok(bytes) => bytes,
+                Err(error) => return Stop::Failed(error.into()),
+            };
+            if !send(frames, bytes) {
+                return Stop::ClientLeft;
+            }
+            provenance::count(&batch.patches);
+            self.cursor = batch.next;
+        }
+        Stop::End(EndReason::Count)
+    }
+}
+
+fn send(frames: &Sender<Item>, bytes: Bytes) -> bool {
+    let length = bytes.len() as u64;
+    let is_sent = Stage::WaitForClient.time(|| frames.blocking_send(Item::Frame(bytes)).is_ok());
+    if is_sent {
+        counter!(SENT_BYTES_TOTAL).increment(length);
+    }
+    is_sent
+}
+
+fn reason_name(reason: EndReason) -> &'static str {
+    match reason {
+        EndReason::Unspecified => "unspecified",
+        EndReason::EndOfEpoch => "end_of_epoch",
+        EndReason::Count => "count",
+        EndReason::Shutdown => "shutdown",
+        EndReason::Rebalance => "rebalance",
+    }
+}

@@ -1,0 +1,32 @@
+//! The routes.
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+
+use super::app::Shared;
+use super::settings::MAX_BODY_BYTES;
+use super::{access, batch, health, openapi, streams};
+
+/// Returns the routes with their limits and checks.
+pub(super) fn router(app: Shared) -> Router {
+    Router::new()
+        .route("/", get(health::index))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(openapi::json_document))
+        .route("/docs", get(openapi::page))
+        .route("/v1/info", get(health::info))
+        .route("/v1/stream", post(streams::open))
+        .route("/v1/batch", get(batch::get))
+        .route("/v1/recipes/validate", post(streams::validate))
+        .fallback(health::not_found)
+        .method_not_allowed_fallback(health::wrong_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(from_fn_with_state(app.clone(), access::check_key))
+        .layer(from_fn_with_state(app.clone(), access::check_host))
+        .layer(from_fn(access::count))
+        .with_state(app)
+}

@@ -1,0 +1,211 @@
+//! `POST /v1/stream` and `POST /v1/recipes/validate`.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{Stream, unfold};
+use metrics::gauge;
+use serde::Serialize;
+use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::timeout;
+
+use super::app::{Shared, on_thread, spawn};
+use super::body::{self, StreamRequest};
+use super::problem::Problem;
+use super::producer::{Item, Producer};
+use super::settings::FRAMES_IN_FLIGHT;
+use crate::stream::Resolved;
+use crate::telemetry::metrics::STREAMS_OPEN;
+use crate::volume::HuWindow;
+use crate::wire::codec::Encoding;
+use crate::wire::header::heartbeat_frame;
+use crate::wire::{MEDIA_TYPE, limits};
+
+/// Streams patches as frames until the epoch, the count, a shutdown or a failure ends it.
+#[utoipa::path(
+    post,
+    path = "/v1/stream",
+    request_body(content = super::openapi::StreamRequestDocument, description = "both parts may be absent"),
+    responses(
+        (status = 200, description = "frames, see docs/wire.md", content_type = "application/vnd.freetumor.stream"),
+        (status = 400, description = "the body is not JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "the cursor belongs to another stream, or held-out cases were trained on",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "the cursor's models are no longer held", body = Problem,
+            content_type = "application/problem+json"),
+        (status = 413, description = "the body is over 1 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "a field is unknown or outside its range", body = Problem,
+            content_type = "application/problem+json"),
+        (status = 429, description = "too many streams are open", body = Problem,
+            content_type = "application/problem+json"),
+        (status = 503, description = "the server is shutting down", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn open(State(app): State<Shared>, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
+    let request = body::parse(body, &app.default_recipe)?;
+    let slot = Slot::new(app.admit_stream()?);
+    let (frames, receiver) = channel(FRAMES_IN_FLIGHT);
+    let (opened, is_open) = oneshot::channel();
+    static STREAM: AtomicU64 = AtomicU64::new(0);
+    let name = format!("stream-{}", STREAM.fetch_add(1, Ordering::Relaxed));
+    let heartbeat = Duration::from_secs(app.config.heartbeat_seconds);
+    let thread_slot = slot.clone();
+    spawn(&name, move || {
+        let ends_at = app
+            .config
+            .max_stream_age_seconds
+            .map(|age| Instant::now() + Duration::from_secs(age));
+        let StreamRequest { recipe, delivery } = request;
+        let producer = app.service.resolve(recipe).map_err(Problem::from).and_then(|resolved| {
+            Producer::open(&*app.service, &resolved, &delivery, app.draining.subscribe(), ends_at)
+        });
+        match producer {
+            Ok(producer) => {
+                if opened.send(Ok(())).is_ok() {
+                    producer.run(&frames);
+                }
+            }
+            // A client that left before its refusal is not an error.
+            Err(problem) => drop(opened.send(Err(problem))),
+        }
+        drop(thread_slot);
+    })?;
+    is_open
+        .await
+        .unwrap_or_else(|_| Err(Problem::internal("the stream's thread panicked; the log says why")))?;
+    let mut response = Body::from_stream(frames_of(receiver, heartbeat, slot)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-store, no-transform"),
+    );
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+/// A place among the open streams, held by the stream's thread and by its connection until both are done.
+#[derive(Clone)]
+struct Slot {
+    _place: Arc<Place>,
+}
+
+struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Slot {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
+        gauge!(STREAMS_OPEN).increment(1);
+        Self {
+            _place: Arc::new(Place { _permit: permit }),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        gauge!(STREAMS_OPEN).decrement(1);
+    }
+}
+
+/// Where a connection stands.
+struct Connection {
+    receiver: Receiver<Item>,
+    heartbeat: Duration,
+    last: Instant,
+    is_done: bool,
+    _slot: Slot,
+}
+
+/// Returns the frames of a stream, with heartbeats while none is ready.
+fn frames_of(receiver: Receiver<Item>, heartbeat: Duration, slot: Slot) -> impl Stream<Item = io::Result<Bytes>> {
+    let connection = Connection {
+        receiver,
+        heartbeat,
+        last: Instant::now(),
+        is_done: false,
+        _slot: slot,
+    };
+    unfold(connection, async |mut connection| {
+        if connection.is_done {
+            return None;
+        }
+        let bytes = match timeout(connection.heartbeat, connection.receiver.recv()).await {
+            Ok(Some(Item::Frame(bytes))) => {
+                connection.last = Instant::now();
+                Ok(bytes)
+            }
+            Ok(Some(Item::Last(bytes))) => {
+                connection.is_done = true;
+                Ok(bytes)
+            }
+            Ok(None) => {
+                // The thread panicked: abort the connection, so that nobody takes it for an end.
+                connection.is_done = true;
+                Err(io::Error::other("the stream's thread panicked"))
+            }
+            Err(_) => {
+                let waiting = u32::try_from(connection.last.elapsed().as_secs()).unwrap_or(u32::MAX);
+                Ok(heartbeat_frame(waiting))
+            }
+        };
+        Some((bytes, connection))
+    })
+}
+
+/// What a recipe comes to on this server.
+#[derive(Serialize)]
+struct Validated {
+    #[serde(flatten)]
+    resolved: Resolved,
+    /// Payload of one batch in bytes, before compression.
+    batch_bytes: u64,
+    /// Bytes that the server holds for one such stream at most: frames waiting for the client and one being made.
+    stream_bytes: u64,
+}
+
+/// Checks a recipe and a delivery without streaming: canonical form, hash, epoch, feasible cases, memory.
+#[utoipa::path(
+    post,
+    path = "/v1/recipes/validate",
+    request_body(content = super::openapi::StreamRequestDocument, description = "both parts may be absent"),
+    responses(
+        (status = 200, description = "the resolved recipe with its hash, epoch length, feasible cases by pool and \
+            organ, shortfall and memory", content_type = "application/json"),
+        (status = 422, description = "a field is unknown or outside its range", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn validate(
+    State(app): State<Shared>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let StreamRequest { recipe, delivery } = body::parse(body, &app.default_recipe)?;
+    let permit = app.admit_batch()?;
+    let validated = on_thread("validate", move || {
+        let _permit = permit;
+        let resolved = app.service.resolve(recipe)?;
+        limits::check(&delivery, resolved.patch)?;
+        let encoding = Encoding::of(&delivery, HuWindow::default());
+        let batch_bytes = limits::batch_bytes(delivery.batch_size, resolved.patch, &encoding);
+        Ok(Validated {
+            resolved: Arc::unwrap_or_clone(resolved),
+            batch_bytes,
+            // The encoder holds the tensors and the frame at once.
+            stream_bytes: batch_bytes * (FRAMES_IN_FLIGHT as u64 + 3),
+        })
+    })
+    .await?;
+    Ok(Json(validated).into_response())
+}

@@ -1,0 +1,4 @@
+//! What the program says about itself: metrics for Prometheus and log lines.
+
+pub mod log;
+pub mod metrics;
