@@ -21,6 +21,7 @@ use ndarray::Array3;
 pub use analytic::Analytic;
 pub use compose::{compose, realised_hu};
 pub use conditional::Conditional;
+pub(crate) use engine::panic_text;
 pub use engine::{Engine, Judgement};
 pub use plant::{PlantRequest, Planted, plant};
 pub use settings::{GateRule, GateSettings, SynthesizerKind};
