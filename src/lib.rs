@@ -17,6 +17,7 @@ pub mod digest;
 pub mod kernel;
 pub mod lesion;
 pub mod nn;
+pub mod phantom;
 pub mod rng;
 pub mod sampler;
 pub mod store;
