@@ -22,7 +22,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("checkpoint", "nn"),
         ("telemetry", ""),
         ("synth", "nn sampler lesion store checkpoint telemetry"),
-        ("stream", "synth sampler store checkpoint telemetry nn lesion"),
+        ("stream", "synth sampler store checkpoint telemetry nn lesion kernel"),
         ("wire", "stream sampler"),
         ("evaluate", "nn store checkpoint"),
         (

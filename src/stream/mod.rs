@@ -170,8 +170,3 @@ pub enum StreamError {
     #[error("the server is shutting down")]
     Stopped,
 }
-
-/// Returns the class of arithmetic that decides bytes.
-fn numerics() -> &'static str {
-    "cpu"
-}

@@ -70,7 +70,7 @@ pub(super) fn resolve(cases: &dyn Cases, bundle: Option<&Bundle>, mut recipe: Re
         labels: plan.labels.clone(),
         feasible,
         shortfall: schedule.shortfall().to_vec(),
-        numerics: super::numerics().into(),
+        numerics: crate::kernel::numerics().into(),
         recipe,
     };
     Ok(Prepared {

@@ -1,14 +1,15 @@
 //! The synthesizer without weights: a requested contrast and a smooth random texture.
 
-use ndarray::{Array3, Axis, Zip};
+use ndarray::{Array3, Zip};
 
 use super::{LesionCube, SynthError, Synthesizer};
+use crate::lesion::{TextureRequest, gaussian_field};
 use crate::rng::{Purpose, Rng};
 
 /// Standard deviation of the texture over the lesion, in HU: between its least and its most.
 const SPREAD_HU: [f64; 2] = [6.0, 10.0];
-/// Standard deviation of the blur that makes the texture, in mm; it correlates over about twice that.
-const BLUR_MM: f64 = 2.0;
+/// Distance over which the texture's autocorrelation falls to exp(-1/2), in mm.
+const CORRELATION_MM: f64 = 4.0;
 
 /// Paints residual = mask x (contrast + spread x texture), the texture's mean over the mask being zero.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,11 +33,17 @@ fn residual(cube: &LesionCube) -> Array3<f32> {
     let [seed, index, attempt] = cube.key;
     let mut rng = Rng::keyed(seed, index, attempt, Purpose::Noise);
     let spread_hu = rng.range(SPREAD_HU[0], SPREAD_HU[1]);
-    let mut texture = Array3::from_shape_vec(cube.soft.dim(), rng.normals(cube.soft.len()))
-        .expect("as many numbers as voxels were drawn");
-    for axis in 0..3 {
-        blur(&mut texture, axis, BLUR_MM / cube.spacing_mm[axis]);
-    }
+    let texture = gaussian_field(
+        &TextureRequest {
+            size: {
+                let (d, h, w) = cube.soft.dim();
+                [d, h, w]
+            },
+            spacing_mm: cube.spacing_mm,
+            correlation_mm: CORRELATION_MM,
+        },
+        &mut rng,
+    );
     // Sums run in array order and in double precision, so they do not depend on anything but the voxels.
     let (mut weight, mut sum, mut squares) = (0.0, 0.0, 0.0);
     Zip::from(&texture).and(&cube.soft).for_each(|t, soft| {
@@ -60,24 +67,6 @@ fn residual(cube: &LesionCube) -> Array3<f32> {
         let value = cube.contrast_hu + gain * (f64::from(*t) - mean);
         (f64::from(*soft) / 255.0 * value) as f32
     })
-}
-
-/// Blurs along one axis with a Gaussian of `sigma` voxels, cut at three of them; the border repeats.
-fn blur(field: &mut Array3<f32>, axis: usize, sigma: f64) {
-    let reach = libm::ceil(3.0 * sigma) as usize;
-    let kernel: Vec<f32> = (0..=reach)
-        .map(|n| libm::exp(-0.5 * (n as f64 / sigma) * (n as f64 / sigma)) as f32)
-        .collect();
-    for mut lane in field.lanes_mut(Axis(axis)) {
-        let line: Vec<f32> = lane.iter().copied().collect();
-        let last = line.len() - 1;
-        for (at, value) in lane.iter_mut().enumerate() {
-            *value = kernel[0] * line[at];
-            for (n, weight) in kernel.iter().enumerate().skip(1) {
-                *value += weight * (line[at.saturating_sub(n)] + line[(at + n).min(last)]);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ndarray::Array3;
 
+pub use crate::lesion::LESION_FROM;
 pub use analytic::Analytic;
 pub use compose::{compose, realised_hu};
 pub use conditional::Conditional;
@@ -25,9 +26,6 @@ pub(crate) use engine::panic_text;
 pub use engine::{Engine, Judgement};
 pub use plant::{PlantRequest, Planted, plant};
 pub use settings::{GateRule, GateSettings, SynthesizerKind};
-
-/// The soft mask from which on a voxel is lesion: 0.5 in 1/255.
-pub const LESION_FROM: u8 = 128;
 
 /// Tells the threads that work for a stream that nobody waits any more.
 #[derive(Clone, Debug, Default)]

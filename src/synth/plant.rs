@@ -1,16 +1,17 @@
 //! Finds a lesion's place and soft mask in a case: what a synthesizer is then asked to paint.
 
-use ndarray::Array3;
+use ndarray::{Array3, Zip};
 
-use super::LESION_FROM;
-use crate::lesion::LesionForm;
+use crate::lesion::{BLOCKED, LesionForm, MaskRequest, Shape, ShapeRequest, choose_centre, soft_mask};
 use crate::rng::{Purpose, Rng};
 use crate::sampler::draw_diameter_mm;
 use crate::store::{Cases, Crop, StoreError};
-use crate::volume::{Organ, Region, SizeClass};
+use crate::volume::{BACKGROUND, Organ, Region, SizeClass};
 
 /// Places tried in one attempt before it counts as unplaceable.
-const PLACES: usize = 8;
+const PLACES: u32 = 8;
+/// Below this an unnamed voxel is air or lung, which no lesion grows into, in HU.
+const TISSUE_FROM_HU: i16 = -300;
 
 /// What lesion is wanted, and where.
 pub struct PlantRequest<'a> {
@@ -58,53 +59,50 @@ pub fn plant(request: &PlantRequest) -> Result<Option<Planted>, StoreError> {
     if candidates.is_empty() {
         return Ok(None);
     }
-    for _ in 0..PLACES {
-        let diameter_mm = draw_diameter_mm(&mut shapes, request.organ, request.diameters_mm);
-        // Deepest first: those at least a radius deep hold the lesion whole.
-        let deep = candidates.partition_point(|candidate| f64::from(candidate.depth_mm) >= diameter_mm / 2.0);
-        let choice = candidates[places.below(if deep == 0 { candidates.len() } else { deep })];
-        let centre = choice.voxel.map(i64::from);
-        let host = request
-            .cases
-            .read(request.case, Region::centred(centre, [request.cube; 3]))?;
-        if let Some(planted) = grow(request, host, centre, diameter_mm) {
-            return Ok(Some(planted));
+    for tried in 0..PLACES {
+        let shape = Shape::draw(
+            &ShapeRequest {
+                diameter_mm: draw_diameter_mm(&mut shapes, request.organ, request.diameters_mm),
+                form: request.form,
+            },
+            &mut shapes,
+        );
+        let depth = (request.form, tried);
+        let Some(centre) = choose_centre(&candidates, shape.diameter_mm(), depth, &mut places) else {
+            continue;
+        };
+        let region = Region::centred(centre, [request.cube; 3]);
+        let host = request.cases.read(request.case, region)?;
+        let mask = soft_mask(&MaskRequest {
+            shape: &shape,
+            centre,
+            region,
+            spacing_mm: request.cases.records()[request.case].grid.spacing_mm(),
+            host: &habitat(&host, request.organ.id),
+            form: request.form,
+        });
+        let keeps_its_class = SizeClass::of_diameter(mask.diameter_mm) == request.size;
+        if mask.voxels > 0 && mask.kept >= request.form.min_kept && keeps_its_class {
+            return Ok(Some(Planted {
+                host,
+                centre,
+                soft: mask.soft,
+                diameter_mm: mask.diameter_mm,
+                radii_mm: mask.radii_mm,
+            }));
         }
     }
     Ok(None)
 }
 
-/// Makes the soft mask and refuses it where too much is clipped or its size class changes.
-fn grow(request: &PlantRequest, host: Crop, centre: [i64; 3], diameter_mm: f64) -> Option<Planted> {
-    let spacing_mm = request.cases.records()[request.case].grid.spacing_mm();
-    let (edge_mm, middle) = (request.form.edge_mm, (request.cube / 2) as f64);
-    let mut soft = Array3::from_shape_fn(host.labels.dim(), |(z, y, x)| {
-        let d: f64 = [z, y, x]
-            .iter()
-            .zip(spacing_mm)
-            .map(|(v, mm)| (*v as f64 - middle) * mm)
-            .map(|mm| mm * mm)
-            .sum();
-        let inside_mm = diameter_mm / 2.0 - libm::sqrt(d);
-        (255.0 * (0.5 + 0.5 * inside_mm / edge_mm).clamp(0.0, 1.0)).round() as u8
-    });
-    let whole = lesion_voxels(&soft);
-    ndarray::Zip::from(&mut soft)
-        .and(&host.labels)
-        .for_each(|soft, label| *soft = if *label == request.organ.id { *soft } else { 0 });
-    let kept = lesion_voxels(&soft);
-    let voxel_mm3: f64 = spacing_mm.iter().product();
-    let diameter_kept = libm::cbrt(6.0 / std::f64::consts::PI * kept as f64 * voxel_mm3);
-    let fits = kept as f64 >= request.form.min_kept * whole as f64 && kept > 0;
-    (fits && SizeClass::of_diameter(diameter_kept) == request.size).then_some(Planted {
-        host,
-        centre,
-        soft,
-        diameter_mm: diameter_kept,
-        radii_mm: [diameter_mm / 2.0; 3],
-    })
-}
-
-fn lesion_voxels(soft: &Array3<u8>) -> usize {
-    soft.iter().filter(|soft| **soft >= LESION_FROM).count()
+/// Returns where a lesion may be: 1 in the healthy organ, 0 in unnamed tissue beside it, blocked in real tumours, other
+/// organs and air.
+fn habitat(host: &Crop, organ_id: u8) -> Array3<u8> {
+    Zip::from(&host.labels)
+        .and(&host.image)
+        .map_collect(|label, hu| match *label {
+            label if label == organ_id => 1,
+            BACKGROUND if *hu >= TISSUE_FROM_HU => 0,
+            _ => BLOCKED,
+        })
 }
