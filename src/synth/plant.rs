@@ -1,0 +1,108 @@
+//! Finds a lesion's place and soft mask in a case: what a synthesizer is then asked to paint.
+
+use ndarray::{Array3, Zip};
+
+use crate::lesion::{BLOCKED, LesionForm, MaskRequest, Shape, ShapeRequest, choose_centre, soft_mask};
+use crate::rng::{Purpose, Rng};
+use crate::sampler::draw_diameter_mm;
+use crate::store::{Cases, Crop, StoreError};
+use crate::volume::{BACKGROUND, Organ, Region, SizeClass};
+
+/// Places tried in one attempt before it counts as unplaceable.
+const PLACES: u32 = 8;
+/// Below this an unnamed voxel is air or lung, which no lesion grows into, in HU.
+const TISSUE_FROM_HU: i16 = -300;
+
+/// What lesion is wanted, and where.
+pub struct PlantRequest<'a> {
+    /// The cases.
+    pub cases: &'a dyn Cases,
+    /// The case's position.
+    pub case: usize,
+    /// The organ.
+    pub organ: &'a Organ,
+    /// The size class, which clipping must not change.
+    pub size: SizeClass,
+    /// Diameters in mm to draw from.
+    pub diameters_mm: [f64; 2],
+    /// The form.
+    pub form: &'a LesionForm,
+    /// Side of the cube in voxels.
+    pub cube: usize,
+    /// Seed, index and attempt: the key of every random number.
+    pub key: [u64; 3],
+}
+
+/// A lesion with a place and a soft mask, in the cube around it.
+pub struct Planted {
+    /// The cube as it is stored.
+    pub host: Crop,
+    /// Its centre in the case's voxels (z, y, x).
+    pub centre: [i64; 3],
+    /// The soft mask in 1/255.
+    pub soft: Array3<u8>,
+    /// Equivalent-sphere diameter in mm after clipping.
+    pub diameter_mm: f64,
+    /// Semi-axes before deformation and clipping, in mm.
+    pub radii_mm: [f64; 3],
+}
+
+/// Draws a lesion and looks for a place where enough of it lies in the organ; nothing where none was found.
+///
+/// # Errors
+/// [`StoreError`] names the damaged file.
+pub fn plant(request: &PlantRequest) -> Result<Option<Planted>, StoreError> {
+    let [seed, index, attempt] = request.key;
+    let mut shapes = Rng::keyed(seed, index, attempt, Purpose::Shape);
+    let mut places = Rng::keyed(seed, index, attempt, Purpose::Place);
+    let candidates = request.cases.candidates(request.case, request.organ.id)?;
+    if candidates.is_empty() {
+        return Ok(None);
+    }
+    for tried in 0..PLACES {
+        let shape = Shape::draw(
+            &ShapeRequest {
+                diameter_mm: draw_diameter_mm(&mut shapes, request.organ, request.diameters_mm),
+                form: request.form,
+            },
+            &mut shapes,
+        );
+        let depth = (request.form, tried);
+        let Some(centre) = choose_centre(&candidates, shape.diameter_mm(), depth, &mut places) else {
+            continue;
+        };
+        let region = Region::centred(centre, [request.cube; 3]);
+        let host = request.cases.read(request.case, region)?;
+        let mask = soft_mask(&MaskRequest {
+            shape: &shape,
+            centre,
+            region,
+            spacing_mm: request.cases.records()[request.case].grid.spacing_mm(),
+            host: &habitat(&host, request.organ.id),
+            form: request.form,
+        });
+        let keeps_its_class = SizeClass::of_diameter(mask.diameter_mm) == request.size;
+        if mask.voxels > 0 && mask.kept >= request.form.min_kept && keeps_its_class {
+            return Ok(Some(Planted {
+                host,
+                centre,
+                soft: mask.soft,
+                diameter_mm: mask.diameter_mm,
+                radii_mm: mask.radii_mm,
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns where a lesion may be: 1 in the healthy organ, 0 in unnamed tissue beside it, blocked in real tumours, other
+/// organs and air.
+fn habitat(host: &Crop, organ_id: u8) -> Array3<u8> {
+    Zip::from(&host.labels)
+        .and(&host.image)
+        .map_collect(|label, hu| match *label {
+            label if label == organ_id => 1,
+            BACKGROUND if *hu >= TISSUE_FROM_HU => 0,
+            _ => BLOCKED,
+        })
+}
