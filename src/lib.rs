@@ -14,7 +14,9 @@
 
 pub mod checkpoint;
 pub mod digest;
+pub mod evaluate;
 pub mod kernel;
+pub mod learn;
 pub mod lesion;
 pub mod nn;
 pub mod rng;
