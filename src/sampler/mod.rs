@@ -1,5 +1,14 @@
-//! Which case, organ and crop an index stands for, and the augmentation of what was cut out.
+//! Which case, organ and lesion an index stands for, and the augmentation of what was cut out.
 
+mod augment;
+mod bins;
+mod deal;
+mod schedule;
+mod sequence;
 mod settings;
 
+pub use augment::{Change, HU_RANGE};
+pub use bins::{diameters_mm, draw_contrast_hu, draw_diameter_mm};
+pub use schedule::{Draw, Mix, Schedule};
+pub use sequence::Sequence;
 pub use settings::{Augmentation, Pool};

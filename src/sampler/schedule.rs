@@ -1,0 +1,276 @@
+//! What an index stands for: pool, organ, case, size class and contrast bin, as a pure function of recipe and store.
+//!
+//! ```text
+//! index --pools--> visit of the pool --organs--> visit of pool and organ --+--sizes--> visit of the size --contrasts-->
+//!                                                                          +--round, position in it--> case
+//! ```
+//! A round visits every case of a pool and organ once, in a seeded order of its own, so visits differ by at most one.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::deal::{Host, Token, deal, largest_held};
+use super::{Pool, Sequence, diameters_mm};
+use crate::rng::{Purpose, Rng};
+use crate::store::{CaseKind, CaseRecord};
+use crate::volume::{ContrastBin, Organ, SizeClass};
+
+/// Rounds kept at hand: streams walk through them in order, so the last few of each pool and organ suffice.
+const CACHED_ROUNDS: usize = 64;
+
+/// What a recipe asks of the schedule.
+#[derive(Clone, Debug)]
+pub struct Mix {
+    /// The seed of every order.
+    pub seed: u64,
+    /// Shares of the pools.
+    pub pools: Vec<(Pool, f64)>,
+    /// Shares of the organs.
+    pub organs: Vec<(Organ, f64)>,
+    /// Shares of the size classes.
+    pub sizes: Vec<(SizeClass, f64)>,
+    /// Shares of the contrast bins.
+    pub contrasts: Vec<(ContrastBin, f64)>,
+    /// Voxel size (z, y, x) in mm.
+    pub spacing_mm: [f64; 3],
+    /// Side of the cube in which lesions of each size class are looked at, in voxels, smallest class first.
+    pub cube_voxels: [usize; 4],
+}
+
+impl Mix {
+    /// Returns the diameters in mm that an organ holding `holds_mm` can be asked for in a size class.
+    pub fn diameters_mm(&self, size: SizeClass, holds_mm: f64) -> Option<[f64; 2]> {
+        let finest = self.spacing_mm.into_iter().fold(f64::INFINITY, f64::min);
+        let cube_mm = self.cube_voxels[size as usize] as f64 * finest;
+        diameters_mm(size, holds_mm, self.spacing_mm, cube_mm)
+    }
+
+    /// Lists the cases of `allowed` that serve an organ in a pool: for host pools, those that hold a requested size.
+    fn hosts(&self, records: &[CaseRecord], allowed: &[bool], pool: Pool, organ: &Organ) -> Vec<Host> {
+        let kind = match pool {
+            Pool::UnlabelledHost => CaseKind::Unlabelled,
+            Pool::LabelledReal | Pool::LabelledHost => CaseKind::Labelled,
+        };
+        let cases = records.iter().enumerate().filter(|(i, _)| allowed[*i]);
+        cases
+            .filter(|(_, record)| record.kind == kind)
+            .filter_map(|(case, record)| {
+                let held = record.organ(organ.id).filter(|held| held.voxels > 0)?;
+                let fits = |size: SizeClass| self.diameters_mm(size, f64::from(held.holds_mm)).is_some();
+                let asked = self.sizes.iter().filter(|(size, share)| *share > 0.0 && fits(*size));
+                let sizes = asked.fold(0, |bits, (size, _)| bits | 1 << *size as u8);
+                (pool == Pool::LabelledReal || sizes != 0).then_some(Host { case, sizes })
+            })
+            .collect()
+    }
+}
+
+/// What an index stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draw {
+    /// The pool.
+    pub pool: Pool,
+    /// The organ.
+    pub organ: Organ,
+    /// The case's position in the store.
+    pub case: usize,
+    /// The size class; without meaning for real patches.
+    pub size: SizeClass,
+    /// The contrast bin; without meaning for real patches.
+    pub contrast: ContrastBin,
+    /// Whether a real patch is centred near a tumour, where its case has one.
+    pub near_tumour: bool,
+    /// Whether the scheduled size had to give way to one that the case can hold.
+    pub is_shortfall: bool,
+}
+
+/// The visits of one pool and organ.
+struct Cell {
+    pool: Pool,
+    organ: Organ,
+    hosts: Vec<Host>,
+    sizes: Sequence<SizeClass>,
+    contrasts: [Sequence<ContrastBin>; 4],
+}
+
+/// The visits of one pool.
+struct Lane {
+    organs: Sequence<usize>,
+    cells: Vec<Cell>,
+}
+
+/// Cases and sizes of one round.
+type Round = Arc<Vec<(Host, Token)>>;
+/// Pool, organ id and round.
+type RoundKey = (Pool, u8, u64);
+
+/// Turns indices into draws.
+pub struct Schedule {
+    seed: u64,
+    pools: Sequence<usize>,
+    lanes: Vec<Lane>,
+    shortfall: Vec<String>,
+    rounds: Mutex<VecDeque<(RoundKey, Round)>>,
+}
+
+impl Schedule {
+    /// Makes the schedule over the cases of `allowed`; nothing where no pool with a share has a case.
+    pub fn new(mix: &Mix, records: &[CaseRecord], allowed: &[bool]) -> Option<Self> {
+        let mut shortfall = Vec::new();
+        let (mut lanes, mut pools) = (Vec::new(), Vec::new());
+        for (pool, share) in mix.pools.iter().filter(|(_, share)| *share > 0.0) {
+            let cells: Vec<Cell> = mix
+                .organs
+                .iter()
+                .filter(|(_, share)| *share > 0.0)
+                .filter_map(|(organ, _)| {
+                    cell(
+                        mix,
+                        *pool,
+                        organ,
+                        mix.hosts(records, allowed, *pool, organ),
+                        &mut shortfall,
+                    )
+                })
+                .collect();
+            let organ_share = |cell: &Cell| {
+                let of_organ = mix.organs.iter().find(|(organ, _)| *organ == cell.organ);
+                of_organ.map_or(0.0, |(_, share)| *share)
+            };
+            let shares: Vec<(usize, f64)> = cells.iter().map(organ_share).enumerate().collect();
+            if let Some(organs) = Sequence::new(&shares, offset(mix.seed, 1 + *pool as u64)) {
+                pools.push((lanes.len(), *share));
+                lanes.push(Lane { organs, cells });
+            }
+        }
+        Some(Self {
+            seed: mix.seed,
+            pools: Sequence::new(&pools, offset(mix.seed, 0))?,
+            lanes,
+            shortfall,
+            rounds: Mutex::default(),
+        })
+    }
+
+    /// Returns what an index stands for.
+    pub fn draw(&self, index: u64) -> Draw {
+        let (lane, visit) = self.pools.at(index);
+        let lane = &self.lanes[lane];
+        let (cell, visit) = lane.organs.at(visit);
+        let cell = &lane.cells[cell];
+        let n = cell.hosts.len() as u64;
+        let (host, token) = self.round(cell, visit / n)[(visit % n) as usize];
+        let size = match cell.pool {
+            Pool::LabelledReal => token.size,
+            _ => largest_held(host, token.size),
+        };
+        Draw {
+            pool: cell.pool,
+            organ: cell.organ.clone(),
+            case: host.case,
+            size,
+            contrast: cell.contrasts[token.size as usize].at(token.visit).0,
+            near_tumour: visit.is_multiple_of(2),
+            is_shortfall: size != token.size,
+        }
+    }
+
+    /// Lists, per pool and organ, how many cases serve it.
+    pub fn feasible(&self) -> impl Iterator<Item = (Pool, &str, u64)> {
+        let cells = self.lanes.iter().flat_map(|lane| &lane.cells);
+        cells.map(|cell| (cell.pool, cell.organ.name.as_str(), cell.hosts.len() as u64))
+    }
+
+    /// Counts the distinct cases that host lesions, or those of the real pool where nothing hosts.
+    pub fn pool_size(&self) -> u64 {
+        let count = |hosting: bool| {
+            let cells = self.lanes.iter().flat_map(|lane| &lane.cells);
+            let cells = cells.filter(|cell| (cell.pool != Pool::LabelledReal) == hosting);
+            let cases: std::collections::BTreeSet<usize> =
+                cells.flat_map(|cell| cell.hosts.iter().map(|host| host.case)).collect();
+            cases.len() as u64
+        };
+        match count(true) {
+            0 => count(false),
+            hosts => hosts,
+        }
+    }
+
+    /// Lists requested bins that no case of a pool can hold, as `pool/organ/size`.
+    pub fn shortfall(&self) -> &[String] {
+        &self.shortfall
+    }
+
+    fn round(&self, cell: &Cell, number: u64) -> Round {
+        let key = (cell.pool, cell.organ.id, number);
+        let cached = |rounds: &VecDeque<(RoundKey, Round)>| {
+            rounds
+                .iter()
+                .find(|(known, _)| *known == key)
+                .map(|(_, round)| round.clone())
+        };
+        if let Some(round) = cached(&self.rounds.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return round;
+        }
+        // Computed outside the lock: two threads may both do it, with the same result.
+        let round = Arc::new(deal_round(self.seed, cell, number));
+        let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        if cached(&rounds).is_none() {
+            rounds.push_back((key, round.clone()));
+            if rounds.len() > CACHED_ROUNDS {
+                rounds.pop_front();
+            }
+        }
+        round
+    }
+}
+
+/// Returns where a sequence starts in its period.
+fn offset(seed: u64, sequence: u64) -> u64 {
+    Rng::keyed(seed, sequence, 0, Purpose::Pool).below(1000) as u64
+}
+
+fn cell(mix: &Mix, pool: Pool, organ: &Organ, hosts: Vec<Host>, shortfall: &mut Vec<String>) -> Option<Cell> {
+    let missing = |size: SizeClass| !hosts.iter().any(|host| host.holds(size));
+    let mut sizes = mix.sizes.clone();
+    if pool != Pool::LabelledReal {
+        for (size, share) in sizes.iter_mut().filter(|(_, share)| *share > 0.0) {
+            if missing(*size) {
+                shortfall.push(format!("{}/{}/{}", pool.name(), organ.name, size.name()));
+                *share = 0.0;
+            }
+        }
+    }
+    if hosts.is_empty() {
+        return None;
+    }
+    // Every sequence of a seed has a number of its own: pool, organ, and size for contrasts.
+    let number = |of: u64| (pool as u64 + 1) << 32 | u64::from(organ.id) << 8 | of;
+    let contrasts = |size: SizeClass| Sequence::new(&mix.contrasts, offset(mix.seed, number(1 + size as u64)));
+    let [tiny, small, medium, large] = SizeClass::ALL.map(contrasts);
+    Some(Cell {
+        pool,
+        organ: organ.clone(),
+        sizes: Sequence::new(&sizes, offset(mix.seed, number(0)))?,
+        contrasts: [tiny?, small?, medium?, large?],
+        hosts,
+    })
+}
+
+fn deal_round(seed: u64, cell: &Cell, number: u64) -> Vec<(Host, Token)> {
+    let mut hosts = cell.hosts.clone();
+    let lane = (cell.pool as u64 + 1) << 8 | u64::from(cell.organ.id);
+    // The attempt is the pool and organ, shifted away from the offsets' attempt 0.
+    Rng::keyed(seed, number, lane, Purpose::Pool).shuffle(&mut hosts);
+    let first = number * hosts.len() as u64;
+    let mut tokens: Vec<Token> = (first..first + hosts.len() as u64)
+        .map(|visit| {
+            let (size, visit) = cell.sizes.at(visit);
+            Token { size, visit }
+        })
+        .collect();
+    if cell.pool != Pool::LabelledReal {
+        deal(&hosts, &mut tokens);
+    }
+    hosts.into_iter().zip(tokens).collect()
+}
