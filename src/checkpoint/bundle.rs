@@ -56,7 +56,10 @@ impl Bundle {
         let others = others.chain(discriminator.iter().map(|loaded| &loaded.manifest));
         let mut manifests = vec![&critic.manifest];
         for manifest in others {
-            check_plan(("the critic", &critic.manifest.plan), (manifest.role.name(), &manifest.plan))?;
+            check_plan(
+                ("the critic", &critic.manifest.plan),
+                (manifest.role.name(), &manifest.plan),
+            )?;
             check_grid(&critic.manifest, manifest)?;
             manifests.push(manifest);
         }

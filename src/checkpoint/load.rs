@@ -76,8 +76,12 @@ fn misfit(manifest: &ModelManifest) -> Option<String> {
     match (&manifest.architecture, manifest.role) {
         (Architecture::Generator(config), Role::Generator) => {
             let organs = labels.organs().len();
-            (config.organs != organs)
-                .then(|| format!("architecture.organs: expected {organs} of the label map, got {}", config.organs))
+            (config.organs != organs).then(|| {
+                format!(
+                    "architecture.organs: expected {organs} of the label map, got {}",
+                    config.organs
+                )
+            })
         }
         (Architecture::Unet(config), Role::Critic | Role::Segmentor | Role::Discriminator) => {
             let out = match manifest.role {

@@ -102,7 +102,7 @@ impl Architecture {
 }
 
 /// The file of weights.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightsFile {
     /// SHA-256 of the file, hexadecimal.

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{CheckpointError, ModelManifest, WeightsFile, Weights, weights_bytes};
+use super::{CheckpointError, ModelManifest, Weights, WeightsFile, weights_bytes};
 
 /// How weights are stored; they are always loaded to single precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -20,12 +20,26 @@ pub enum Precision {
     Half,
 }
 
+impl Precision {
+    /// Rounds weights as they will be stored, so that what is measured is what is loaded.
+    pub fn rounded(self, mut weights: Weights) -> Weights {
+        if self == Self::Half {
+            let values = weights.values_mut().flat_map(|weight| &mut weight.values);
+            values.for_each(|value| *value = half::f16::from_f32(*value).to_f32());
+        }
+        weights
+    }
+}
+
 /// Replaces a file as a whole or not at all.
 ///
 /// # Errors
 /// What the operating system refuses, naming the file.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), std::io::Error> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let named = |error: std::io::Error| std::io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(named)?;
     file.write_all(bytes).map_err(named)?;

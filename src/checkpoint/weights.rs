@@ -165,17 +165,13 @@ pub fn read_weights(bytes: &[u8], path: &Path) -> Result<Weights, CheckpointErro
         path: path.into(),
         what,
     };
-    let file = SafeTensors::deserialize(bytes).map_err(|error| invalid(format!("damaged safetensors file: {error}")))?;
+    let file =
+        SafeTensors::deserialize(bytes).map_err(|error| invalid(format!("damaged safetensors file: {error}")))?;
     let mut weights = Weights::new();
     for (name, view) in file.iter() {
         let data = view.data();
         let values: Vec<f32> = match view.dtype() {
-            Dtype::F32 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b))
-                .collect(),
+            Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             Dtype::F16 => data
                 .as_chunks()
                 .0

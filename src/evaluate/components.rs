@@ -63,7 +63,16 @@ mod tests {
             mask[voxel] = 1;
         }
         let (numbers, count) = components(&mask);
-        assert_eq!((count, numbers[[0, 0, 0]], numbers[[1, 1, 1]], numbers[[4, 2, 2]]), (2, 1, 1, 2));
-        assert_eq!(component_of(&mask, [1, 1, 1]).iter().map(|v| u32::from(*v)).sum::<u32>(), 2);
+        assert_eq!(
+            (count, numbers[[0, 0, 0]], numbers[[1, 1, 1]], numbers[[4, 2, 2]]),
+            (2, 1, 1, 2)
+        );
+        assert_eq!(
+            component_of(&mask, [1, 1, 1])
+                .iter()
+                .map(|v| u32::from(*v))
+                .sum::<u32>(),
+            2
+        );
     }
 }

@@ -61,7 +61,11 @@ pub struct ClassScore {
 pub fn mean_scores(overlaps: &[BTreeMap<u8, Overlap>], labels: &LabelMap) -> BTreeMap<String, ClassScore> {
     let of_class = |id: u8| {
         let of_cases: Vec<Overlap> = overlaps.iter().filter_map(|case| case.get(&id).copied()).collect();
-        let dice: Vec<f64> = of_cases.iter().filter(|o| o.truth > 0).filter_map(Overlap::dice).collect();
+        let dice: Vec<f64> = of_cases
+            .iter()
+            .filter(|o| o.truth > 0)
+            .filter_map(Overlap::dice)
+            .collect();
         ClassScore {
             dice: (!dice.is_empty()).then(|| dice.iter().sum::<f64>() / dice.len() as f64),
             cases: dice.len(),
@@ -88,7 +92,14 @@ mod tests {
         let prediction = Array3::from_shape_vec((1, 2, 3), vec![1, 1, 2, 2, 1, 1]).unwrap();
         // Liver: true 3, predicted 3 (the ignored voxel is out), both 2: 4 / 6.
         let liver = overlap(&prediction, &labels, &table, 1);
-        assert_eq!(liver, Overlap { both: 2, predicted: 3, truth: 3 });
+        assert_eq!(
+            liver,
+            Overlap {
+                both: 2,
+                predicted: 3,
+                truth: 3
+            }
+        );
         assert_eq!(liver.dice(), Some(4.0 / 6.0));
         // Tumour: true 1, predicted 2, both 1.
         assert_eq!(overlap(&prediction, &labels, &table, 2).dice(), Some(2.0 / 3.0));

@@ -43,7 +43,14 @@ mod tests {
         mask[[0, 0, 0]] = 1;
         let squared = squared_distance_mm(&mask, [5.0, 2.0, 1.0]);
         assert_eq!(squared[[1, 2, 3]], 25.0 + 16.0 + 9.0);
-        assert_eq!(dilated(&mask, [5.0, 2.0, 1.0], 2.0).iter().filter(|v| **v == 1).count(), 4);
-        assert!(squared_distance_mm(&Array3::zeros((2, 2, 2)), [1.0; 3]).iter().all(|v| v.is_infinite()));
+        assert_eq!(
+            dilated(&mask, [5.0, 2.0, 1.0], 2.0).iter().filter(|v| **v == 1).count(),
+            4
+        );
+        assert!(
+            squared_distance_mm(&Array3::zeros((2, 2, 2)), [1.0; 3])
+                .iter()
+                .all(|v| v.is_infinite())
+        );
     }
 }

@@ -10,4 +10,5 @@ pub use components::{component_of, components};
 pub use dice::{ClassScore, Overlap, mean_scores, overlap};
 pub use distance::{dilated, squared_distance_mm};
 pub use lesion_level::{LesionScore, lesion_level};
+pub(crate) use sliding_window::forward;
 pub use sliding_window::{Blending, SlidingWindow, argmax, predict};

@@ -47,7 +47,9 @@ impl SlidingWindow {
         let free = length.saturating_sub(window);
         let step = ((window as f64 * (1.0 - self.overlap.clamp(0.0, 0.9))) as usize).max(1);
         let count = free.div_ceil(step);
-        (0..=count).map(|i| if count == 0 { 0 } else { (free * i / count) as i64 }).collect()
+        (0..=count)
+            .map(|i| if count == 0 { 0 } else { (free * i / count) as i64 })
+            .collect()
     }
 
     fn weights(&self) -> Array3<f32> {
@@ -93,7 +95,10 @@ pub fn predict(
     let weights = settings.weights();
     let mut sums: Array4<f32> = Array4::zeros((classes, d, h, w));
     let [zs, ys, xs] = std::array::from_fn(|axis| settings.starts([d, h, w][axis], settings.window[axis]));
-    for (z, y, x) in zs.iter().flat_map(|z| ys.iter().flat_map(|y| xs.iter().map(|x| (*z, *y, *x)))) {
+    for (z, y, x) in zs
+        .iter()
+        .flat_map(|z| ys.iter().flat_map(|y| xs.iter().map(|x| (*z, *y, *x))))
+    {
         let region = Region {
             start: [z, y, x],
             size: settings.window,
@@ -104,7 +109,12 @@ pub fn predict(
         let from = part.start.map(|v| v as usize);
         let [pd, ph, pw] = part.size;
         for class in 0..classes {
-            let mut target = sums.slice_mut(s![class, from[0]..from[0] + pd, from[1]..from[1] + ph, from[2]..from[2] + pw]);
+            let mut target = sums.slice_mut(s![
+                class,
+                from[0]..from[0] + pd,
+                from[1]..from[1] + ph,
+                from[2]..from[2] + pw
+            ]);
             target += &(&logits.slice(s![class, ..pd, ..ph, ..pw]) * &weights.slice(s![..pd, ..ph, ..pw]));
         }
     }
@@ -119,7 +129,11 @@ pub(crate) fn forward(net: &Unet, image: &Array3<f32>, device: &Device) -> Array
     let x = Tensor::<5>::from_data(TensorData::new(values, [1, 1, d, h, w]), device);
     let logits = net.forward(x, None);
     let classes = logits.dims()[1];
-    let values: Vec<f32> = logits.into_data().convert::<f32>().try_to_vec().expect("converted to this type");
+    let values: Vec<f32> = logits
+        .into_data()
+        .convert::<f32>()
+        .try_to_vec()
+        .expect("converted to this type");
     Array4::from_shape_vec((classes, d, h, w), values).expect("the network keeps the shape")
 }
 

@@ -99,12 +99,12 @@ impl FitSettings<'_> {
 ///
 /// # Errors
 /// [`LearnError::NotFinite`] at the first loss that is not; [`LearnError::Stopped`] where the watcher asked for it.
-pub fn fit(
-    trainee: &mut dyn Trainee,
-    settings: &FitSettings,
-    progress: &mut dyn Progress,
-) -> Result<(), LearnError> {
-    let start = if settings.resume { restore(trainee, settings)? } else { 0 };
+pub fn fit(trainee: &mut dyn Trainee, settings: &FitSettings, progress: &mut dyn Progress) -> Result<(), LearnError> {
+    let start = if settings.resume {
+        restore(trainee, settings)?
+    } else {
+        0
+    };
     let mut log = open_log(&settings.metrics_path(), start)?;
     for step in start..settings.steps {
         let metrics = trainee.step(step)?;
@@ -167,7 +167,12 @@ fn restore(trainee: &mut dyn Trainee, settings: &FitSettings) -> Result<u64, Lea
 
 /// Opens the log of metrics and drops what a resumed run is about to repeat.
 fn open_log(path: &Path, start: u64) -> Result<fs_err::File, LearnError> {
-    let step_of = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64();
+    let step_of = |line: &str| {
+        serde_json::from_str::<serde_json::Value>(line)
+            .ok()?
+            .get("step")?
+            .as_u64()
+    };
     let old = match fs_err::read_to_string(path) {
         Ok(text) if start > 0 => text,
         _ => String::new(),

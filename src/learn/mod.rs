@@ -2,14 +2,19 @@
 //! the seed and the step, so that a run that goes on after a stop ends with the same weights.
 
 mod augment;
+mod calibrate;
 mod critic;
 mod cubes;
 mod fit;
+mod held_out;
+mod models;
 mod optimise;
 mod split;
 
+pub use augment::LookSettings;
 pub use critic::{CriticConfig, CriticReport, train_critic};
 pub use fit::{FitSettings, Job, Metrics, Progress, Quiet, Trainee, fit};
+pub use held_out::{HeldOut, HeldOutSettings};
 pub use optimise::{Adam, OptimizerSettings};
 pub use split::Split;
 

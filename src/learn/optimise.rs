@@ -92,7 +92,7 @@ impl ModuleMapper for Updater<'_> {
             let shape = tensor.dims();
             let value = tensor.inner();
             if self.adam.moments.len() == position {
-                let zeros = Tensor::zeros([shape.iter().product()], &value.device());
+                let zeros = Tensor::zeros([shape.iter().product::<usize>()], &value.device());
                 self.adam.moments.push([zeros.clone(), zeros]);
             }
             let updated = match gradient {

@@ -69,13 +69,13 @@ pub fn marginal_loss(logits: Tensor<5>, targets: &Targets) -> Tensor<1> {
     // [C, N]: one row per class. Decided: known to be of the class (the only admissible one), or known not to be.
     let rows = |x: Tensor<5>| -> Tensor<2> { x.swap_dims(0, 1).flatten(1, 4) };
     let truth = rows(admissible.clone() * known);
-    let decided = truth.clone() + rows(1.0 - admissible);
+    let decided = truth.clone() + rows(admissible.neg() + 1.0);
     let chance = rows(activation::softmax(logits, 1)) * decided;
     let overlap = (chance.clone() * truth.clone()).sum_dim(1);
     let size = truth.clone().sum_dim(1);
     let present = size.clone().greater_elem(0.5).float();
-    let dice = (overlap * 2.0 + 1e-5) / (chance.sum_dim(1) + size + 1e-5);
-    let dice_loss = ((1.0 - dice) * present.clone()).sum() / present.sum().clamp_min(1.0);
+    let dice: Tensor<2> = (overlap * 2.0 + 1e-5) / (chance.sum_dim(1) + size + 1e-5);
+    let dice_loss = ((dice.neg() + 1.0) * present.clone()).sum() / present.sum().clamp_min(1.0);
     cross_entropy + dice_loss
 }
 
@@ -94,8 +94,8 @@ mod tests {
     /// The same definition, voxel by voxel in f64.
     fn reference(logits: &[f64], sets: &[ClassSet], classes: usize, batch: usize) -> f64 {
         let voxels = sets.len() / batch;
-        let (mut entropy, mut informed) = (0.0, 0.0);
-        let (mut overlap, mut chance, mut truth) = (vec![0.0; classes], vec![0.0; classes], vec![0.0; classes]);
+        let (mut entropy, mut informed) = (0.0_f64, 0.0_f64);
+        let (mut overlap, mut chance, mut truth) = (vec![0.0; classes], vec![0.0; classes], vec![0.0_f64; classes]);
         for (i, set) in sets.iter().enumerate() {
             let at = |c: usize| logits[(i / voxels * classes + c) * voxels + i % voxels].exp();
             let total: f64 = (0..classes).map(at).sum();
@@ -126,7 +126,9 @@ mod tests {
         let mut rng = Rng::keyed(3, 0, 0, Purpose::Test);
         let logits = (0..2 * 3 * 8).map(|_| 2.0 * rng.normal()).collect();
         // Singletons, pairs and full sets.
-        let sets = (0..16).map(|i| ClassSet([0b001, 0b010, 0b101, 0b111, 0b100][i % 5])).collect();
+        let sets = (0..16)
+            .map(|i| ClassSet([0b001, 0b010, 0b101, 0b111, 0b100][i % 5]))
+            .collect();
         (logits, sets)
     }
 
@@ -160,7 +162,11 @@ mod tests {
                 reference(&moved, &sets, 3, 2)
             };
             let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
-            assert!((f64::from(gradient[i]) - expected).abs() < 1e-5, "{i}: {} {expected}", gradient[i]);
+            assert!(
+                (f64::from(gradient[i]) - expected).abs() < 1e-5,
+                "{i}: {} {expected}",
+                gradient[i]
+            );
         }
     }
 
