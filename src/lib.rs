@@ -19,6 +19,7 @@ pub mod kernel;
 pub mod learn;
 pub mod lesion;
 pub mod nn;
+pub mod phantom;
 pub mod rng;
 pub mod sampler;
 pub mod store;

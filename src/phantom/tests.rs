@@ -1,0 +1,169 @@
+//! The phantom's validity, measured: organ volumes, tumour sizes and contrasts, and that no threshold finds tumours.
+
+use std::time::Instant;
+
+use super::*;
+
+fn labelled(n: usize) -> Vec<PhantomVolume> {
+    cohort(7, n, 0).iter().map(generate).collect()
+}
+
+fn millilitres(volume: &PhantomVolume, ids: &[u8]) -> f64 {
+    let voxels = volume.labels.iter().filter(|label| ids.contains(label)).count();
+    voxels as f64 * volume.grid.spacing_mm().iter().product::<f64>() / 1000.0
+}
+
+/// Writes every eighth slice of a few volumes as PNG in the folder named by `FREETUMOR_PHANTOM_PICTURES`.
+#[test]
+fn pictures_for_the_eye() {
+    let Ok(folder) = std::env::var("FREETUMOR_PHANTOM_PICTURES") else {
+        return;
+    };
+    let mut specs = cohort(7, 4, 2);
+    specs[1].phase = Phase::NonContrast;
+    for spec in &specs {
+        let start = Instant::now();
+        let volume = generate(spec);
+        eprintln!(
+            "{spec:?}: {:.2} s, {:?}",
+            start.elapsed().as_secs_f64(),
+            volume.grid.shape
+        );
+        let [liver, pancreas, kidney] = [1, 3, 5].map(|id| millilitres(&volume, &[id, id + 1]));
+        eprintln!("  liver {liver:.0} pancreas {pancreas:.0} kidneys {kidney:.0} mL");
+        for tumour in &volume.tumours {
+            eprintln!("  {tumour:?}");
+        }
+        write_slices(&volume, &format!("{folder}/phantom_{}.png", spec.index));
+    }
+}
+
+/// Writes a mosaic of four by three axial slices, anterior up and the patient's right on the left, labels outlined.
+fn write_slices(volume: &PhantomVolume, path: &str) {
+    let (depth, height, width) = volume.image.dim();
+    let (columns, rows) = (4, 3);
+    let mut pixels = vec![0u8; columns * width * rows * height * 3];
+    for tile in 0..columns * rows {
+        let z = (tile * 2 + 1) * depth / (2 * columns * rows);
+        for y in 0..height {
+            for x in 0..width {
+                let at = [z, height - 1 - y, width - 1 - x];
+                let grey = ((f64::from(volume.image[at]) + 160.0) / 400.0 * 255.0).clamp(0.0, 255.0) as u8;
+                let label = volume.labels[at];
+                let is_edge = label != 0
+                    && [[0, 1], [1, 0]].iter().any(|[dy, dx]| {
+                        volume
+                            .labels
+                            .get([at[0], at[1] + dy, at[2] + dx])
+                            .is_some_and(|other| *other != label)
+                    });
+                let tint = [
+                    [grey; 3],
+                    [255, 0, 0],
+                    [255, 255, 0],
+                    [0, 255, 0],
+                    [255, 0, 255],
+                    [0, 128, 255],
+                    [255, 128, 0],
+                ];
+                let colour = if is_edge && tile % 2 == 1 {
+                    tint[usize::from(label)]
+                } else {
+                    [grey; 3]
+                };
+                let place = ((tile / columns * height + y) * columns + tile % columns) * width + x;
+                pixels[3 * place..3 * place + 3].copy_from_slice(&colour);
+            }
+        }
+    }
+    let file = fs_err::File::create(path).unwrap();
+    let mut encoder = png::Encoder::new(file, (columns * width) as u32, (rows * height) as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
+}
+
+#[test]
+fn equal_specifications_give_equal_volumes() {
+    let spec = &cohort(7, 1, 0)[0];
+    let inside = std::thread::spawn({
+        let spec = spec.clone();
+        move || generate(&spec)
+    });
+    assert_eq!(generate(spec), inside.join().unwrap());
+}
+
+#[test]
+fn sizes_are_those_of_patients() {
+    for volume in labelled(3) {
+        let [liver, pancreas, kidney] = [1, 3, 5].map(|id| millilitres(&volume, &[id, id + 1]));
+        assert!((1150.0..1950.0).contains(&liver), "liver {liver}");
+        assert!((55.0..150.0).contains(&pancreas), "pancreas {pancreas}");
+        assert!((230.0..560.0).contains(&kidney), "kidneys {kidney}");
+    }
+}
+
+/// Best Dice of "tumour = HU below t" or "above t" inside the organ and its tumour, over all volumes together.
+fn best_threshold_dice(volumes: &[PhantomVolume], organ: u8) -> f64 {
+    let bins = 4096;
+    let mut counts = vec![[0u64; 2]; bins];
+    for volume in volumes {
+        for (hu, label) in volume.image.iter().zip(&volume.labels) {
+            if *label == organ || *label == organ + 1 {
+                counts[(*hu + 1024) as usize][usize::from(*label - organ)] += 1;
+            }
+        }
+    }
+    let total: [u64; 2] = [0, 1].map(|k| counts.iter().map(|c| c[k]).sum());
+    let dice = |[healthy, tumour]: [u64; 2]| 2.0 * tumour as f64 / (healthy + tumour + total[1]) as f64;
+    let mut below = [0u64; 2];
+    let mut best = (0.0f64, String::new());
+    for (hu, count) in counts.into_iter().enumerate() {
+        below = [below[0] + count[0], below[1] + count[1]];
+        let above = [total[0] - below[0], total[1] - below[1]];
+        for (kind, candidate) in [("below", dice(below)), ("above", dice(above))] {
+            if candidate > best.0 {
+                best = (candidate, format!("{kind} {}", hu as i32 - 1024));
+            }
+        }
+    }
+    let all = dice(total);
+    eprintln!(
+        "organ {organ}: best single threshold Dice {:.3} at {}, all voxels {all:.3}",
+        best.0, best.1
+    );
+    best.0
+}
+
+#[test]
+fn no_threshold_finds_the_tumours() {
+    let volumes = labelled(14);
+    let mut worst = 0.0f64;
+    for organ in [LIVER, PANCREAS, KIDNEY] {
+        let dice = best_threshold_dice(&volumes, organ);
+        worst = worst.max(dice);
+    }
+    let tumours: Vec<_> = volumes.iter().flat_map(|volume| &volume.tumours).collect();
+    let share = |is: &dyn Fn(&PhantomTumour) -> bool| {
+        tumours.iter().filter(|tumour| is(tumour)).count() as f64 / tumours.len() as f64
+    };
+    let small = share(&|t| t.diameter_mm < 20.0);
+    let faint = share(&|t| t.contrast_hu.abs() < 15.0);
+    let bright = share(&|t| t.contrast_hu > 15.0);
+    eprintln!(
+        "{} tumours, under 20 mm {small:.2}, under 15 HU {faint:.2}, bright {bright:.2}",
+        tumours.len()
+    );
+    for label in [2, 4, 6] {
+        let mut sizes: Vec<_> = tumours
+            .iter()
+            .filter(|t| t.label == label)
+            .map(|t| t.diameter_mm.round())
+            .collect();
+        sizes.sort_by(f64::total_cmp);
+        eprintln!("  label {label}: {sizes:?}");
+    }
+    assert!(worst < 0.30, "a threshold scores {worst:.3}");
+    assert!(small >= 0.4, "{small}");
+    assert!((0.15..0.40).contains(&faint), "{faint}");
+    assert!((0.05..0.30).contains(&bright), "{bright}");
+}
