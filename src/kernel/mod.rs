@@ -1,32 +1,61 @@
 //! The 3D operators that networks are made of, on whatever device the tensors live.
+//!
+//! On the CPU (burn's Flex backend) they are kernels of ours with handwritten gradients; on other devices they are
+//! compositions of burn's operators, which are also what the tests hold the kernels against.
 
-use burn::tensor::{Tensor, activation, module, ops::ConvOptions};
+mod autodiff;
+mod composed;
+mod convolution;
+mod extension;
+mod isa;
+mod layout;
+mod norm;
+mod pool;
+mod reduce;
+mod transposed;
+mod weight_gradient;
+
+use burn::backend::{Dispatch, DispatchDevice};
+use burn::tensor::{DType, Tensor};
+
+use extension::Operators;
+
+/// Returns the class of CPU results that are equal bit for bit: it follows from the vector instructions in use.
+pub fn numerics() -> &'static str {
+    isa::Isa::chosen().numerics()
+}
+
+/// Returns whether our kernels can work on a tensor.
+fn is_ours<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32 && matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Added to the variance by [`instance_norm_leaky_relu`].
+const NORM_EPSILON: f64 = 1e-5;
 
 /// Convolves with a cubic kernel and zero padding of half its side.
 ///
 /// # Shape
 /// x `[B, Ci, D, H, W]`, weight `[Co, Ci, k, k, k]` (k odd), bias `[Co]` -> `[B, Co, D/stride, H/stride, W/stride]`.
 pub fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, stride: usize) -> Tensor<5> {
-    let pad = weight.dims()[2] / 2;
-    module::conv3d(
-        x,
-        weight,
-        Some(bias),
-        ConvOptions::new([stride; 3], [pad; 3], [1; 3], 1),
-    )
+    let k = weight.dims()[2];
+    if stride != 1 || (k != 1 && k != 3) || !is_ours(&x) {
+        return composed::conv3d(x, weight, bias, stride);
+    }
+    let [x, weight, bias] = [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()];
+    Tensor::from_dispatch(Dispatch::same_conv3d(x, weight, bias))
 }
 
-/// Doubles the resolution with a transposed convolution of kernel and stride 2, as one matrix product.
+/// Doubles the resolution with a transposed convolution of kernel and stride 2.
 ///
 /// # Shape
 /// x `[B, Ci, D, H, W]`, weight `[Ci, Co, 2, 2, 2]`, bias `[Co]` -> `[B, Co, 2D, 2H, 2W]`.
 pub fn conv_transpose3d_k2s2(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
-    let [n, ci, d, h, w] = x.dims();
-    let co = weight.dims()[1];
-    let weight: Tensor<3> = weight.reshape([ci, co * 8]).swap_dims(0, 1).unsqueeze();
-    let y = weight.expand([n, co * 8, ci]).matmul(x.reshape([n, ci, d * h * w]));
-    let y: Tensor<8> = y.reshape([n, co, 2, 2, 2, d, h, w]).permute([0, 1, 5, 2, 6, 3, 7, 4]);
-    y.reshape([n, co, 2 * d, 2 * h, 2 * w]) + bias.reshape([1, co, 1, 1, 1])
+    if !is_ours(&x) {
+        return composed::conv_transpose3d_k2s2(x, weight, bias);
+    }
+    let [x, weight, bias] = [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()];
+    Tensor::from_dispatch(Dispatch::doubling_conv3d(x, weight, bias))
 }
 
 /// Normalises every channel of every sample over its voxels, scales, shifts, and applies a leaky ReLU.
@@ -37,13 +66,11 @@ pub fn conv_transpose3d_k2s2(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -
 /// # Source
 /// Ulyanov et al., arXiv 1607.08022; biased variance, eps 1e-5, as in PyTorch's `InstanceNorm3d`.
 pub fn instance_norm_leaky_relu(x: Tensor<5>, gamma: Tensor<2>, beta: Tensor<2>, slope: f64) -> Tensor<5> {
-    let [b, c, d, h, w] = x.dims();
-    let x: Tensor<3> = x.reshape([b, c, d * h * w]);
-    let mean = x.clone().mean_dim(2);
-    let centred = x - mean;
-    let variance = centred.clone().powi_scalar(2).mean_dim(2);
-    let y = centred / (variance + 1e-5).sqrt() * gamma.reshape([b, c, 1]) + beta.reshape([b, c, 1]);
-    activation::leaky_relu(y.reshape([b, c, d, h, w]), slope)
+    if !is_ours(&x) {
+        return composed::instance_norm_leaky_relu(x, gamma, beta, slope);
+    }
+    let [x, gamma, beta] = [x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch()];
+    Tensor::from_dispatch(Dispatch::norm_leaky_relu(x, gamma, beta, slope as f32))
 }
 
 /// Halves the resolution by the maximum over blocks of 2x2x2.
@@ -51,9 +78,17 @@ pub fn instance_norm_leaky_relu(x: Tensor<5>, gamma: Tensor<2>, beta: Tensor<2>,
 /// # Shape
 /// `[B, C, D, H, W]` (even sizes) -> `[B, C, D/2, H/2, W/2]`.
 pub fn max_pool3d_k2(x: Tensor<5>) -> Tensor<5> {
-    let [n, c, d, h, w] = x.dims();
-    let x: Tensor<4> = x.reshape([n * c, d / 2, 2, h * w]).max_dim(2);
-    let x: Tensor<4> = x.reshape([n * c * (d / 2), h / 2, 2, w]).max_dim(2);
-    let x: Tensor<2> = x.reshape([n * c * (d / 2) * (h / 2) * (w / 2), 2]).max_dim(1);
-    x.reshape([n, c, d / 2, h / 2, w / 2])
+    let [_, _, d, h, w] = x.dims();
+    assert!(
+        [d, h, w].iter().all(|size| size % 2 == 0),
+        "pooling expected even sizes, got {:?}",
+        [d, h, w]
+    );
+    if !is_ours(&x) {
+        return composed::max_pool3d_k2(x);
+    }
+    Tensor::from_dispatch(Dispatch::halving_max(x.into_dispatch()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,7 +107,10 @@ impl NormAct {
         let mut gamma: Tensor<2> = self.gamma.val().unsqueeze::<2>().expand([b, c]);
         let mut beta: Tensor<2> = self.beta.val().unsqueeze::<2>().expand([b, c]);
         if let (Some(film), Some(condition)) = (&self.film, condition) {
-            let both = condition.clone().matmul(film.val());
+            // Not a matrix product: that may add in another order for one sample than for several, and a patch must not
+            // depend on its batch mates.
+            let products = condition.clone().unsqueeze_dim::<3>(2) * film.val().unsqueeze::<3>();
+            let both: Tensor<2> = products.sum_dim(1).squeeze_dim(1);
             gamma = gamma + both.clone().slice([0..b, 0..c]);
             beta = beta + both.slice([0..b, c..2 * c]);
         }

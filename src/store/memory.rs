@@ -2,7 +2,7 @@
 
 use ndarray::{Array3, s};
 
-use super::{Candidate, CaseRecord, Cases, Crop, StoreError};
+use super::{Candidate, CaseRecord, Cases, Crop, StoreError, snapshot_of};
 use crate::digest::Digest;
 use crate::volume::{AIR_HU, Plan, Region};
 
@@ -51,12 +51,7 @@ impl Cases for MemoryStore {
     }
 
     fn snapshot(&self) -> Digest {
-        let cases: Vec<_> = self
-            .records
-            .iter()
-            .map(|record| (&record.id, record.content_hash))
-            .collect();
-        Digest::of_json(&(cases, &self.plan))
+        snapshot_of(&self.records, &self.plan)
     }
 
     fn records(&self) -> &[CaseRecord] {

@@ -1,15 +1,38 @@
 //! All volumes on disk: one chunked, checksummed file per case and an index; patches are read through memory maps.
+//!
+//! ```text
+//! DIR/index.bin        plan and records of all cases        (index.rs)
+//! DIR/cases/ID.ftc     one case: header, chunks, candidates (format.rs, codec.rs)
+//! ```
+//!
+//! [`StoreWriter`] analyses and writes cases, [`Store`] reads them; `docs/store-format.md` has the bytes.
 
+mod analyse;
+mod codec;
+mod disk;
+mod distance;
+mod format;
+mod index;
 mod memory;
+mod reader;
 mod record;
+mod writer;
+
+use std::path::{Path, PathBuf};
 
 use ndarray::Array3;
 
 use crate::digest::Digest;
 use crate::volume::{Plan, Region};
 
+pub use codec::Compression;
+pub use disk::Store;
 pub use memory::MemoryStore;
 pub use record::{Candidate, CaseKind, CaseRecord, OrganRecord, SourceGeometry, TumourRecord};
+pub(crate) use writer::replace;
+pub use writer::{CaseInput, Finished, StoreWriter};
+
+const CASES_DIR: &str = "cases";
 
 /// A box of voxels read from a case.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,21 +76,80 @@ pub trait Cases: Send + Sync {
     }
 }
 
+/// Returns the hash over sorted case ids, content hashes and the plan: the same for a store and for volumes in memory.
+fn snapshot_of(records: &[CaseRecord], plan: &Plan) -> Digest {
+    let cases: Vec<_> = records.iter().map(|record| (&record.id, record.content_hash)).collect();
+    Digest::of_json(&(cases, plan))
+}
+
+/// Returns where a case's file stands; the id must have passed [`check_id`].
+fn case_path(dir: &Path, id: &str) -> PathBuf {
+    dir.join(CASES_DIR).join(format!("{id}.ftc"))
+}
+
+/// Refuses ids that could leave the store's folder or hide in it.
+pub(crate) fn check_id(id: &str) -> Result<(), StoreError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if (1..=128).contains(&id.len()) && id.bytes().all(allowed) && !id.starts_with('.') {
+        return Ok(());
+    }
+    Err(StoreError::BadId(id.chars().take(160).collect()))
+}
+
 /// Why a store cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The operating system refused.
+    /// The operating system refused; the message names the file.
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// A file does not hold what its checksum or header promises.
     #[error("{path}: damaged store file: {what}")]
     Damaged {
         /// The file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What is wrong with it.
         what: String,
     },
+    /// A case or plan that a store does not take.
+    #[error("{path}: cannot be stored: {what}")]
+    Invalid {
+        /// The file that would be written.
+        path: PathBuf,
+        /// The field, what was expected and what was found.
+        what: String,
+    },
+    /// A store of another plan.
+    #[error("{path}: {key}: the store has {expected}, got {got}")]
+    OtherPlan {
+        /// The store's index.
+        path: PathBuf,
+        /// The first key that differs.
+        key: String,
+        /// What the store has.
+        expected: String,
+        /// What was asked for.
+        got: String,
+    },
+    /// An id that is not a plain file name.
+    #[error("case id {0:?}: expected 1 to 128 of A-Z a-z 0-9 . _ - and no leading dot")]
+    BadId(String),
     /// A case index or id that the store does not hold.
     #[error("no case {0:?} in the store")]
     NoCase(String),
+}
+
+impl StoreError {
+    fn damaged(path: &Path, what: impl Into<String>) -> Self {
+        Self::Damaged {
+            path: path.into(),
+            what: what.into(),
+        }
+    }
+
+    fn invalid(path: &Path, what: impl Into<String>) -> Self {
+        Self::Invalid {
+            path: path.into(),
+            what: what.into(),
+        }
+    }
 }

@@ -2,8 +2,15 @@
 
 pub mod cursor;
 pub mod delivery;
+mod make;
+mod open;
 pub mod patch;
 pub mod recipe;
+mod resolve;
+mod scene;
+mod service;
+mod stats;
+mod window;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +25,9 @@ use cursor::Cursor;
 use delivery::Delivery;
 use patch::StreamedPatch;
 use recipe::{Recipe, RecipeError};
+
+pub use service::{StartError, StreamConfig, Streams};
+pub use stats::{BinCounts, StatsSnapshot, StreamStats};
 
 /// A recipe with every absent field filled in from the store, ready to be streamed.
 #[derive(Clone, Debug, Serialize)]
@@ -159,4 +169,9 @@ pub enum StreamError {
     /// The engine is shutting down.
     #[error("the server is shutting down")]
     Stopped,
+}
+
+/// Returns the class of arithmetic that decides bytes.
+fn numerics() -> &'static str {
+    "cpu"
 }

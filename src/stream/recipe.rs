@@ -42,8 +42,8 @@ pub struct Selection {
 pub struct Recipe {
     /// The seed of every random choice.
     pub seed: u64,
-    /// What synthesizes lesions.
-    pub synthesizer: SynthesizerKind,
+    /// What synthesizes lesions; absent: `conditional` where the models hold a generator, else `analytic`.
+    pub synthesizer: Option<SynthesizerKind>,
     /// Which cases may appear.
     pub select: Selection,
     /// Shares of the pools; a pool that the store cannot fill is refused where its share is above 0 and it was named
@@ -76,7 +76,7 @@ impl Default for Recipe {
         use {ContrastBin as C, SizeClass as S};
         Self {
             seed: 0,
-            synthesizer: SynthesizerKind::default(),
+            synthesizer: None,
             select: Selection::default(),
             pools: None,
             organs: None,

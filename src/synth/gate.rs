@@ -146,7 +146,7 @@ pub fn judge_published(recall: f64) -> Verdict {
 }
 
 /// Returns the voxels at most `radius_mm` from the mask, by exact Euclidean distance between voxel centres.
-fn dilate_mm(mask: &Array3<u8>, spacing_mm: [f64; 3], radius_mm: f64) -> Array3<bool> {
+pub(crate) fn dilate_mm(mask: &Array3<u8>, spacing_mm: [f64; 3], radius_mm: f64) -> Array3<bool> {
     let mut squared = mask.map(|inside| if *inside != 0 { 0.0 } else { f64::INFINITY });
     // The squared distance separates: the minimum over a plane is that over its rows' minima. Only offsets within the
     // radius are tried, so every distance within the radius is exact and every other one stays above it.

@@ -1,0 +1,180 @@
+//! How the convolution kernels lay volumes and weights out in memory.
+//!
+//! Legend: `ci`, `co` channels in and out; `k` side of the cubic kernel; `(d, h, w)` voxels. Output channels are worked
+//! on in blocks of [`BLOCK`]; voxels in vectors of the instruction set's lanes.
+
+use rayon::prelude::*;
+
+/// Output channels that one register tile holds.
+pub const BLOCK: usize = 8;
+
+/// The shape of a convolution of stride 1 whose output is as large as its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Channels in.
+    pub ci: usize,
+    /// Channels out.
+    pub co: usize,
+    /// Side of the kernel, 1 or 3.
+    pub k: usize,
+    /// Voxels `[d, h, w]`.
+    pub size: [usize; 3],
+}
+
+impl Geometry {
+    /// Returns the voxels of one channel.
+    pub fn voxels(&self) -> usize {
+        self.size.iter().product()
+    }
+
+    /// Returns the taps of the kernel.
+    pub fn taps(&self) -> usize {
+        self.k * self.k * self.k
+    }
+
+    /// Returns the blocks of output channels.
+    pub fn blocks(&self) -> usize {
+        self.co.div_ceil(BLOCK)
+    }
+
+    /// Returns the geometry of the gradient with respect to the input, itself a convolution.
+    pub fn transposed(&self) -> Self {
+        Self {
+            ci: self.co,
+            co: self.ci,
+            ..*self
+        }
+    }
+}
+
+/// A zero-padded copy `[c, d + 2p, h + 2p, w + 2p]` of one sample, p = k / 2, with room for vectors that run over its end.
+pub struct Padded {
+    /// The numbers.
+    pub values: Vec<f32>,
+    /// Numbers from one row to the next.
+    pub row: usize,
+    /// Numbers from one plane to the next.
+    pub plane: usize,
+    /// Numbers from one channel to the next.
+    pub channel: usize,
+}
+
+impl Padded {
+    /// Copies one sample `[c, d, h, w]`.
+    pub fn new(x: &[f32], channels: usize, size: [usize; 3], k: usize, slack: usize) -> Self {
+        let [d, h, w] = size;
+        let p = k / 2;
+        let row = w + 2 * p;
+        let plane = (h + 2 * p) * row;
+        let channel = (d + 2 * p) * plane;
+        let mut values = vec![0.0; channels * channel + slack];
+        values[..channels * channel]
+            .par_chunks_mut(channel)
+            .zip(x.par_chunks(d * h * w))
+            .for_each(|(to, from)| {
+                for (z, from) in from.chunks_exact(h * w).enumerate() {
+                    let to = &mut to[(z + p) * plane + p * row..];
+                    for (y, from) in from.chunks_exact(w).enumerate() {
+                        to[y * row + p..][..w].copy_from_slice(from);
+                    }
+                }
+            });
+        Self {
+            values,
+            row,
+            plane,
+            channel,
+        }
+    }
+}
+
+/// Where the vectors of one plane start.
+///
+/// Rows cut into vectors waste lanes where the width is not a multiple of the lanes (half of them for 8 voxels in 16
+/// lanes); the padded plane read as one long row wastes only its padding. The shape alone decides which is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vectors {
+    /// Rows that are cut into vectors: h, or 1 where the plane is one row.
+    pub rows: usize,
+    /// Vectors per such row.
+    pub per_row: usize,
+    /// Numbers from one row of voxels to the next on the side without padding.
+    pub pitch: usize,
+    /// Numbers of one plane on the side without padding, a multiple of the lanes.
+    pub plane: usize,
+}
+
+impl Vectors {
+    /// Chooses the cut of planes of h x w voxels whose padded rows are `padded_row` numbers long.
+    pub fn new(h: usize, w: usize, padded_row: usize, lanes: usize) -> Self {
+        let by_row = w.div_ceil(lanes);
+        let whole = (h * padded_row).div_ceil(lanes);
+        if h * by_row <= whole {
+            return Self {
+                rows: h,
+                per_row: by_row,
+                pitch: by_row * lanes,
+                plane: h * by_row * lanes,
+            };
+        }
+        Self {
+            rows: 1,
+            per_row: whole,
+            pitch: padded_row,
+            plane: whole * lanes,
+        }
+    }
+}
+
+/// Reorders weights `[co, ci, taps]` to `[block, ci, taps, BLOCK]`, zero where the last block has no channel.
+pub fn pack(weight: &[f32], g: &Geometry) -> Vec<f32> {
+    let taps = g.taps();
+    let mut packed = vec![0.0; g.blocks() * g.ci * taps * BLOCK];
+    for (c, of_output) in weight.chunks_exact(g.ci * taps).enumerate() {
+        let block = &mut packed[(c / BLOCK) * g.ci * taps * BLOCK..];
+        for (at, &value) in of_output.iter().enumerate() {
+            block[at * BLOCK + c % BLOCK] = value;
+        }
+    }
+    packed
+}
+
+/// Returns the weights `[ci, co, taps]` of the gradient with respect to the input: channels swapped, taps reversed.
+pub fn transpose(weight: &[f32], g: &Geometry) -> Vec<f32> {
+    let taps = g.taps();
+    let mut out = vec![0.0; weight.len()];
+    for c in 0..g.co {
+        for i in 0..g.ci {
+            for tap in 0..taps {
+                out[(i * g.co + c) * taps + taps - 1 - tap] = weight[(c * g.ci + i) * taps + tap];
+            }
+        }
+    }
+    out
+}
+
+/// A buffer that tasks write disjoint parts of.
+#[derive(Clone, Copy)]
+pub struct Shared(*mut f32);
+
+// SAFETY: the pointer is only used through `slice`, whose caller promises that parts do not overlap.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// Shares a buffer.
+    pub fn new(buffer: &mut [f32]) -> Self {
+        Self(buffer.as_mut_ptr())
+    }
+
+    /// Returns one part.
+    ///
+    /// # Safety
+    /// The part lies within the buffer, the buffer is still borrowed, and no other part in use overlaps it.
+    #[expect(clippy::mut_from_ref, reason = "the point of the type; the contract is above")]
+    pub unsafe fn slice(&self, start: usize, length: usize) -> &mut [f32] {
+        // SAFETY: the caller promises bounds, life and exclusiveness.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), length) }
+    }
+}

@@ -1,0 +1,238 @@
+//! The case file's layout: preamble, header, chunk table. Pure bytes, no files; `docs/store-format.md` spells it out.
+
+use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
+
+use super::CaseRecord;
+use super::codec;
+use crate::volume::{Region, Shape};
+
+/// The first eight bytes of a case file; the line break shows a transfer that rewrote line ends.
+pub(super) const CASE_MAGIC: [u8; 8] = *b"FTCASE\r\n";
+/// The layout this code writes and reads.
+pub(super) const CASE_VERSION: u32 = 1;
+/// Bytes before the header.
+pub(super) const PREAMBLE_BYTES: usize = 32;
+/// Voxels along each side of a chunk.
+pub(super) const CHUNK_SIDE: usize = 32;
+/// The longest side of a stored volume; candidates keep voxels in 16 bits, and the chunk table stays under 16 MiB.
+pub(super) const MAX_SIDE: usize = 2048;
+/// The most header bytes that are read.
+pub(super) const MAX_HEADER_BYTES: usize = 32 << 20;
+/// The most bytes of a block of candidates.
+pub(super) const MAX_CANDIDATE_BYTES: usize = 8 << 20;
+
+/// Fixed-width little-endian integers, so that the layout can be written down; nothing larger than the limit is read.
+pub(super) type HeaderConfig = Configuration<LittleEndian, Fixint, Limit<{ 4 * MAX_HEADER_BYTES }>>;
+
+/// Returns how headers and candidate blocks are encoded. The limit counts decoded sizes, hence the factor of four.
+pub(super) fn header_config() -> HeaderConfig {
+    bincode::config::standard()
+        .with_fixed_int_encoding()
+        .with_limit::<{ 4 * MAX_HEADER_BYTES }>()
+}
+
+/// Where a block of bytes stands in the payload and how it is coded.
+#[derive(Clone, Copy, Debug, PartialEq, bincode::Encode, bincode::Decode)]
+pub(super) struct Block {
+    /// See [`codec`].
+    pub(super) codec: u8,
+    /// First byte, counted from the payload's start.
+    pub(super) offset: u64,
+    /// Bytes as stored.
+    pub(super) length: u32,
+    /// CRC-32 of the bytes as stored.
+    pub(super) crc: u32,
+}
+
+/// What a case file says before its chunks.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode)]
+pub(super) struct CaseHeader {
+    /// Everything known of the case.
+    pub(super) record: CaseRecord,
+    /// Image chunks, z slowest.
+    pub(super) image: Vec<Block>,
+    /// Label chunks, z slowest.
+    pub(super) labels: Vec<Block>,
+    /// Placement candidates of all organs.
+    pub(super) candidates: Block,
+    /// Bytes of the candidates before compression.
+    pub(super) candidate_bytes: u32,
+}
+
+/// The fields of a preamble.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Preamble {
+    /// Bytes of the header, directly after the preamble.
+    pub(super) header_bytes: usize,
+    /// First byte of the payload.
+    pub(super) payload_offset: u64,
+    crc: u32,
+}
+
+/// Encodes preamble and header; chunks follow at the returned offset.
+pub(super) fn encode_head(header: &CaseHeader) -> Result<Vec<u8>, String> {
+    let body = bincode::encode_to_vec(header, header_config()).map_err(|error| format!("header: {error}"))?;
+    if body.len() > MAX_HEADER_BYTES {
+        return Err(format!("header: {} bytes, at most {MAX_HEADER_BYTES}", body.len()));
+    }
+    let header_bytes = u32::try_from(body.len()).map_err(|_| "header: too long".to_string())?;
+    let payload_offset = (PREAMBLE_BYTES + body.len()).next_multiple_of(64);
+    let mut head = Vec::with_capacity(payload_offset);
+    head.extend(CASE_MAGIC);
+    head.extend(CASE_VERSION.to_le_bytes());
+    head.extend(header_bytes.to_le_bytes());
+    head.extend((payload_offset as u64).to_le_bytes());
+    head.extend([0; 4]);
+    let crc = head_crc(&head, &body);
+    head.extend(crc.to_le_bytes());
+    head.extend(body);
+    head.resize(payload_offset, 0);
+    Ok(head)
+}
+
+/// The header's checksum also covers the preamble's own fields.
+fn head_crc(preamble: &[u8], header: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&preamble[..28]);
+    hasher.update(header);
+    hasher.finalize()
+}
+
+/// Reads a preamble; the header's length is bounded by the file's.
+pub(super) fn decode_preamble(bytes: &[u8; PREAMBLE_BYTES], file_bytes: u64) -> Result<Preamble, String> {
+    if bytes[..8] != CASE_MAGIC {
+        return Err(format!(
+            "expected the magic bytes of a case file, got {:02x?}",
+            &bytes[..8]
+        ));
+    }
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes of a slice of four"));
+    let version = word(8);
+    if version != CASE_VERSION {
+        return Err(format!("expected layout version {CASE_VERSION}, got {version}"));
+    }
+    let header_bytes = word(12) as usize;
+    let payload_offset = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes of a slice of eight"));
+    let header_end = (PREAMBLE_BYTES + header_bytes) as u64;
+    if header_bytes > MAX_HEADER_BYTES || header_end > payload_offset || payload_offset > file_bytes {
+        return Err(format!(
+            "the header ends at byte {header_end} and the payload starts at {payload_offset}, in a file of \
+             {file_bytes} bytes"
+        ));
+    }
+    Ok(Preamble {
+        header_bytes,
+        payload_offset,
+        crc: word(28),
+    })
+}
+
+/// Checks and reads a header, and every extent in it.
+pub(super) fn decode_header(
+    raw_preamble: &[u8; PREAMBLE_BYTES],
+    preamble: &Preamble,
+    bytes: &[u8],
+    file_bytes: u64,
+) -> Result<CaseHeader, String> {
+    if head_crc(raw_preamble, bytes) != preamble.crc {
+        return Err("the header's checksum does not match".into());
+    }
+    let (header, used): (CaseHeader, usize) =
+        bincode::decode_from_slice(bytes, header_config()).map_err(|error| format!("header: {error}"))?;
+    if used != bytes.len() {
+        return Err(format!("the header holds {used} bytes, {} were announced", bytes.len()));
+    }
+    check_header(&header, file_bytes - preamble.payload_offset)?;
+    Ok(header)
+}
+
+/// Checks the shape, the number of chunks and that each lies in the payload with a length its codec allows.
+fn check_header(header: &CaseHeader, payload_bytes: u64) -> Result<(), String> {
+    let shape = header.record.grid.shape;
+    if !shape.iter().all(|side| (1..=MAX_SIDE).contains(side)) {
+        return Err(format!("shape {shape:?}: expected 1 to {MAX_SIDE} voxels a side"));
+    }
+    let chunks: usize = chunk_counts(shape).iter().product();
+    if header.image.len() != chunks || header.labels.len() != chunks {
+        return Err(format!(
+            "expected {chunks} chunks, got {} of the image and {} of the labels",
+            header.image.len(),
+            header.labels.len()
+        ));
+    }
+    for (number, (image, labels)) in header.image.iter().zip(&header.labels).enumerate() {
+        let voxels = chunk_region(shape, number).voxels();
+        check_block(image, voxels, 2, payload_bytes).map_err(|what| format!("image chunk {number}: {what}"))?;
+        check_block(labels, voxels, 1, payload_bytes).map_err(|what| format!("label chunk {number}: {what}"))?;
+    }
+    let candidate_bytes = header.candidate_bytes as usize;
+    if candidate_bytes > MAX_CANDIDATE_BYTES {
+        return Err(format!(
+            "{candidate_bytes} bytes of candidates, at most {MAX_CANDIDATE_BYTES}"
+        ));
+    }
+    check_block(&header.candidates, candidate_bytes, 1, payload_bytes).map_err(|what| format!("candidates: {what}"))
+}
+
+fn check_block(block: &Block, elements: usize, element_bytes: usize, payload_bytes: u64) -> Result<(), String> {
+    let end = block.offset.checked_add(u64::from(block.length));
+    if end.is_none_or(|end| end > payload_bytes) {
+        return Err(format!(
+            "{} bytes at {} reach past the payload's {payload_bytes}",
+            block.length, block.offset
+        ));
+    }
+    codec::check_length(block.codec, block.length as usize, elements, element_bytes)
+}
+
+/// Returns how many chunks cover a volume along each axis.
+pub(super) fn chunk_counts(shape: Shape) -> Shape {
+    shape.map(|side| side.div_ceil(CHUNK_SIDE))
+}
+
+/// Returns the box of a chunk, cut at the volume's border.
+pub(super) fn chunk_region(shape: Shape, number: usize) -> Region {
+    let [_, rows, columns] = chunk_counts(shape);
+    let place = [number / (rows * columns), number / columns % rows, number % columns];
+    let start = place.map(|p| p * CHUNK_SIDE);
+    Region {
+        start: start.map(|v| v as i64),
+        size: std::array::from_fn(|axis| CHUNK_SIDE.min(shape[axis] - start[axis])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_tile_the_volume() {
+        let shape = [33, 64, 31];
+        let count: usize = chunk_counts(shape).iter().product();
+        assert_eq!(count, 4);
+        let voxels: usize = (0..count).map(|n| chunk_region(shape, n).voxels()).sum();
+        assert_eq!(voxels, 33 * 64 * 31);
+        assert_eq!(chunk_region(shape, 3).start, [32, 32, 0]);
+    }
+
+    #[test]
+    fn a_preamble_that_points_past_the_file_is_refused() {
+        let mut bytes = [0; PREAMBLE_BYTES];
+        assert!(decode_preamble(&bytes, 1 << 20).unwrap_err().contains("magic"));
+        bytes[..8].copy_from_slice(&CASE_MAGIC);
+        bytes[8] = 9;
+        assert!(
+            decode_preamble(&bytes, 1 << 20)
+                .unwrap_err()
+                .contains("version 1, got 9")
+        );
+        bytes[8] = 1;
+        bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+        bytes[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(
+            decode_preamble(&bytes, 1 << 20)
+                .unwrap_err()
+                .contains("file of 1048576")
+        );
+    }
+}

@@ -1,0 +1,93 @@
+//! `index.bin`: the plan and every case's record, so that opening a store reads one file.
+
+use std::path::Path;
+
+use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
+
+use super::{CaseRecord, StoreError, check_id};
+use crate::digest::canonical_json;
+use crate::volume::Plan;
+
+/// The index's name in a store.
+pub(super) const INDEX_NAME: &str = "index.bin";
+const MAGIC: [u8; 8] = *b"FTINDEX\n";
+const VERSION: u32 = 1;
+/// Magic, version, CRC-32 of the body, length of the body.
+const PREAMBLE_BYTES: usize = 24;
+/// The most bytes of an index, decoded: over 10^6 cases.
+const MAX_BYTES: usize = 1 << 30;
+
+type IndexConfig = Configuration<LittleEndian, Fixint, Limit<MAX_BYTES>>;
+
+fn config() -> IndexConfig {
+    bincode::config::standard()
+        .with_fixed_int_encoding()
+        .with_limit::<MAX_BYTES>()
+}
+
+/// What an index holds.
+#[derive(bincode::Encode, bincode::Decode)]
+struct Body {
+    /// The plan as canonical JSON, which outlives changes of the plan's type better than its fields would.
+    plan: String,
+    /// Sorted by id.
+    records: Vec<CaseRecord>,
+}
+
+/// Writes the index of a store, replacing the one before.
+pub(super) fn write(dir: &Path, plan: &Plan, records: Vec<CaseRecord>) -> Result<(), StoreError> {
+    let path = dir.join(INDEX_NAME);
+    let body = Body {
+        plan: canonical_json(plan),
+        records,
+    };
+    let body = bincode::encode_to_vec(&body, config())
+        .map_err(|error| StoreError::invalid(&path, format!("the index cannot be encoded: {error}")))?;
+    let mut bytes = Vec::with_capacity(PREAMBLE_BYTES + body.len());
+    bytes.extend(MAGIC);
+    bytes.extend(VERSION.to_le_bytes());
+    bytes.extend(crc32fast::hash(&body).to_le_bytes());
+    bytes.extend((body.len() as u64).to_le_bytes());
+    bytes.extend(body);
+    super::writer::replace(&path, &[&bytes])
+}
+
+/// Reads and checks the index of a store.
+pub(super) fn read(dir: &Path) -> Result<(Plan, Vec<CaseRecord>), StoreError> {
+    let path = dir.join(INDEX_NAME);
+    let damaged = |what: String| StoreError::damaged(&path, what);
+    let file_bytes = fs_err::metadata(&path)?.len();
+    if file_bytes > MAX_BYTES as u64 {
+        return Err(damaged(format!("{file_bytes} bytes, at most {MAX_BYTES}")));
+    }
+    let bytes = fs_err::read(&path)?;
+    if bytes.len() < PREAMBLE_BYTES || bytes[..8] != MAGIC {
+        return Err(damaged("expected the magic bytes of a store's index".into()));
+    }
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes of a slice of four"));
+    if word(8) != VERSION {
+        return Err(damaged(format!("expected index version {VERSION}, got {}", word(8))));
+    }
+    let length = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes of a slice of eight"));
+    let body = &bytes[PREAMBLE_BYTES..];
+    if length != body.len() as u64 {
+        return Err(damaged(format!(
+            "expected {length} bytes after the preamble, got {}",
+            body.len()
+        )));
+    }
+    if crc32fast::hash(body) != word(12) {
+        return Err(damaged("the checksum does not match".into()));
+    }
+    let (body, _): (Body, usize) =
+        bincode::decode_from_slice(body, config()).map_err(|error| damaged(error.to_string()))?;
+    let plan: Plan = serde_json::from_str(&body.plan).map_err(|error| damaged(format!("plan: {error}")))?;
+    if let Some(refusal) = plan.refusal() {
+        return Err(damaged(refusal));
+    }
+    body.records.iter().try_for_each(|record| check_id(&record.id))?;
+    if !body.records.is_sorted_by(|a, b| a.id < b.id) {
+        return Err(damaged("case ids are not sorted or not unique".into()));
+    }
+    Ok((plan, body.records))
+}

@@ -1,0 +1,360 @@
+//! Writing a store: one immutable file per case, put in place by rename, and the index over all of them.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array3, ArrayView3, s};
+
+use super::analyse::{self, Voxels};
+use super::codec::{self, Compression};
+use super::format::{self, Block, CaseHeader, MAX_SIDE};
+use super::reader::CaseFile;
+use super::{
+    CASES_DIR, Candidate, CaseKind, CaseRecord, OrganRecord, SourceGeometry, StoreError, TumourRecord, case_path,
+    check_id, index,
+};
+use crate::digest::Digest;
+use crate::volume::{AIR_HU, Annotation, Grid, IGNORE, Plan, Region};
+
+/// How far a case's spacing may differ from the plan's, in mm: rounding in affines.
+const SPACING_TOLERANCE_MM: f64 = 1e-3;
+
+/// A case to be written: voxels on the plan's spacing, labels in the plan's ids.
+pub struct CaseInput {
+    /// The case's opaque id: 1 to 128 of `A-Z a-z 0-9 . _ -`, no leading dot.
+    pub id: String,
+    /// Whether tumours were annotated.
+    pub kind: CaseKind,
+    /// Where the voxels lie.
+    pub grid: Grid,
+    /// What the annotators looked for.
+    pub annotation: Annotation,
+    /// BLAKE3 of the canonically oriented source voxels.
+    pub source_hash: Digest,
+    /// Where the case came from.
+    pub source: SourceGeometry,
+    /// HU, at least -1024.
+    pub image: Array3<i16>,
+    /// Label ids of the plan, or 255.
+    pub labels: Array3<u8>,
+}
+
+/// What [`StoreWriter::finish`] found.
+#[derive(Debug)]
+pub struct Finished {
+    /// Cases in the index.
+    pub cases: usize,
+    /// Files that could not be read and are left out of the index.
+    pub damaged: Vec<StoreError>,
+}
+
+/// Adds cases to a store. Several writers, also on several machines, may fill one store with different cases.
+pub struct StoreWriter {
+    dir: PathBuf,
+    plan: Plan,
+    compression: Compression,
+}
+
+impl StoreWriter {
+    /// Creates a store, or opens one of the same plan to add cases.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherPlan`] names the key in which an existing store differs.
+    pub fn create(dir: impl AsRef<Path>, plan: &Plan) -> Result<Self, StoreError> {
+        let dir = dir.as_ref().to_path_buf();
+        if let Some(refusal) = plan.refusal() {
+            return Err(StoreError::invalid(&dir, refusal));
+        }
+        fs_err::create_dir_all(dir.join(CASES_DIR))?;
+        if dir.join(index::INDEX_NAME).exists() {
+            let (known, _) = index::read(&dir)?;
+            check_same_plan(&dir, &known, plan)?;
+        } else {
+            index::write(&dir, plan, Vec::new())?;
+        }
+        Ok(Self {
+            dir,
+            plan: plan.clone(),
+            compression: Compression::default(),
+        })
+    }
+
+    /// Chooses whether chunks are compressed; it never changes a hash.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// Returns the store's plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Returns the record of a case whose file is already there and whole.
+    pub fn existing(&self, id: &str) -> Option<CaseRecord> {
+        check_id(id).ok()?;
+        let file = CaseFile::open(&case_path(&self.dir, id)).ok()?;
+        file.verify().ok()?;
+        Some(file.record().clone())
+    }
+
+    /// Writes a case and returns its record; an identical case that is already there and whole is left untouched.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] names the field of a case that the plan does not allow.
+    pub fn write(&self, case: CaseInput) -> Result<CaseRecord, StoreError> {
+        check_id(&case.id)?;
+        let path = case_path(&self.dir, &case.id);
+        self.check(&case).map_err(|what| StoreError::invalid(&path, what))?;
+        let (record, candidates) = self.analyse(case_hash(&case), &case);
+        if self.existing(&case.id).as_ref() == Some(&record) {
+            return Ok(record);
+        }
+        let (header, payload) = self.pack(&path, record, &candidates, &case)?;
+        let head = format::encode_head(&header).map_err(|what| StoreError::invalid(&path, what))?;
+        replace(&path, &[&head, &payload])?;
+        Ok(header.record)
+    }
+
+    /// Writes the index over all case files that are there; call it when all cases are written.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] where the store cannot be listed or written; damaged cases are reported, not errors.
+    pub fn finish(self) -> Result<Finished, StoreError> {
+        // Two shards that finish together must not overwrite each other's newer index.
+        let lock = fs_err::File::create(self.dir.join(".lock"))?;
+        lock.file().lock()?;
+        let (mut records, mut damaged) = (Vec::new(), Vec::new());
+        for entry in fs_err::read_dir(self.dir.join(CASES_DIR))? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "ftc") {
+                continue;
+            }
+            match CaseFile::open(&path) {
+                Ok(file) if case_path(&self.dir, &file.record().id) == path => records.push(file.record().clone()),
+                Ok(file) => damaged.push(StoreError::damaged(
+                    &path,
+                    format!("it holds case {:?}", file.record().id),
+                )),
+                Err(error) => damaged.push(error),
+            }
+        }
+        records.sort_by(|a, b| a.id.cmp(&b.id));
+        let cases = records.len();
+        index::write(&self.dir, &self.plan, records)?;
+        Ok(Finished { cases, damaged })
+    }
+
+    fn check(&self, case: &CaseInput) -> Result<(), String> {
+        let shape = case.grid.shape;
+        if !shape.iter().all(|side| (1..=MAX_SIDE).contains(side)) {
+            return Err(format!(
+                "grid.shape: expected 1 to {MAX_SIDE} voxels a side, got {shape:?}"
+            ));
+        }
+        let found = (
+            <[usize; 3]>::from(case.image.dim()),
+            <[usize; 3]>::from(case.labels.dim()),
+        );
+        if found != (shape, shape) {
+            return Err(format!(
+                "image and labels: expected the grid's shape {shape:?}, got {found:?}"
+            ));
+        }
+        let spacing_mm = case.grid.spacing_mm();
+        let near = |axis: usize| (spacing_mm[axis] - self.plan.spacing_mm[axis]).abs() <= SPACING_TOLERANCE_MM;
+        if !(0..3).all(near) {
+            return Err(format!(
+                "grid.affine: expected the plan's spacing {:?} mm, got {spacing_mm:?}",
+                self.plan.spacing_mm
+            ));
+        }
+        if let Some(hu) = case.image.iter().find(|hu| **hu < AIR_HU) {
+            return Err(format!("image: expected at least {AIR_HU} HU, got {hu}"));
+        }
+        let known = |label: u8| label == IGNORE || self.plan.labels.name(label).is_some();
+        let mut seen = [false; 256];
+        case.labels.iter().for_each(|label| seen[usize::from(*label)] = true);
+        if let Some(label) = (0..=255).find(|label| seen[usize::from(*label)] && !known(*label)) {
+            return Err(format!("labels: id {label} is not in the plan's label map"));
+        }
+        case.annotation
+            .admissible(&self.plan.labels)
+            .map(drop)
+            .map_err(|error| format!("annotation: {error}"))
+    }
+
+    fn analyse(&self, content_hash: Digest, case: &CaseInput) -> (CaseRecord, Vec<(u8, Vec<Candidate>)>) {
+        let voxels = Voxels {
+            grid: &case.grid,
+            image: &case.image,
+            labels: &case.labels,
+        };
+        let boxes = analyse::boxes(&case.labels);
+        let mut organs: Vec<OrganRecord> = Vec::new();
+        let mut tumours: Vec<TumourRecord> = Vec::new();
+        let mut candidates = Vec::new();
+        for organ in self.plan.labels.organs() {
+            if let Some(region) = boxes.get(&organ.id) {
+                let (record, places) = analyse::organ(voxels, &organ, *region);
+                organs.push(record);
+                candidates.push((organ.id, places));
+            }
+            if let Some(region) = boxes.get(&organ.tumour_id) {
+                tumours.extend(analyse::tumours(voxels, &organ, *region));
+            }
+        }
+        let record = CaseRecord {
+            id: case.id.clone(),
+            kind: case.kind,
+            grid: case.grid,
+            annotation: case.annotation.clone(),
+            source_hash: case.source_hash,
+            content_hash,
+            source: case.source.clone(),
+            organs,
+            tumours,
+        };
+        (record, candidates)
+    }
+
+    fn pack(
+        &self,
+        path: &Path,
+        record: CaseRecord,
+        candidates: &[(u8, Vec<Candidate>)],
+        case: &CaseInput,
+    ) -> Result<(CaseHeader, Vec<u8>), StoreError> {
+        let shape = record.grid.shape;
+        let chunks: usize = format::chunk_counts(shape).iter().product();
+        let mut payload = Payload {
+            bytes: Vec::new(),
+            compression: self.compression,
+        };
+        let (mut image, mut labels) = (Vec::with_capacity(chunks), Vec::with_capacity(chunks));
+        for number in 0..chunks {
+            let region = format::chunk_region(shape, number);
+            let hu = window(&case.image, region)
+                .iter()
+                .flat_map(|hu| hu.to_le_bytes())
+                .collect();
+            image.push(payload.push(hu, 2)?);
+            labels.push(payload.push(window(&case.labels, region).iter().copied().collect(), 1)?);
+        }
+        let places = bincode::encode_to_vec(candidates, format::header_config())
+            .map_err(|error| StoreError::invalid(path, format!("candidates: {error}")))?;
+        let candidate_bytes = u32::try_from(places.len())
+            .ok()
+            .filter(|bytes| *bytes as usize <= format::MAX_CANDIDATE_BYTES)
+            .ok_or_else(|| StoreError::invalid(path, format!("{} bytes of candidates", places.len())))?;
+        let header = CaseHeader {
+            record,
+            image,
+            labels,
+            candidates: payload.push(places, 1)?,
+            candidate_bytes,
+        };
+        Ok((header, payload.bytes))
+    }
+}
+
+/// The bytes after the header, as they grow.
+struct Payload {
+    bytes: Vec<u8>,
+    compression: Compression,
+}
+
+impl Payload {
+    fn push(&mut self, plain: Vec<u8>, element_bytes: usize) -> Result<Block, StoreError> {
+        let (codec, packed) = codec::pack(plain, element_bytes, self.compression)?;
+        let block = Block {
+            codec,
+            offset: self.bytes.len() as u64,
+            length: u32::try_from(packed.len()).expect("a chunk is far below 4 GiB"),
+            crc: crc32fast::hash(&packed),
+        };
+        self.bytes.extend(packed);
+        Ok(block)
+    }
+}
+
+fn window<T>(volume: &Array3<T>, region: Region) -> ArrayView3<'_, T> {
+    let [z, y, x] = region.start.map(|v| v as usize);
+    let [d, h, w] = region.size;
+    volume.slice(s![z..z + d, y..y + h, x..x + w])
+}
+
+/// Hashes everything stored that can change a patch; never ids, codecs, paths or times.
+fn case_hash(case: &CaseInput) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"freetumor.case.v1");
+    for side in case.grid.shape {
+        hasher.update(&(side as u64).to_le_bytes());
+    }
+    for value in case.grid.affine.0.iter().flatten() {
+        hasher.update(&value.to_le_bytes());
+    }
+    hasher.update(&[
+        u8::from(case.kind == CaseKind::Labelled),
+        u8::from(case.annotation.assumed_tumour_free),
+    ]);
+    hasher.update(&(case.annotation.classes.len() as u64).to_le_bytes());
+    for class in &case.annotation.classes {
+        hasher.update(&(class.len() as u64).to_le_bytes());
+        hasher.update(class.as_bytes());
+    }
+    for plane in case.image.outer_iter() {
+        let bytes: Vec<u8> = plane.iter().flat_map(|hu| hu.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    }
+    for plane in case.labels.outer_iter() {
+        let bytes: Vec<u8> = plane.iter().copied().collect();
+        hasher.update(&bytes);
+    }
+    hasher.finalize().into()
+}
+
+fn check_same_plan(dir: &Path, known: &Plan, asked: &Plan) -> Result<(), StoreError> {
+    let json = |plan: &Plan| serde_json::to_value(plan).expect("a plan is representable in JSON");
+    let (known, asked) = (json(known), json(asked));
+    let keys = known.as_object().into_iter().flatten();
+    for (key, value) in keys {
+        if asked.get(key) != Some(value) {
+            return Err(StoreError::OtherPlan {
+                path: dir.join(index::INDEX_NAME),
+                key: format!("plan.{key}"),
+                expected: value.to_string(),
+                got: asked.get(key).unwrap_or_default().to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Puts a file in place at once: a temporary file beside it, flushed to disk, then renamed.
+pub(crate) fn replace(path: &Path, parts: &[&[u8]]) -> Result<(), StoreError> {
+    let named = |error: std::io::Error| {
+        StoreError::Io(std::io::Error::new(
+            error.kind(),
+            format!("{}: cannot write: {error}", path.display()),
+        ))
+    };
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".tmp-");
+    #[cfg(unix)]
+    {
+        // Temporary files are private by default; a store is read by other users, as the umask allows.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(dir).map_err(named)?;
+    for part in parts {
+        file.write_all(part).map_err(named)?;
+    }
+    file.as_file().sync_all().map_err(named)?;
+    file.persist(path).map_err(|error| named(error.error))?;
+    // The rename itself is durable once the directory is.
+    fs_err::File::open(dir)?.sync_all()?;
+    Ok(())
+}

@@ -1,0 +1,446 @@
+//! Makes one patch: schedule, lesion, synthesis, gate, retries, fallback.
+
+use std::sync::Arc;
+
+use ndarray::Array3;
+
+use super::patch::{GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
+use super::recipe::Fallback;
+use super::resolve::Prepared;
+use super::scene::{Painted, assemble, crop_around};
+use super::stats::{StreamStats, Tally};
+use super::{StreamError, delivery::OnFailed};
+use crate::checkpoint::{Bundle, Thresholds};
+use crate::nn::cube_side;
+use crate::rng::{Purpose, Rng};
+use crate::sampler::{Draw, Pool, draw_contrast_hu};
+use crate::store::{Cases, StoreError};
+use crate::synth::gate::{self, Judged, Scores, Verdict};
+use crate::synth::{
+    Analytic, Cancelled, Conditional, Engine, GateRule, Judgement, LESION_FROM, LesionCube, PlantRequest, Planted,
+    SynthError, Synthesizer, SynthesizerKind, compose, plant, realised_hu,
+};
+use crate::volume::{ClassSet, Region};
+
+/// The attempt number under which a real patch is drawn in the place of a host that never passed.
+const REAL_DRAW: u64 = u64::MAX;
+
+/// What every preparation thread needs.
+pub(super) struct Maker {
+    pub(super) cases: Arc<dyn Cases>,
+    pub(super) bundle: Option<Arc<Bundle>>,
+    pub(super) engine: Option<Arc<Engine>>,
+    pub(super) stats: StreamStats,
+}
+
+/// One patch to be made.
+pub(super) struct Order {
+    pub(super) prepared: Arc<Prepared>,
+    pub(super) index: u64,
+    pub(super) on_failed: OnFailed,
+    pub(super) cancelled: Cancelled,
+}
+
+/// A lesion that was painted, and what was thought of it.
+struct Attempt {
+    painted: Painted,
+    region: Region,
+    requested_hu: f64,
+    judged: Option<(GateScores, Verdict)>,
+    discriminator: Option<f64>,
+}
+
+/// Everything that was tried for one index.
+#[derive(Default)]
+struct Trials {
+    chosen: Option<Attempt>,
+    passed: bool,
+    /// Where the last attempt would have been cut out.
+    region: Option<Region>,
+    attempts: u32,
+    placed: u32,
+    host_suspect: u32,
+    borderline: bool,
+}
+
+/// Why an attempt could not be carried out.
+#[derive(Debug, thiserror::Error)]
+enum MakeError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Synth(#[from] SynthError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+impl Maker {
+    /// Makes a patch; what cannot be made is an error or an item marked failed, as the client chose.
+    pub(super) fn make(&self, order: &Order) -> Result<StreamedPatch, StreamError> {
+        let draw = order.prepared.schedule.draw(order.index);
+        let made = match draw.pool {
+            Pool::LabelledReal => self.real(order, &draw, draw.case, draw.near_tumour, Outcome::Real),
+            Pool::LabelledHost | Pool::UnlabelledHost => self.host(order, &draw),
+        };
+        self.stats.count_patch();
+        let error = match made {
+            Ok(patch) => return Ok(patch),
+            Err(MakeError::Stream(error)) => error,
+            Err(error) => StreamError::Failed {
+                index: order.index,
+                what: format!("case {:?}: {error}", self.cases.records()[draw.case].id),
+            },
+        };
+        self.stats.count_failed();
+        match order.on_failed {
+            OnFailed::Error => Err(error),
+            OnFailed::Skip => Ok(self.failed(order, &draw, error.to_string())),
+        }
+    }
+
+    fn real(
+        &self,
+        order: &Order,
+        draw: &Draw,
+        case: usize,
+        near_tumour: bool,
+        outcome: Outcome,
+    ) -> Result<StreamedPatch, MakeError> {
+        let recipe = &order.prepared.resolved.recipe;
+        let mut rng = Rng::keyed(recipe.seed, order.index, 0, Purpose::Crop);
+        let record = &self.cases.records()[case];
+        let tumours = record.tumours.iter().filter(|tumour| tumour.id == draw.organ.tumour_id);
+        let tumours: Vec<_> = tumours.collect();
+        let centre = if near_tumour && !tumours.is_empty() {
+            tumours[rng.below(tumours.len())].centre
+        } else {
+            self.organ_voxel(case, draw, &mut rng)?
+        };
+        let region = crop_around(centre, record.grid.shape, order.prepared.resolved.patch, &mut rng);
+        let meta = self.meta(order, draw, case, region, outcome);
+        Ok(assemble(&*self.cases, recipe, case, None, meta)?)
+    }
+
+    /// Returns a voxel of the organ: a candidate, or the middle of its box where it has none.
+    fn organ_voxel(&self, case: usize, draw: &Draw, rng: &mut Rng) -> Result<[i64; 3], StoreError> {
+        let candidates = self.cases.candidates(case, draw.organ.id)?;
+        if !candidates.is_empty() {
+            return Ok(candidates[rng.below(candidates.len())].voxel.map(i64::from));
+        }
+        let record = &self.cases.records()[case];
+        let region = record
+            .organ(draw.organ.id)
+            .map_or(Region::whole(record.grid.shape), |organ| organ.region);
+        Ok(std::array::from_fn(|axis| {
+            region.start[axis] + (region.size[axis] / 2) as i64
+        }))
+    }
+
+    fn host(&self, order: &Order, draw: &Draw) -> Result<StreamedPatch, MakeError> {
+        let recipe = &order.prepared.resolved.recipe;
+        let mut trials = Trials::default();
+        for attempt in 0..=u64::from(recipe.gate.retries) {
+            if order.cancelled.is_set() {
+                return Err(SynthError::Cancelled.into());
+            }
+            self.attempt(order, draw, attempt, &mut trials)?;
+            if trials.passed {
+                break;
+            }
+        }
+        let tally = Tally {
+            attempts: trials.placed,
+            host_suspect: trials.host_suspect,
+            accepted: trials.passed,
+            unplaceable: trials.placed == 0,
+        };
+        self.stats.count_host(&draw.organ.name, draw.size, draw.contrast, tally);
+        self.settle(order, draw, trials)
+    }
+
+    /// Carries out one attempt and keeps it if it passes or is the best so far.
+    fn attempt(&self, order: &Order, draw: &Draw, attempt: u64, trials: &mut Trials) -> Result<(), MakeError> {
+        trials.attempts += 1;
+        let prepared = &order.prepared;
+        let recipe = &prepared.resolved.recipe;
+        let record = &self.cases.records()[draw.case];
+        let holds_mm = record
+            .organ(draw.organ.id)
+            .map_or(0.0, |organ| f64::from(organ.holds_mm));
+        let Some(diameters_mm) = prepared.mix.diameters_mm(draw.size, holds_mm) else {
+            return Ok(());
+        };
+        let request = PlantRequest {
+            cases: &*self.cases,
+            case: draw.case,
+            organ: &draw.organ,
+            size: draw.size,
+            diameters_mm,
+            form: &recipe.lesion,
+            cube: cube_side(draw.size),
+            key: [recipe.seed, order.index, attempt],
+        };
+        let Some(planted) = plant(&request)? else {
+            return Ok(());
+        };
+        trials.placed += 1;
+        let mut rng = Rng::keyed(recipe.seed, order.index, attempt, Purpose::Crop);
+        let region = crop_around(planted.centre, record.grid.shape, prepared.resolved.patch, &mut rng);
+        trials.region = Some(region);
+        let made = self.paint(order, draw, request.key, planted, region)?;
+        let verdict = made.judged.as_ref().map(|(_, verdict)| *verdict);
+        trials.host_suspect += u32::from(verdict.is_some_and(|verdict| verdict.host_suspect));
+        trials.borderline |= verdict.is_some_and(|verdict| verdict.borderline);
+        trials.passed = verdict.is_none_or(|verdict| verdict.passes);
+        let margin = |attempt: &Attempt| {
+            let verdict = attempt.judged.as_ref().map(|(_, verdict)| verdict.margin);
+            verdict.unwrap_or(f64::NEG_INFINITY)
+        };
+        // Of equals the first stays, so that the outcome follows from the order of attempts alone.
+        if trials.passed || trials.chosen.as_ref().is_none_or(|best| margin(&made) > margin(best)) {
+            trials.chosen = Some(made);
+        }
+        Ok(())
+    }
+
+    /// Paints a planted lesion and asks the gate.
+    fn paint(
+        &self,
+        order: &Order,
+        draw: &Draw,
+        key: [u64; 3],
+        planted: Planted,
+        region: Region,
+    ) -> Result<Attempt, MakeError> {
+        let [seed, index, attempt] = key;
+        let recipe = &order.prepared.resolved.recipe;
+        let requested_hu = draw_contrast_hu(&mut Rng::keyed(seed, index, attempt, Purpose::Contrast), draw.contrast);
+        let organs = self.cases.plan().labels.organs();
+        let cube = LesionCube {
+            image: planted.host.image.clone(),
+            soft: planted.soft.clone(),
+            organ: organs.iter().position(|organ| *organ == draw.organ).unwrap_or(0),
+            diameter_mm: planted.diameter_mm,
+            contrast_hu: requested_hu,
+            spacing_mm: self.cases.records()[draw.case].grid.spacing_mm(),
+            key,
+            cancelled: order.cancelled.clone(),
+        };
+        let batch = std::slice::from_ref(&cube);
+        let residuals = match (recipe.synthesizer, &self.engine) {
+            (Some(SynthesizerKind::Analytic), _) => Analytic.residuals(batch)?,
+            (_, Some(engine)) => Conditional::new(engine.clone()).residuals(batch)?,
+            (_, None) => return Err(SynthError::NoModel("generator").into()),
+        };
+        let residual = residuals.first().ok_or(SynthError::Ended)?;
+        let mut made = Attempt {
+            painted: Painted {
+                image: compose(&cube.image, residual, &cube.soft),
+                planted,
+                tumour_id: draw.organ.tumour_id,
+            },
+            region,
+            requested_hu,
+            judged: None,
+            discriminator: None,
+        };
+        if recipe.gate.enabled {
+            self.judge(order, draw, &mut made)?;
+        }
+        Ok(made)
+    }
+
+    fn judge(&self, order: &Order, draw: &Draw, made: &mut Attempt) -> Result<(), MakeError> {
+        let (Some(engine), Some(bundle)) = (&self.engine, &self.bundle) else {
+            return Err(SynthError::NoModel("critic").into());
+        };
+        let recipe = &order.prepared.resolved.recipe;
+        let host = &made.painted.planted.host;
+        let seen = engine.judge(host.image.clone(), made.painted.image.clone(), &order.cancelled)?;
+        let planted = &made.painted.planted;
+        let lesion = planted.soft.map(|soft| u8::from(*soft >= LESION_FROM));
+        made.discriminator = seen.real.as_ref().map(|real| mean_over(real, &lesion));
+        let tumours = bundle
+            .plan
+            .labels
+            .organs()
+            .iter()
+            .fold(ClassSet::default(), |mut set, organ| {
+                set.insert(organ.tumour_id);
+                set
+            });
+        let scores = score(
+            &seen,
+            planted,
+            &lesion,
+            tumours,
+            draw.organ.tumour_id,
+            bundle.plan.spacing_mm,
+        );
+        let (thresholds, verdict) = match recipe.gate.rule {
+            GateRule::Published => {
+                let recall = gate::published_recall(&seen.after, &lesion, tumours);
+                let thresholds = Thresholds {
+                    recall: gate::PUBLISHED_RECALL,
+                    precision: 0.0,
+                };
+                (thresholds, gate::judge_published(recall))
+            }
+            GateRule::Fixed => {
+                let thresholds = Thresholds {
+                    recall: recipe.gate.recall,
+                    precision: recipe.gate.precision,
+                };
+                (thresholds, gate::judge(scores, thresholds))
+            }
+            GateRule::Calibrated => {
+                let found = bundle
+                    .calibration
+                    .thresholds(&draw.organ.name, draw.size, draw.contrast);
+                let thresholds = found.ok_or(SynthError::NoModel("calibration"))?;
+                (thresholds, gate::judge(scores, thresholds))
+            }
+        };
+        let scores = GateScores {
+            recall: scores.recall,
+            precision: scores.precision,
+            before: scores.before,
+            recall_threshold: thresholds.recall,
+            precision_threshold: thresholds.precision,
+        };
+        made.judged = Some((scores, verdict));
+        Ok(())
+    }
+
+    /// Turns the trials into the patch that the client asked for.
+    fn settle(&self, order: &Order, draw: &Draw, trials: Trials) -> Result<StreamedPatch, MakeError> {
+        let recipe = &order.prepared.resolved.recipe;
+        let (outcome, lesion) = match (trials.placed, trials.passed, recipe.fallback) {
+            (0, ..) => (Outcome::Unplaceable, None),
+            (_, true, _) => (Outcome::Accepted, trials.chosen.as_ref()),
+            (_, false, Fallback::Healthy) => (Outcome::HealthyAfterK, None),
+            (_, false, Fallback::Best) => (Outcome::BestAfterK, trials.chosen.as_ref()),
+            (_, false, Fallback::Real) => (Outcome::RealAfterK, None),
+        };
+        let mut patch = if outcome == Outcome::RealAfterK {
+            let mut rng = Rng::keyed(recipe.seed, order.index, REAL_DRAW, Purpose::Pool);
+            let cases = order
+                .prepared
+                .real_cases
+                .get(&draw.organ.id)
+                .map_or(&[][..], Vec::as_slice);
+            let case = if cases.is_empty() {
+                draw.case
+            } else {
+                cases[rng.below(cases.len())]
+            };
+            self.real(order, draw, case, rng.chance(0.5), outcome)?
+        } else {
+            let region = match lesion.map(|attempt| attempt.region).or(trials.region) {
+                Some(region) => region,
+                None => self.empty_region(order, draw)?,
+            };
+            let mut meta = self.meta(order, draw, draw.case, region, outcome);
+            meta.lesions = lesion
+                .map(|attempt| self.lesion_meta(draw, attempt))
+                .into_iter()
+                .collect();
+            let painted = lesion.map(|attempt| &attempt.painted);
+            assemble(&*self.cases, recipe, draw.case, painted, meta)?
+        };
+        patch.meta.attempts = trials.attempts;
+        patch.meta.host_suspect = trials.host_suspect;
+        patch.meta.borderline = trials.borderline;
+        Ok(patch)
+    }
+
+    /// Draws the crop of a host in which no lesion found a place.
+    fn empty_region(&self, order: &Order, draw: &Draw) -> Result<Region, StoreError> {
+        let resolved = &order.prepared.resolved;
+        let mut rng = Rng::keyed(resolved.recipe.seed, order.index, 0, Purpose::Crop);
+        let centre = self.organ_voxel(draw.case, draw, &mut rng)?;
+        let shape = self.cases.records()[draw.case].grid.shape;
+        Ok(crop_around(centre, shape, resolved.patch, &mut rng))
+    }
+
+    fn meta(&self, order: &Order, draw: &Draw, case: usize, region: Region, outcome: Outcome) -> PatchMeta {
+        let record = &self.cases.records()[case];
+        PatchMeta {
+            index: order.index,
+            case: record.id.clone(),
+            pool: draw.pool,
+            organ: draw.organ.name.clone(),
+            region,
+            affine: record.grid.affine.shifted(region.start),
+            outcome,
+            attempts: 0,
+            host_suspect: 0,
+            borderline: false,
+            lesions: Vec::new(),
+            failed: None,
+        }
+    }
+
+    fn lesion_meta(&self, draw: &Draw, attempt: &Attempt) -> LesionMeta {
+        let planted = &attempt.painted.planted;
+        let spacing_mm = self.cases.records()[draw.case].grid.spacing_mm();
+        let (labels, organ_id) = (&planted.host.labels, draw.organ.id);
+        LesionMeta {
+            instance: 1,
+            organ: draw.organ.name.clone(),
+            centre: planted.centre,
+            size: draw.size,
+            contrast: draw.contrast,
+            diameter_mm: planted.diameter_mm,
+            radii_mm: planted.radii_mm,
+            requested_hu: attempt.requested_hu,
+            realised_hu: realised_hu(&attempt.painted.image, labels, &planted.soft, organ_id, spacing_mm),
+            gate: attempt.judged.map(|(scores, _)| scores),
+            discriminator: attempt.discriminator,
+        }
+    }
+
+    fn failed(&self, order: &Order, draw: &Draw, what: String) -> StreamedPatch {
+        let size = order.prepared.resolved.patch;
+        let outcome = match draw.pool {
+            Pool::LabelledReal => Outcome::Real,
+            Pool::LabelledHost | Pool::UnlabelledHost => Outcome::HealthyAfterK,
+        };
+        let mut meta = self.meta(order, draw, draw.case, Region::whole(size), outcome);
+        meta.failed = Some(what);
+        StreamedPatch {
+            meta,
+            image: Array3::zeros(size),
+            label: Array3::zeros(size),
+            source: Array3::zeros(size),
+            soft_mask: Array3::zeros(size),
+            lesion_instance: Array3::zeros(size),
+        }
+    }
+}
+
+fn score(
+    seen: &Judgement,
+    planted: &Planted,
+    lesion: &Array3<u8>,
+    tumours: ClassSet,
+    tumour_id: u8,
+    spacing_mm: [f64; 3],
+) -> Scores {
+    let others = planted.host.labels.map(|label| u8::from(tumours.contains(*label)));
+    gate::scores(&Judged {
+        before: &seen.before,
+        after: &seen.after,
+        lesion,
+        others: &others,
+        tumour_id,
+        spacing_mm,
+        radius_mm: planted.diameter_mm / 2.0,
+    })
+}
+
+fn mean_over(values: &Array3<f32>, mask: &Array3<u8>) -> f64 {
+    let inside = values.iter().zip(mask).filter(|(_, inside)| **inside != 0);
+    let (sum, count) = inside.fold((0.0, 0u64), |(sum, n), (value, _)| (sum + f64::from(*value), n + 1));
+    if count == 0 { 0.0 } else { sum / count as f64 }
+}

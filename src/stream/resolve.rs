@@ -1,0 +1,307 @@
+//! Checks a recipe against the store and the models and fills in what is absent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::recipe::{Fallback, REVISION, Recipe};
+use super::{Resolved, StreamError};
+use crate::checkpoint::Bundle;
+use crate::digest::Digest;
+use crate::nn::cube_side;
+use crate::sampler::{Mix, Pool, Schedule};
+use crate::store::{CaseKind, Cases};
+use crate::synth::{GateRule, SynthesizerKind};
+use crate::volume::{Organ, SizeClass};
+
+/// A resolved recipe with what follows from it.
+pub(super) struct Prepared {
+    pub(super) resolved: Arc<Resolved>,
+    pub(super) mix: Mix,
+    pub(super) schedule: Schedule,
+    /// What the fallback `real` draws from, by organ id.
+    pub(super) real_cases: BTreeMap<u8, Vec<usize>>,
+}
+
+fn infeasible<T>(field: &'static str, what: impl Into<String>) -> Result<T, StreamError> {
+    Err(StreamError::Infeasible {
+        field,
+        what: what.into(),
+    })
+}
+
+/// Resolves a recipe; on a resolved one it changes nothing.
+///
+/// # Errors
+/// [`StreamError`] names the field.
+pub(super) fn resolve(cases: &dyn Cases, bundle: Option<&Bundle>, mut recipe: Recipe) -> Result<Prepared, StreamError> {
+    recipe.validate()?;
+    let plan = cases.plan();
+    let organs = requested_organs(cases, &recipe)?;
+    let allowed = allowed_cases(cases, &recipe)?;
+    let kind = synthesizer(bundle, &recipe)?;
+    recipe.synthesizer = Some(kind);
+    recipe.patch = Some(recipe.patch(plan));
+    let mix = Mix {
+        seed: recipe.seed,
+        pools: pool_shares(cases, &recipe, &allowed),
+        organs,
+        sizes: recipe.sizes.iter().map(|(size, share)| (*size, *share)).collect(),
+        contrasts: recipe.contrasts.iter().map(|(bin, share)| (*bin, *share)).collect(),
+        spacing_mm: plan.spacing_mm,
+        cube_voxels: SizeClass::ALL.map(cube_side),
+    };
+    let Some(schedule) = Schedule::new(&mix, cases.records(), &allowed) else {
+        return infeasible("pools", "no case of the store can serve any of the pools and organs");
+    };
+    let feasible = feasible(&recipe, &mix, &schedule)?;
+    fill_shares(&mut recipe, &mix, &feasible);
+    let hosting = feasible.keys().any(|pool| *pool != Pool::LabelledReal);
+    let bundle_hash = check_bundle(cases, bundle, &recipe, hosting, &allowed)?;
+    let real_cases = real_cases(cases, &recipe, &mix, &allowed, hosting)?;
+    let patches_per_epoch = recipe.patches_per_epoch.unwrap_or_else(|| schedule.pool_size());
+    recipe.patches_per_epoch = Some(patches_per_epoch);
+    let resolved = Resolved {
+        hash: recipe.hash(),
+        snapshot: cases.snapshot(),
+        bundle: bundle_hash,
+        revision: REVISION,
+        patches_per_epoch,
+        patch: recipe.patch(plan),
+        labels: plan.labels.clone(),
+        feasible,
+        shortfall: schedule.shortfall().to_vec(),
+        numerics: super::numerics().into(),
+        recipe,
+    };
+    Ok(Prepared {
+        resolved: Arc::new(resolved),
+        mix,
+        schedule,
+        real_cases,
+    })
+}
+
+/// Returns the organs with a share, refusing those that the label map or the store does not know.
+fn requested_organs(cases: &dyn Cases, recipe: &Recipe) -> Result<Vec<(Organ, f64)>, StreamError> {
+    let known = cases.plan().labels.organs();
+    let held = |organ: &Organ| cases.records().iter().any(|record| record.organ(organ.id).is_some());
+    let Some(shares) = &recipe.organs else {
+        return Ok(known.into_iter().filter(held).map(|organ| (organ, 1.0)).collect());
+    };
+    let mut out = Vec::new();
+    for (name, share) in shares {
+        let names: Vec<&str> = known.iter().map(|organ| organ.name.as_str()).collect();
+        let Some(organ) = known.iter().find(|organ| organ.name == *name) else {
+            let name: String = name.chars().take(80).collect();
+            return infeasible("organs", format!("unknown organ {name:?}: the label map has {names:?}"));
+        };
+        if *share > 0.0 && !held(organ) {
+            return infeasible("organs", format!("no case of the store holds {name:?}"));
+        }
+        out.push((organ.clone(), *share));
+    }
+    Ok(out)
+}
+
+/// Tells for every case whether it may appear, refusing names that the store does not hold.
+fn allowed_cases(cases: &dyn Cases, recipe: &Recipe) -> Result<Vec<bool>, StreamError> {
+    let find = |field: &'static str, id: &String| match cases.find(id) {
+        Some(case) => Ok(case),
+        None => infeasible(
+            field,
+            format!("no case {:?} in the store", id.chars().take(80).collect::<String>()),
+        ),
+    };
+    let mut allowed = vec![recipe.select.cases.is_none(); cases.records().len()];
+    for id in recipe.select.cases.iter().flatten() {
+        allowed[find("select.cases", id)?] = true;
+    }
+    for id in &recipe.select.hold_out {
+        allowed[find("select.hold_out", id)?] = false;
+    }
+    Ok(allowed)
+}
+
+fn synthesizer(bundle: Option<&Bundle>, recipe: &Recipe) -> Result<SynthesizerKind, StreamError> {
+    let has_generator = bundle.is_some_and(|bundle| bundle.generator.is_some());
+    match recipe.synthesizer {
+        None if has_generator => Ok(SynthesizerKind::Conditional),
+        None => Ok(SynthesizerKind::Analytic),
+        Some(SynthesizerKind::Conditional) if !has_generator => infeasible(
+            "synthesizer",
+            "conditional needs a generator, and the models hold none; analytic needs no weights",
+        ),
+        Some(SynthesizerKind::Published) => infeasible(
+            "synthesizer",
+            "published needs the paper's networks, and the models hold none; import them, or ask for conditional or \
+             analytic",
+        ),
+        Some(kind) => Ok(kind),
+    }
+}
+
+/// Returns the pools' shares: those of the recipe, or 1 for every pool that has a case.
+fn pool_shares(cases: &dyn Cases, recipe: &Recipe, allowed: &[bool]) -> Vec<(Pool, f64)> {
+    if let Some(pools) = &recipe.pools {
+        return pools.iter().map(|(pool, share)| (*pool, *share)).collect();
+    }
+    let kinds = cases.records().iter().zip(allowed).filter(|(_, allowed)| **allowed);
+    let kinds: Vec<CaseKind> = kinds.map(|(record, _)| record.kind).collect();
+    let exists = |pool: Pool| match pool {
+        Pool::UnlabelledHost => kinds.contains(&CaseKind::Unlabelled),
+        Pool::LabelledReal | Pool::LabelledHost => kinds.contains(&CaseKind::Labelled),
+    };
+    Pool::ALL
+        .into_iter()
+        .filter(|pool| exists(*pool))
+        .map(|pool| (pool, 1.0))
+        .collect()
+}
+
+type Feasible = BTreeMap<Pool, BTreeMap<String, u64>>;
+
+/// Counts the cases of each pool and organ, refusing a pool or organ that the client named and nothing can serve.
+fn feasible(recipe: &Recipe, mix: &Mix, schedule: &Schedule) -> Result<Feasible, StreamError> {
+    let mut feasible = Feasible::new();
+    for (pool, organ, count) in schedule.feasible() {
+        feasible.entry(pool).or_default().insert(organ.into(), count);
+    }
+    for (pool, share) in recipe.pools.iter().flatten() {
+        if *share > 0.0 && !feasible.contains_key(pool) {
+            return infeasible(
+                "pools",
+                format!(
+                    "no case of the store can serve {} for the organs and sizes asked",
+                    pool.name()
+                ),
+            );
+        }
+    }
+    for (organ, _) in mix.organs.iter().filter(|(_, share)| *share > 0.0) {
+        let served = feasible.values().any(|organs| organs.contains_key(&organ.name));
+        if recipe.organs.is_some() && !served {
+            return infeasible(
+                "organs",
+                format!(
+                    "no selected case can serve {:?} in the pools and sizes asked",
+                    organ.name
+                ),
+            );
+        }
+    }
+    Ok(feasible)
+}
+
+/// Writes the shares that apply into the recipe, so that spelled-out defaults hash like absent ones.
+fn fill_shares(recipe: &mut Recipe, mix: &Mix, feasible: &Feasible) {
+    let served = |name: &String| feasible.values().any(|organs| organs.contains_key(name));
+    let organs = mix.organs.iter().map(|(organ, share)| (organ.name.clone(), *share));
+    recipe.organs = Some(organs.filter(|(name, share)| *share > 0.0 && served(name)).collect());
+    let pools = mix.pools.iter().copied();
+    recipe.pools = Some(pools.filter(|(pool, _)| feasible.contains_key(pool)).collect());
+    recipe.sizes.retain(|_, share| *share > 0.0);
+    recipe.contrasts.retain(|_, share| *share > 0.0);
+}
+
+/// Checks what the recipe needs of the models; returns their hash, or zeros where it needs none.
+fn check_bundle(
+    cases: &dyn Cases,
+    bundle: Option<&Bundle>,
+    recipe: &Recipe,
+    hosting: bool,
+    allowed: &[bool],
+) -> Result<Digest, StreamError> {
+    let conditional = recipe.synthesizer == Some(SynthesizerKind::Conditional);
+    if !hosting || !(conditional || recipe.gate.enabled) {
+        return Ok(Digest::default());
+    }
+    let Some(bundle) = bundle else {
+        return infeasible(
+            "gate.enabled",
+            "the gate needs a critic, and no models are loaded; set it to false to stream unjudged lesions",
+        );
+    };
+    if recipe.gate.enabled && recipe.gate.rule == GateRule::Calibrated {
+        check_calibration(bundle, recipe)?;
+    }
+    check_leak(cases, bundle, recipe, allowed)?;
+    Ok(bundle.hash)
+}
+
+fn check_calibration(bundle: &Bundle, recipe: &Recipe) -> Result<(), StreamError> {
+    for organ in recipe.organs.iter().flatten().map(|(organ, _)| organ) {
+        for (size, contrast) in recipe
+            .sizes
+            .keys()
+            .flat_map(|size| recipe.contrasts.keys().map(move |contrast| (*size, *contrast)))
+        {
+            if bundle.calibration.thresholds(organ, size, contrast).is_none() {
+                let bin = format!("{organ}/{}/{}", size.name(), contrast.name());
+                return infeasible(
+                    "gate.rule",
+                    format!("the models have no calibrated threshold for {bin}; ask for fixed or published"),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses models that were trained on what the recipe holds out (promise P7).
+fn check_leak(cases: &dyn Cases, bundle: &Bundle, recipe: &Recipe, allowed: &[bool]) -> Result<(), StreamError> {
+    let held_out = cases.records().iter().zip(allowed).filter(|(_, allowed)| !**allowed);
+    let held_out: Vec<_> = held_out.map(|(record, _)| record).collect();
+    if held_out.is_empty() {
+        return Ok(());
+    }
+    let provenance = &bundle.provenance;
+    if !provenance.known && !recipe.allow_unknown_provenance {
+        return Err(StreamError::Leak {
+            what: format!(
+                "bundle {} does not say what it was trained on; set allow_unknown_provenance to use it all the same",
+                bundle.hash
+            ),
+        });
+    }
+    let seen: BTreeSet<&str> = held_out
+        .iter()
+        .filter(|record| provenance.source_hashes.contains(&record.source_hash))
+        .map(|record| record.id.as_str())
+        .collect();
+    if seen.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<&str> = seen.iter().copied().take(5).collect();
+    Err(StreamError::Leak {
+        what: format!(
+            "bundle {} was trained on {} of the held-out cases, such as {named:?}",
+            bundle.hash,
+            seen.len()
+        ),
+    })
+}
+
+fn real_cases(
+    cases: &dyn Cases,
+    recipe: &Recipe,
+    mix: &Mix,
+    allowed: &[bool],
+    hosting: bool,
+) -> Result<BTreeMap<u8, Vec<usize>>, StreamError> {
+    let mut out = BTreeMap::new();
+    if recipe.fallback != Fallback::Real || !hosting {
+        return Ok(out);
+    }
+    for (organ, _) in mix.organs.iter().filter(|(_, share)| *share > 0.0) {
+        let holds = |(i, record): &(usize, &crate::store::CaseRecord)| {
+            allowed[*i] && record.kind == CaseKind::Labelled && record.organ(organ.id).is_some()
+        };
+        let records = cases.records().iter().enumerate();
+        let found: Vec<usize> = records.filter(holds).map(|(i, _)| i).collect();
+        if found.is_empty() {
+            return infeasible("fallback", format!("real needs a labelled case with {:?}", organ.name));
+        }
+        out.insert(organ.id, found);
+    }
+    Ok(out)
+}

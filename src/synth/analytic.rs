@@ -1,0 +1,119 @@
+//! The synthesizer without weights: a requested contrast and a smooth random texture.
+
+use ndarray::{Array3, Axis, Zip};
+
+use super::{LesionCube, SynthError, Synthesizer};
+use crate::rng::{Purpose, Rng};
+
+/// Standard deviation of the texture over the lesion, in HU: between its least and its most.
+const SPREAD_HU: [f64; 2] = [6.0, 10.0];
+/// Standard deviation of the blur that makes the texture, in mm; it correlates over about twice that.
+const BLUR_MM: f64 = 2.0;
+
+/// Paints residual = mask x (contrast + spread x texture), the texture's mean over the mask being zero.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Analytic;
+
+impl Synthesizer for Analytic {
+    fn name(&self) -> &'static str {
+        "analytic"
+    }
+
+    fn needs_weights(&self) -> bool {
+        false
+    }
+
+    fn residuals(&self, batch: &[LesionCube]) -> Result<Vec<Array3<f32>>, SynthError> {
+        Ok(batch.iter().map(residual).collect())
+    }
+}
+
+fn residual(cube: &LesionCube) -> Array3<f32> {
+    let [seed, index, attempt] = cube.key;
+    let mut rng = Rng::keyed(seed, index, attempt, Purpose::Noise);
+    let spread_hu = rng.range(SPREAD_HU[0], SPREAD_HU[1]);
+    let mut texture = Array3::from_shape_vec(cube.soft.dim(), rng.normals(cube.soft.len()))
+        .expect("as many numbers as voxels were drawn");
+    for axis in 0..3 {
+        blur(&mut texture, axis, BLUR_MM / cube.spacing_mm[axis]);
+    }
+    // Sums run in array order and in double precision, so they do not depend on anything but the voxels.
+    let (mut weight, mut sum, mut squares) = (0.0, 0.0, 0.0);
+    Zip::from(&texture).and(&cube.soft).for_each(|t, soft| {
+        let (t, soft) = (f64::from(*t), f64::from(*soft));
+        weight += soft;
+        sum += soft * t;
+        squares += soft * t * t;
+    });
+    let mean = if weight > 0.0 { sum / weight } else { 0.0 };
+    let variance = if weight > 0.0 {
+        squares / weight - mean * mean
+    } else {
+        0.0
+    };
+    let gain = if variance > 0.0 {
+        spread_hu / libm::sqrt(variance)
+    } else {
+        0.0
+    };
+    Zip::from(&texture).and(&cube.soft).map_collect(|t, soft| {
+        let value = cube.contrast_hu + gain * (f64::from(*t) - mean);
+        (f64::from(*soft) / 255.0 * value) as f32
+    })
+}
+
+/// Blurs along one axis with a Gaussian of `sigma` voxels, cut at three of them; the border repeats.
+fn blur(field: &mut Array3<f32>, axis: usize, sigma: f64) {
+    let reach = libm::ceil(3.0 * sigma) as usize;
+    let kernel: Vec<f32> = (0..=reach)
+        .map(|n| libm::exp(-0.5 * (n as f64 / sigma) * (n as f64 / sigma)) as f32)
+        .collect();
+    for mut lane in field.lanes_mut(Axis(axis)) {
+        let line: Vec<f32> = lane.iter().copied().collect();
+        let last = line.len() - 1;
+        for (at, value) in lane.iter_mut().enumerate() {
+            *value = kernel[0] * line[at];
+            for (n, weight) in kernel.iter().enumerate().skip(1) {
+                *value += weight * (line[at.saturating_sub(n)] + line[(at + n).min(last)]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_contrast_is_kept_and_nothing_leaves_the_mask() {
+        let side = 24;
+        let soft = Array3::from_shape_fn([side; 3], |(z, y, x)| {
+            let d = [z, y, x].iter().map(|v| (*v as f64 - 12.0).powi(2)).sum::<f64>().sqrt();
+            ((7.0 - d) * 80.0).clamp(0.0, 255.0) as u8
+        });
+        let cube = LesionCube {
+            image: Array3::zeros([side; 3]),
+            soft: soft.clone(),
+            organ: 0,
+            diameter_mm: 18.0,
+            contrast_hu: -35.0,
+            spacing_mm: [1.5; 3],
+            key: [1, 2, 3],
+            cancelled: super::super::Cancelled::default(),
+        };
+        let residual = Analytic.residuals(std::slice::from_ref(&cube)).unwrap().remove(0);
+        let full: Vec<f64> = residual
+            .iter()
+            .zip(&soft)
+            .filter(|(_, soft)| **soft == 255)
+            .map(|(r, _)| f64::from(*r))
+            .collect();
+        let mean = full.iter().sum::<f64>() / full.len() as f64;
+        let deviation = (full.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / full.len() as f64).sqrt();
+        assert!(
+            (mean + 35.0).abs() < 4.0 && (4.0..13.0).contains(&deviation),
+            "{mean} {deviation}"
+        );
+        assert!(residual.iter().zip(&soft).all(|(r, soft)| *soft > 0 || *r == 0.0));
+    }
+}

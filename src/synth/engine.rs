@@ -1,0 +1,189 @@
+//! The device thread: the only owner of the models, fed through a bounded channel.
+//!
+//! Each job runs as a batch of its own, so that no lesion's numbers can depend on its batch mates (promise P1).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData, activation};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use ndarray::Array3;
+
+use super::{Cancelled, LesionCube, SynthError};
+use crate::checkpoint::Bundle;
+use crate::nn::Condition;
+use crate::rng::{Purpose, Rng};
+use crate::volume::HuWindow;
+
+/// What critic and discriminator say of a cube.
+#[derive(Clone, Debug)]
+pub struct Judgement {
+    /// The critic's label ids before synthesis.
+    pub before: Array3<u8>,
+    /// The critic's label ids after it.
+    pub after: Array3<u8>,
+    /// The discriminator's probability of "real tumour" after it, where the bundle has one.
+    pub real: Option<Array3<f32>>,
+}
+
+enum Task {
+    Paint(LesionCube),
+    Judge([Array3<i16>; 2]),
+}
+
+enum Answer {
+    Residual(Array3<f32>),
+    Judgement(Judgement),
+}
+
+struct Job {
+    task: Task,
+    cancelled: Cancelled,
+    reply: Sender<Result<Answer, SynthError>>,
+}
+
+/// The way to the device thread. The thread ends when the last handle is dropped.
+pub struct Engine {
+    jobs: Sender<Job>,
+}
+
+impl Engine {
+    /// Starts the device thread, which accepts `waiting` jobs before those who ask have to wait.
+    ///
+    /// # Errors
+    /// The operating system's, where it refuses the thread.
+    pub fn start(bundle: Arc<Bundle>, waiting: usize) -> std::io::Result<Self> {
+        let (jobs, queue) = bounded(waiting.max(1));
+        std::thread::Builder::new()
+            .name("freetumor-device".into())
+            .spawn(move || serve(&bundle, &queue))?;
+        Ok(Self { jobs })
+    }
+
+    /// Returns the generator's residual in HU.
+    ///
+    /// # Errors
+    /// [`SynthError`] where the stream is gone, the bundle has no generator, or the device fails.
+    pub fn paint(&self, cube: &LesionCube) -> Result<Array3<f32>, SynthError> {
+        match self.ask(Task::Paint(cube.clone()), cube.cancelled.clone())? {
+            Answer::Residual(residual) => Ok(residual),
+            Answer::Judgement(_) => Err(SynthError::Ended),
+        }
+    }
+
+    /// Returns what the critic and the discriminator say of a cube in HU before and after synthesis.
+    ///
+    /// # Errors
+    /// [`SynthError`] where the stream is gone or the device fails.
+    pub fn judge(
+        &self,
+        before: Array3<i16>,
+        after: Array3<i16>,
+        cancelled: &Cancelled,
+    ) -> Result<Judgement, SynthError> {
+        match self.ask(Task::Judge([before, after]), cancelled.clone())? {
+            Answer::Judgement(judgement) => Ok(judgement),
+            Answer::Residual(_) => Err(SynthError::Ended),
+        }
+    }
+
+    fn ask(&self, task: Task, cancelled: Cancelled) -> Result<Answer, SynthError> {
+        let (reply, answer) = bounded(1);
+        let job = Job { task, cancelled, reply };
+        self.jobs.send(job).map_err(|_| SynthError::Ended)?;
+        answer.recv().map_err(|_| SynthError::Ended)?
+    }
+}
+
+fn serve(bundle: &Bundle, queue: &Receiver<Job>) {
+    let device = bundle.critic.devices().into_iter().next().unwrap_or_default();
+    for Job { task, cancelled, reply } in queue {
+        let answer = if cancelled.is_set() {
+            Err(SynthError::Cancelled)
+        } else {
+            // A panic inside a network costs this lesion, not the server: the models are only read.
+            catch_unwind(AssertUnwindSafe(|| answer(bundle, &device, task)))
+                .unwrap_or_else(|panic| Err(SynthError::Device(panic_text(&*panic))))
+        };
+        // Who asked may be gone; then nobody misses the answer.
+        drop(reply.send(answer));
+    }
+}
+
+/// Returns the message of a panic.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic without a message".into())
+}
+
+fn answer(bundle: &Bundle, device: &Device, task: Task) -> Result<Answer, SynthError> {
+    match task {
+        Task::Paint(cube) => paint(bundle, device, &cube).map(Answer::Residual),
+        Task::Judge(images) => Ok(Answer::Judgement(judge(bundle, device, &images))),
+    }
+}
+
+/// # Shape
+/// `[D, H, W]` -> `[1, 1, D, H, W]`.
+fn tensor(values: Vec<f32>, shape: (usize, usize, usize), device: &Device) -> Tensor<5> {
+    let (d, h, w) = shape;
+    Tensor::from_data(TensorData::new(values, [1, 1, d, h, w]), device)
+}
+
+fn normalised(image: &Array3<i16>, window: HuWindow, device: &Device) -> Tensor<5> {
+    tensor(
+        image.iter().map(|hu| window.normalise(*hu)).collect(),
+        image.dim(),
+        device,
+    )
+}
+
+fn host(values: Tensor<5>, shape: (usize, usize, usize)) -> Array3<f32> {
+    let values: Vec<f32> = values.into_data().iter::<f32>().collect();
+    Array3::from_shape_vec(shape, values).expect("networks keep the cube's shape")
+}
+
+fn paint(bundle: &Bundle, device: &Device, cube: &LesionCube) -> Result<Array3<f32>, SynthError> {
+    let generator = bundle.generator.as_ref().ok_or(SynthError::NoModel("generator"))?;
+    let [seed, index, attempt] = cube.key;
+    let noise = Rng::keyed(seed, index, attempt, Purpose::Noise).normals(cube.image.len());
+    let mask = cube.soft.iter().map(|soft| f32::from(*soft) / 255.0).collect();
+    let condition = Condition {
+        organ: cube.organ,
+        diameter_mm: cube.diameter_mm,
+        contrast_hu: cube.contrast_hu,
+    };
+    let vector = condition.vector(bundle.plan.labels.organs().len());
+    let length = vector.len();
+    let residual = generator.forward(
+        normalised(&cube.image, bundle.plan.window_hu, device),
+        tensor(mask, cube.soft.dim(), device),
+        tensor(noise, cube.image.dim(), device),
+        Tensor::from_data(TensorData::new(vec![cube.contrast_hu as f32], [1]), device),
+        &Tensor::from_data(TensorData::new(vector, [1, length]), device),
+    );
+    Ok(host(residual, cube.image.dim()))
+}
+
+fn judge(bundle: &Bundle, device: &Device, images: &[Array3<i16>; 2]) -> Judgement {
+    let [before, after] = images
+        .each_ref()
+        .map(|image| normalised(image, bundle.plan.window_hu, device));
+    let classes = |image: Tensor<5>| {
+        let ids = bundle.critic.forward(image, None).argmax(1).into_data();
+        let ids: Vec<u8> = ids.iter::<i64>().map(|id| id as u8).collect();
+        Array3::from_shape_vec(images[0].dim(), ids).expect("networks keep the cube's shape")
+    };
+    let real = bundle.discriminator.as_ref().map(|discriminator| {
+        let probabilities = activation::softmax(discriminator.forward(after.clone(), None), 1);
+        let [b, _, d, h, w] = probabilities.dims();
+        host(probabilities.slice([0..b, 1..2, 0..d, 0..h, 0..w]), images[0].dim())
+    });
+    Judgement {
+        before: classes(before),
+        after: classes(after),
+        real,
+    }
+}
