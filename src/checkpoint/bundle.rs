@@ -74,6 +74,24 @@ impl Bundle {
         })
     }
 
+    /// Loads the critic of a folder alone, whatever else the folder holds.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] names the file.
+    pub fn load_critic(folder: &Path, device: &Device) -> Result<Self, CheckpointError> {
+        let critic = load_unet(folder, Role::Critic, device)?;
+        let manifests = [&critic.manifest];
+        Ok(Self {
+            hash: Digest::of_json(&manifests),
+            plan: critic.manifest.plan.clone(),
+            provenance: Provenance::of(&manifests),
+            calibration: critic.manifest.calibration.clone().unwrap_or_default(),
+            critic: critic.model,
+            generator: None,
+            discriminator: None,
+        })
+    }
+
     /// Checks that the models may work on a store.
     ///
     /// # Errors

@@ -122,6 +122,14 @@ impl<'a> Catalogue<'a> {
             .collect()
     }
 
+    /// Lists the contrasts of an organ's real tumours, in HU.
+    pub fn contrasts_hu(&self, organ: usize) -> Vec<f32> {
+        let lists = self.tumours.iter().filter(|((o, _), _)| *o == organ);
+        let flat = lists.flat_map(|(_, list)| list);
+        flat.map(|(case, i)| self.record(*case).tumours[*i].contrast_hu)
+            .collect()
+    }
+
     /// Draws a real tumour: organ, then size class, then lesion, each uniformly among those that exist; of `sizes` where
     /// the organ has any.
     pub fn draw_tumour(&self, rng: &mut Rng, sizes: &[SizeClass]) -> Option<(usize, usize, &'a TumourRecord)> {

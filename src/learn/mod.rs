@@ -9,14 +9,19 @@ mod fit;
 mod held_out;
 mod models;
 mod optimise;
+mod painted;
+mod painting;
 mod split;
+mod synthesizer;
 
 pub use augment::LookSettings;
 pub use critic::{CriticConfig, CriticReport, train_critic};
 pub use fit::{FitSettings, Job, Metrics, Progress, Quiet, Trainee, fit};
 pub use held_out::{HeldOut, HeldOutSettings};
 pub use optimise::{Adam, OptimizerSettings};
+pub use painting::PaintingScore;
 pub use split::Split;
+pub use synthesizer::{LossWeights, SynthesizerConfig, SynthesizerReport, train_synthesizer};
 
 use std::path::PathBuf;
 
