@@ -1,8 +1,12 @@
 //! Critic, generator and discriminator that belong together.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use super::Calibration;
+use burn::tensor::Device;
+
+use super::load::{load_generator, load_unet};
+use super::{Calibration, CheckpointError, ModelManifest, Role, check_plan};
 use crate::digest::Digest;
 use crate::nn::{Generator, Unet};
 use crate::volume::Plan;
@@ -32,4 +36,98 @@ pub struct Bundle {
     pub calibration: Calibration,
     /// What any of them was trained on.
     pub provenance: Provenance,
+}
+
+impl Bundle {
+    /// Loads a folder with a critic and, where present, a generator and a discriminator.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] names the file, or the field in which the models differ.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self, CheckpointError> {
+        let has = |role: Role| folder.join(format!("{}.json", role.name())).exists();
+        let critic = load_unet(folder, Role::Critic, device)?;
+        let generator = has(Role::Generator)
+            .then(|| load_generator(folder, device))
+            .transpose()?;
+        let discriminator = has(Role::Discriminator)
+            .then(|| load_unet(folder, Role::Discriminator, device))
+            .transpose()?;
+        let others = generator.iter().map(|loaded| &loaded.manifest);
+        let others = others.chain(discriminator.iter().map(|loaded| &loaded.manifest));
+        let mut manifests = vec![&critic.manifest];
+        for manifest in others {
+            check_plan(
+                ("the critic", &critic.manifest.plan),
+                (manifest.role.name(), &manifest.plan),
+            )?;
+            check_grid(&critic.manifest, manifest)?;
+            manifests.push(manifest);
+        }
+        Ok(Self {
+            hash: Digest::of_json(&manifests),
+            plan: critic.manifest.plan.clone(),
+            provenance: Provenance::of(&manifests),
+            calibration: critic.manifest.calibration.clone().unwrap_or_default(),
+            critic: critic.model,
+            generator: generator.map(|loaded| loaded.model),
+            discriminator: discriminator.map(|loaded| loaded.model),
+        })
+    }
+
+    /// Loads the critic of a folder alone, whatever else the folder holds.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] names the file.
+    pub fn load_critic(folder: &Path, device: &Device) -> Result<Self, CheckpointError> {
+        let critic = load_unet(folder, Role::Critic, device)?;
+        let manifests = [&critic.manifest];
+        Ok(Self {
+            hash: Digest::of_json(&manifests),
+            plan: critic.manifest.plan.clone(),
+            provenance: Provenance::of(&manifests),
+            calibration: critic.manifest.calibration.clone().unwrap_or_default(),
+            critic: critic.model,
+            generator: None,
+            discriminator: None,
+        })
+    }
+
+    /// Checks that the models may work on a store.
+    ///
+    /// # Errors
+    /// [`CheckpointError::PlanMismatch`] where labels or window differ; a different grid is bridged, see
+    /// [`Self::has_grid_of`].
+    pub fn check_plan(&self, store: &Plan) -> Result<(), CheckpointError> {
+        check_plan(("the bundle", &self.plan), ("the store", store))
+    }
+
+    /// Tells whether the models' voxels are the store's, so that nothing needs resampling.
+    pub fn has_grid_of(&self, store: &Plan) -> bool {
+        self.plan.spacing_mm == store.spacing_mm
+    }
+}
+
+impl Provenance {
+    /// Joins what several models were trained on; known only where all of them say.
+    pub fn of(manifests: &[&ModelManifest]) -> Self {
+        let trainings = manifests.iter().filter_map(|manifest| manifest.training.as_ref());
+        Self {
+            known: manifests.iter().all(|manifest| manifest.provenance_known),
+            source_hashes: trainings.flat_map(|t| t.source_hashes.iter().copied()).collect(),
+        }
+    }
+}
+
+/// Within a bundle voxels must be of one size: the generator's cube goes to the critic as it is.
+fn check_grid(critic: &ModelManifest, other: &ModelManifest) -> Result<(), CheckpointError> {
+    if critic.plan.spacing_mm == other.plan.spacing_mm {
+        return Ok(());
+    }
+    Err(CheckpointError::PlanMismatch {
+        field: "spacing_mm",
+        left_name: "the critic".into(),
+        left: format!("{:?}", critic.plan.spacing_mm),
+        right_name: other.role.name().into(),
+        right: format!("{:?}", other.plan.spacing_mm),
+    })
 }

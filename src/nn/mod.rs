@@ -3,8 +3,10 @@
 mod blocks;
 mod condition;
 mod generator;
+mod loss;
 mod unet;
 
 pub use condition::{Condition, cube_side};
 pub use generator::{Generator, GeneratorConfig};
+pub use loss::{Targets, marginal_loss, weighted_cross_entropy};
 pub use unet::{Unet, UnetConfig};

@@ -1,0 +1,167 @@
+//! Reads models, trusting nothing: sizes, checksums, architectures and shapes are checked before weights are used.
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::Device;
+
+use super::save::sha256;
+use super::{Architecture, CheckpointError, FORMAT_VERSION, ModelManifest, Role, fill, read_weights};
+use crate::nn::{Generator, Unet};
+use crate::volume::Plan;
+
+/// No manifest is larger: hashes of 10^5 training cases take 7 MB.
+const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+/// No file of weights is larger.
+const MAX_WEIGHTS_BYTES: u64 = 2 << 30;
+
+/// A model with its manifest.
+pub struct Loaded<M> {
+    /// What it is and what it was trained on.
+    pub manifest: ModelManifest,
+    /// The network.
+    pub model: M,
+}
+
+fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, CheckpointError> {
+    let got = fs_err::metadata(path)?.len();
+    if got > limit {
+        let path = path.into();
+        return Err(CheckpointError::TooLarge { path, limit, got });
+    }
+    Ok(fs_err::read(path)?)
+}
+
+/// Reads and checks the manifest of a model, without its weights.
+///
+/// # Errors
+/// [`CheckpointError`] names the file and the key.
+pub fn load_manifest(folder: &Path, role: Role) -> Result<ModelManifest, CheckpointError> {
+    let path = folder.join(format!("{}.json", role.name()));
+    let bytes = read_limited(&path, MAX_MANIFEST_BYTES)?;
+    let invalid = |what: String| {
+        Err(CheckpointError::Invalid {
+            path: path.clone(),
+            what,
+        })
+    };
+    let manifest: ModelManifest = match serde_json::from_slice(&bytes) {
+        Ok(manifest) => manifest,
+        Err(error) => return invalid(format!("not a model manifest: {error}")),
+    };
+    if manifest.format_version != FORMAT_VERSION {
+        return invalid(format!(
+            "format_version: expected {FORMAT_VERSION}, got {}",
+            manifest.format_version
+        ));
+    }
+    if manifest.role != role {
+        return invalid(format!("role: expected {role:?}, got {:?}", manifest.role));
+    }
+    if let Some(what) = manifest.architecture.refusal() {
+        return invalid(format!("architecture.{what}"));
+    }
+    if let Some(what) = manifest.plan.refusal() {
+        return invalid(what);
+    }
+    if let Some(what) = misfit(&manifest) {
+        return invalid(what);
+    }
+    Ok(manifest)
+}
+
+/// Tells where an architecture does not fit its role and label map.
+fn misfit(manifest: &ModelManifest) -> Option<String> {
+    let labels = &manifest.plan.labels;
+    match (&manifest.architecture, manifest.role) {
+        (Architecture::Generator(config), Role::Generator) => {
+            let organs = labels.organs().len();
+            (config.organs != organs).then(|| {
+                format!(
+                    "architecture.organs: expected {organs} of the label map, got {}",
+                    config.organs
+                )
+            })
+        }
+        (Architecture::Unet(config), Role::Critic | Role::Segmentor | Role::Discriminator) => {
+            let out = match manifest.role {
+                Role::Discriminator => 3,
+                _ => labels.class_count(),
+            };
+            let fits = config.in_channels == 1 && config.out_channels == out && config.condition == 0;
+            (!fits).then(|| format!("architecture: expected 1 channel in, {out} out, no condition, got {config:?}"))
+        }
+        (architecture, role) => Some(format!("architecture: {architecture:?} cannot be a {role:?}")),
+    }
+}
+
+fn load_weights<M: Module>(
+    folder: &Path,
+    manifest: &ModelManifest,
+    init: impl FnOnce() -> M,
+) -> Result<M, CheckpointError> {
+    let path = folder.join(format!("{}.safetensors", manifest.role.name()));
+    let bytes = read_limited(&path, MAX_WEIGHTS_BYTES)?;
+    let got = sha256(&bytes);
+    if got != manifest.weights.sha256 {
+        let expected = manifest.weights.sha256.clone();
+        return Err(CheckpointError::Checksum { path, expected, got });
+    }
+    // A manifest that promises a network larger than its file is refused before the network is allocated.
+    let parameters = manifest.architecture.parameters();
+    if parameters * 2 > bytes.len() as u64 {
+        let what = format!("expected weights of {parameters} parameters, got {} bytes", bytes.len());
+        return Err(CheckpointError::Invalid { path, what });
+    }
+    fill(init(), read_weights(&bytes, &path)?)
+}
+
+/// Loads a U-Net of a role.
+pub(super) fn load_unet(folder: &Path, role: Role, device: &Device) -> Result<Loaded<Unet>, CheckpointError> {
+    let manifest = load_manifest(folder, role)?;
+    let config = manifest.architecture.unet();
+    let model = load_weights(folder, &manifest, || config.init(device, 0))?;
+    Ok(Loaded { manifest, model })
+}
+
+/// Loads the conditional generator.
+pub(super) fn load_generator(folder: &Path, device: &Device) -> Result<Loaded<Generator>, CheckpointError> {
+    let manifest = load_manifest(folder, Role::Generator)?;
+    let Architecture::Generator(config) = manifest.architecture.clone() else {
+        unreachable!("a generator's manifest was checked to hold a generator");
+    };
+    let model = load_weights(folder, &manifest, || config.init(device, 0))?;
+    Ok(Loaded { manifest, model })
+}
+
+/// Loads a segmentor.
+///
+/// # Errors
+/// [`CheckpointError`] names the file and what is wrong with it.
+pub fn load_segmentor(folder: &Path, device: &Device) -> Result<Loaded<Unet>, CheckpointError> {
+    load_unet(folder, Role::Segmentor, device)
+}
+
+/// Checks that two plans agree on labels and window. Grids may differ: residuals are resampled (promise P5).
+///
+/// # Errors
+/// [`CheckpointError::PlanMismatch`] names the field.
+pub fn check_plan(left: (&str, &Plan), right: (&str, &Plan)) -> Result<(), CheckpointError> {
+    let differs = |field, a: String, b: String| CheckpointError::PlanMismatch {
+        field,
+        left_name: left.0.into(),
+        left: a,
+        right_name: right.0.into(),
+        right: b,
+    };
+    let (a, b) = (left.1, right.1);
+    if a.labels != b.labels {
+        let json = |plan: &Plan| crate::digest::canonical_json(&plan.labels);
+        return Err(differs("labels", json(a), json(b)));
+    }
+    if a.window_hu != b.window_hu {
+        let text = |plan: &Plan| format!("{:?}", plan.window_hu);
+        return Err(differs("window_hu", text(a), text(b)));
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Writes models so that a crash leaves the old ones: temporary file, fsync, rename; weights first, then the manifest.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{CheckpointError, ModelManifest, Weights, WeightsFile, weights_bytes};
+
+/// How weights are stored; they are always loaded to single precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    Single,
+    /// 16 bits: half the size, rounded to 11 significant bits.
+    Half,
+}
+
+impl Precision {
+    /// Rounds weights as they will be stored, so that what is measured is what is loaded.
+    pub fn rounded(self, mut weights: Weights) -> Weights {
+        if self == Self::Half {
+            let values = weights.values_mut().flat_map(|weight| &mut weight.values);
+            values.for_each(|value| *value = half::f16::from_f32(*value).to_f32());
+        }
+        weights
+    }
+}
+
+/// Replaces a file as a whole or not at all.
+///
+/// # Errors
+/// What the operating system refuses, naming the file.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), std::io::Error> {
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let named = |error: std::io::Error| std::io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(named)?;
+    file.write_all(bytes).map_err(named)?;
+    file.as_file().sync_all().map_err(named)?;
+    file.persist(path).map_err(|error| named(error.error))?;
+    // The rename itself is durable only once the folder is.
+    fs_err::File::open(folder)?.sync_all()
+}
+
+/// Returns the SHA-256 of bytes in hexadecimal.
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes a model's weights and then its manifest, whose `weights` it fills in and returns.
+///
+/// # Errors
+/// What the operating system refuses, naming the file.
+pub fn save_model(
+    folder: &Path,
+    mut manifest: ModelManifest,
+    weights: &Weights,
+    precision: Precision,
+) -> Result<ModelManifest, CheckpointError> {
+    let name = manifest.role.name();
+    let bytes = weights_bytes(weights, precision, &BTreeMap::new());
+    manifest.weights = WeightsFile {
+        sha256: sha256(&bytes),
+        bytes: bytes.len() as u64,
+    };
+    write_atomically(&folder.join(format!("{name}.safetensors")), &bytes)?;
+    let mut json = serde_json::to_string_pretty(&manifest).expect("a manifest is representable in JSON");
+    json.push('\n');
+    write_atomically(&folder.join(format!("{name}.json")), json.as_bytes())?;
+    Ok(manifest)
+}

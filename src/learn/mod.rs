@@ -1,0 +1,88 @@
+//! The three training stages: critic, synthesizer, segmentor. One loop serves all of them; every choice is a function of
+//! the seed and the step, so that a run that goes on after a stop ends with the same weights.
+
+mod augment;
+mod calibrate;
+mod critic;
+mod cubes;
+mod fit;
+mod held_out;
+mod models;
+mod optimise;
+mod painted;
+mod painting;
+mod split;
+mod synthesizer;
+
+pub use augment::LookSettings;
+pub use critic::{CriticConfig, CriticReport, train_critic};
+pub use fit::{FitSettings, Job, Metrics, Progress, Quiet, Trainee, fit};
+pub use held_out::{HeldOut, HeldOutSettings};
+pub use optimise::{Adam, OptimizerSettings};
+pub use painting::PaintingScore;
+pub use split::Split;
+pub use synthesizer::{LossWeights, SynthesizerConfig, SynthesizerReport, train_synthesizer};
+
+use std::path::PathBuf;
+
+use crate::checkpoint::CheckpointError;
+use crate::store::StoreError;
+use crate::stream::StreamError;
+use crate::volume::LabelError;
+
+/// Why a training run cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LearnError {
+    /// A configuration value outside its range.
+    #[error("{key}: expected {expected}, got {got}")]
+    Config {
+        /// The key, with its section.
+        key: &'static str,
+        /// The allowed range.
+        expected: String,
+        /// What was found.
+        got: String,
+    },
+    /// Cases that lack what the stage needs.
+    #[error("cannot train on this store: {0}")]
+    Data(String),
+    /// A loss or gradient that is NaN or infinite; nothing of that step was saved.
+    #[error("step {step}: {metric} is {value}; the last checkpoint is untouched, a lower learning rate may help")]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// What is not finite.
+        metric: String,
+        /// Its value.
+        value: f64,
+    },
+    /// The run was asked to stop; it can be resumed.
+    #[error("stopped after step {step}; resume goes on from there")]
+    Stopped {
+        /// Steps done.
+        step: u64,
+    },
+    /// A training state that belongs to another configuration.
+    #[error("{path}: {what}")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// The operating system refused.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A model could not be saved or loaded.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A case could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A patch could not be streamed.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// A case's classes are not those of the plan.
+    #[error(transparent)]
+    Label(#[from] LabelError),
+}

@@ -1,0 +1,69 @@
+//! What all stages do around their networks: finite numbers, provenance, reports.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{LearnError, Metrics};
+use crate::checkpoint::{Training, Weights, write_atomically};
+use crate::store::Cases;
+
+/// Refuses a number that is not finite.
+pub(super) fn check_finite(step: u64, metric: &str, value: f64) -> Result<(), LearnError> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    let metric = metric.into();
+    Err(LearnError::NotFinite { step, metric, value })
+}
+
+/// Returns the arrays under a prefix, without it.
+pub(super) fn under(state: &Weights, prefix: &str) -> Weights {
+    let found = state
+        .iter()
+        .filter_map(|(name, weight)| Some((name.strip_prefix(prefix)?.to_string(), weight.clone())));
+    found.collect()
+}
+
+/// Describes a run on some cases for a manifest; `run` is (steps, seed).
+pub(super) fn training_of<C: Serialize>(
+    cases: &dyn Cases,
+    among: &[usize],
+    config: &C,
+    run: (u64, u64),
+    metrics: Metrics,
+) -> Training {
+    let records = || among.iter().map(|case| &cases.records()[*case]);
+    Training {
+        case_ids: records().map(|record| record.id.clone()).collect(),
+        source_hashes: records().map(|record| record.source_hash).collect(),
+        snapshot: cases.snapshot(),
+        config: serde_json::to_value(config).expect("a configuration is representable in JSON"),
+        steps: run.0,
+        seed: run.1,
+        metrics,
+    }
+}
+
+/// Writes a stage's report as `report.json`.
+pub(super) fn write_report<R: Serialize>(out: &Path, report: &R) -> Result<(), LearnError> {
+    let mut json = serde_json::to_string_pretty(report).expect("a report is representable in JSON");
+    json.push('\n');
+    Ok(write_atomically(&out.join("report.json"), json.as_bytes())?)
+}
+
+/// Averages numbers; 0 where there are none.
+pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
+    let (mut sum, mut count) = (0.0, 0.0);
+    for value in values {
+        sum += value;
+        count += 1.0;
+    }
+    if count > 0.0 { sum / count } else { 0.0 }
+}
+
+/// Collects named numbers.
+pub(super) fn metrics<const N: usize>(entries: [(&str, f64); N]) -> Metrics {
+    BTreeMap::from(entries.map(|(name, value)| (name.to_string(), value)))
+}

@@ -1,0 +1,255 @@
+//! How good a generator's lesions are on given hosts: the gate's scores, contrast, diversity, noise.
+
+use burn::tensor::{Device, Tensor};
+use ndarray::{Array3, Zip};
+use serde::Serialize;
+
+use super::augment::Look;
+use super::cubes::{Catalogue, side_of, stack};
+use super::models::{mean, metrics};
+use super::painted::{Host, HostBatch, Wanted, draw_noise};
+use super::{LearnError, Metrics, SynthesizerConfig};
+use crate::checkpoint::{Bundle, Thresholds};
+use crate::evaluate::{argmax, forward, squared_distance_mm};
+use crate::nn::Generator;
+use crate::rng::{Purpose, Rng};
+use crate::synth::gate::{Judged, judge, scores};
+use crate::volume::{ContrastBin, Organ, SizeClass};
+
+/// Noise fields that diversity is measured over.
+const NOISES: u64 = 3;
+/// Added to the seed, so that no lesion of training is painted again.
+const SEED_OFFSET: u64 = 0x5eed;
+/// How far from the lesion the organ counts as its surroundings, in mm.
+const AROUND_MM: f32 = 10.0;
+
+/// Means over lesions painted into given hosts.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PaintingScore {
+    /// Lesions painted.
+    pub lesions: usize,
+    /// The critic's mean probability of the organ's tumour inside the lesion.
+    pub soft_recall: f64,
+    /// The gate's recall.
+    pub recall: f64,
+    /// The gate's precision.
+    pub precision: f64,
+    /// Share of lesions that pass the calibrated gate.
+    pub accepted: f64,
+    /// Slope of realised over requested contrast.
+    pub contrast_slope: f64,
+    /// Share of the realised contrast's variance that the requested one explains.
+    pub contrast_r2: f64,
+    /// Mean difference between two noise fields' lesions, in HU.
+    pub diversity_hu: f64,
+    /// Noise inside over noise of the organ around, from differences of neighbouring voxels.
+    pub noise_ratio: f64,
+}
+
+impl PaintingScore {
+    /// Returns the measures by name.
+    pub(super) fn metrics(&self) -> Metrics {
+        metrics([
+            ("lesions", self.lesions as f64),
+            ("soft_recall", self.soft_recall),
+            ("recall", self.recall),
+            ("precision", self.precision),
+            ("accepted", self.accepted),
+            ("contrast_slope", self.contrast_slope),
+            ("contrast_r2", self.contrast_r2),
+            ("diversity_hu", self.diversity_hu),
+            ("noise_ratio", self.noise_ratio),
+        ])
+    }
+}
+
+/// What lesions are painted with and into.
+pub(super) struct Painter<'a> {
+    pub config: &'a SynthesizerConfig,
+    pub catalogue: Catalogue<'a>,
+    pub bundle: &'a Bundle,
+    pub device: &'a Device,
+}
+
+/// The measures of one lesion.
+struct Measure {
+    soft_recall: f64,
+    recall: f64,
+    precision: f64,
+    accepted: bool,
+    requested_hu: f64,
+    realised_hu: Option<f64>,
+    diversity_hu: f64,
+    noise_ratio: Option<f64>,
+}
+
+impl Painter<'_> {
+    fn hosts(&self) -> Result<Vec<Host>, LearnError> {
+        let mut hosts = Vec::new();
+        for i in 0..self.config.held_out_lesions {
+            let mut rng = Rng::keyed(self.config.seed + SEED_OFFSET, i as u64, 0, Purpose::Training);
+            let shares: Vec<f64> = SizeClass::ALL
+                .iter()
+                .map(|size| self.config.cube_mix.get(size).copied().unwrap_or(0.0))
+                .collect();
+            let size = SizeClass::ALL[rng.weighted(&shares).unwrap_or(0)];
+            let wanted = Wanted {
+                form: &self.config.form,
+                size,
+                side: side_of(size, self.config.max_cube),
+                labelled: i % 2 == 0,
+                broad_contrast: self.config.broad_contrast,
+            };
+            hosts.extend(wanted.draw(&self.catalogue, &mut rng, &Look::none())?);
+        }
+        Ok(hosts)
+    }
+
+    /// Paints a lesion with one noise field; HU rounded as in serving.
+    fn paint(&self, generator: &Generator, host: &Host, index: u64, noise: u64) -> Array3<f32> {
+        let side = host.image.dim().0;
+        let batch = HostBatch::new(std::slice::from_ref(host), self.catalogue.organs.len(), self.device);
+        let field = draw_noise(self.config.seed + SEED_OFFSET, index, noise, side);
+        let noise: Tensor<5> = stack(std::iter::once(&field), self.device);
+        let residual = batch.residual(generator, &self.bundle.plan.window_hu, noise);
+        let data = residual.into_data().convert::<f32>();
+        let values: Vec<f32> = data.try_to_vec().expect("converted to this type");
+        let residual = Array3::from_shape_vec((side, side, side), values).expect("the generator keeps the shape");
+        Zip::from(&host.image).and(&residual).map_collect(|hu, change| (hu + change).round())
+    }
+
+    fn measure(&self, generator: &Generator, host: &Host, index: u64) -> Measure {
+        let painted: Vec<_> = (0..NOISES).map(|noise| self.paint(generator, host, index, noise)).collect();
+        let organ = &self.catalogue.organs[host.organ];
+        let spacing_mm = self.catalogue.record(host.case).grid.spacing_mm();
+        let see = |image: &Array3<f32>| {
+            let window = &self.bundle.plan.window_hu;
+            forward(&self.bundle.critic, &image.mapv(|hu| window.normalise(hu as i16)), self.device)
+        };
+        let logits = see(&painted[0]);
+        let others = host.labels.mapv(|id| u8::from(self.catalogue.organs.iter().any(|organ| organ.tumour_id == id)));
+        let score = scores(&Judged {
+            before: &argmax(&see(&host.image)),
+            after: &argmax(&logits),
+            lesion: &host.lesion,
+            others: &others,
+            tumour_id: organ.tumour_id,
+            spacing_mm,
+            radius_mm: host.diameter_mm / 2.0,
+        });
+        let bin = ContrastBin::of_contrast(host.contrast_hu);
+        let thresholds = self.bundle.calibration.thresholds(&organ.name, host.size(), bin);
+        let thresholds = thresholds.unwrap_or(Thresholds { recall: 0.7, precision: 0.0 });
+        let chance = ndarray::Array::from_shape_fn(host.lesion.dim(), |(z, y, x)| {
+            let at = |class: usize| f64::from(logits[[class, z, y, x]]);
+            let largest = (0..logits.dim().0).map(at).fold(f64::MIN, f64::max);
+            let total: f64 = (0..logits.dim().0).map(|class| libm::exp(at(class) - largest)).sum();
+            libm::exp(at(usize::from(organ.tumour_id)) - largest) / total
+        });
+        let inside = |values: &Array3<f64>| mean(values.iter().zip(&host.lesion).filter(|(_, l)| **l == 1).map(|(v, _)| *v));
+        let pairs = (0..painted.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
+        let differences = pairs.map(|(a, b)| {
+            let difference = Zip::from(&painted[a]).and(&painted[b]).map_collect(|a, b| f64::from((a - b).abs()));
+            inside(&difference)
+        });
+        let ring = self.ring(host, organ, spacing_mm);
+        Measure {
+            soft_recall: inside(&chance),
+            recall: score.recall,
+            precision: score.precision,
+            accepted: judge(score, thresholds).passes,
+            requested_hu: host.contrast_hu,
+            realised_hu: realised_hu(&painted[0], &host.lesion, &ring),
+            diversity_hu: mean(differences),
+            noise_ratio: noise_ratio(&painted[0], &host.lesion, &ring),
+        }
+    }
+
+    /// Marks the organ's healthy voxels within 10 mm that the lesion leaves as they were.
+    fn ring(&self, host: &Host, organ: &Organ, spacing_mm: [f64; 3]) -> Array3<u8> {
+        let squared = squared_distance_mm(&host.lesion, spacing_mm);
+        Zip::from(&squared)
+            .and(&host.soft)
+            .and(&host.labels)
+            .map_collect(|squared, soft, label| {
+                u8::from(*squared <= AROUND_MM * AROUND_MM && *soft == 0.0 && *label == organ.id)
+            })
+    }
+}
+
+/// Mean inside minus mean of the ring; nothing where one of them is empty.
+fn realised_hu(image: &Array3<f32>, lesion: &Array3<u8>, ring: &Array3<u8>) -> Option<f64> {
+    let over = |mask: &Array3<u8>| {
+        let count = mask.iter().filter(|value| **value == 1).count();
+        let values = image.iter().zip(mask).filter(|(_, mask)| **mask == 1);
+        (count > 0).then(|| values.map(|(hu, _)| f64::from(*hu)).sum::<f64>() / count as f64)
+    };
+    Some(over(lesion)? - over(ring)?)
+}
+
+/// Root mean square of neighbours' differences along x inside over that in the ring.
+fn noise_ratio(image: &Array3<f32>, lesion: &Array3<u8>, ring: &Array3<u8>) -> Option<f64> {
+    let rough = |mask: &Array3<u8>| {
+        let (mut sum, mut count) = (0.0, 0_u32);
+        for (row, mask) in image.rows().into_iter().zip(mask.rows()) {
+            for x in 1..row.len() {
+                if mask[x] == 1 && mask[x - 1] == 1 {
+                    sum += f64::from(row[x] - row[x - 1]).powi(2);
+                    count += 1;
+                }
+            }
+        }
+        (count >= 8 && sum > 0.0).then(|| libm::sqrt(sum / f64::from(count)))
+    };
+    Some(rough(lesion)? / rough(ring)?)
+}
+
+/// Returns slope and R2 of a straight line through points (x, y); zeros where x does not vary.
+fn line(points: &[(f64, f64)]) -> (f64, f64) {
+    let (mx, my) = (mean(points.iter().map(|p| p.0)), mean(points.iter().map(|p| p.1)));
+    let sum = |f: &dyn Fn(f64, f64) -> f64| points.iter().map(|(x, y)| f(x - mx, y - my)).sum::<f64>();
+    let (xx, xy, yy) = (sum(&|x, _| x * x), sum(&|x, y| x * y), sum(&|_, y| y * y));
+    if xx <= 0.0 || yy <= 0.0 {
+        return (0.0, 0.0);
+    }
+    (xy / xx, xy * xy / (xx * yy))
+}
+
+/// Paints the same lesions with a generator and averages.
+pub(super) fn score_painting(painter: &Painter, generator: &Generator) -> Result<PaintingScore, LearnError> {
+    let hosts = painter.hosts()?;
+    let measures: Vec<Measure> = hosts
+        .iter()
+        .zip(0..)
+        .map(|(host, index)| painter.measure(generator, host, index))
+        .collect();
+    let points: Vec<(f64, f64)> = measures
+        .iter()
+        .filter_map(|measure| Some((measure.requested_hu, measure.realised_hu?)))
+        .collect();
+    let (contrast_slope, contrast_r2) = line(&points);
+    let average = |of: &dyn Fn(&Measure) -> f64| mean(measures.iter().map(of));
+    Ok(PaintingScore {
+        lesions: measures.len(),
+        soft_recall: average(&|m| m.soft_recall),
+        recall: average(&|m| m.recall),
+        precision: average(&|m| m.precision),
+        accepted: average(&|m| f64::from(u8::from(m.accepted))),
+        contrast_slope,
+        contrast_r2,
+        diversity_hu: average(&|m| m.diversity_hu),
+        noise_ratio: mean(measures.iter().filter_map(|m| m.noise_ratio)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_found() {
+        let (slope, r2) = line(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]);
+        assert!((slope - 2.0).abs() < 1e-12 && (r2 - 1.0).abs() < 1e-12);
+        assert_eq!(line(&[(1.0, 1.0)]), (0.0, 0.0));
+    }
+}

@@ -1,0 +1,572 @@
+//! Stage 2: the generator against the frozen critic (would the lesion be recognised?) and a voxel-wise discriminator
+//! (does it look real?).
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData, activation};
+use ndarray::Array3;
+use serde::{Deserialize, Serialize};
+
+use super::augment::{Look, LookSettings};
+use super::critic::{check_network, default_cube_mix};
+use super::cubes::{Catalogue, Cube, admissible, normalise, read_cube, side_of, stack};
+use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
+use super::models::{check_finite, metrics, training_of, under, write_report};
+use super::painted::{Host, HostBatch, Wanted, draw_noise};
+use super::painting::{Painter, PaintingScore, score_painting};
+use super::{Adam, LearnError, OptimizerSettings, Split};
+use crate::checkpoint::{
+    Architecture, Bundle, FORMAT_VERSION, ModelManifest, Precision, Role, Training, Weights, WeightsFile, collect,
+    fill, load_manifest, save_model, write_atomically,
+};
+use crate::digest::Digest;
+use crate::lesion::LesionForm;
+use crate::nn::{Generator, GeneratorConfig, Unet, UnetConfig, weighted_cross_entropy};
+use crate::rng::{Purpose, Rng};
+use crate::volume::{ContrastBin, SizeClass};
+
+/// How the parts of the generator's loss are weighed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossWeights {
+    /// The critic recognises too little of the lesion.
+    pub recall: f64,
+    /// The critic sees tumour around it.
+    pub false_alarm: f64,
+    /// The discriminator takes it for synthetic.
+    pub adversarial: f64,
+    /// Its texture is rough.
+    pub roughness: f64,
+    /// Two noise fields give the same texture.
+    pub sameness: f64,
+}
+
+impl Default for LossWeights {
+    fn default() -> Self {
+        Self {
+            recall: 1.0,
+            false_alarm: 0.2,
+            adversarial: 0.2,
+            roughness: 0.5,
+            sameness: 0.3,
+        }
+    }
+}
+
+/// Stage 2's configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SynthesizerConfig {
+    /// The generator's channels at each resolution, finest first.
+    pub widths: Vec<usize>,
+    /// The discriminator's.
+    pub discriminator_widths: Vec<usize>,
+    /// Largest deviation of the texture from the requested contrast, in HU.
+    pub spread_hu: f64,
+    /// Optimizer steps, each of generator and discriminator.
+    pub steps: u64,
+    /// Voxels of a step: as many hosts as fit, at least one; two share a lesion where they are even in number.
+    pub voxels_per_step: usize,
+    /// Shares of the size classes.
+    pub cube_mix: std::collections::BTreeMap<SizeClass, f64>,
+    /// Longest side of a cube in voxels, a multiple of 16.
+    pub max_cube: usize,
+    /// The seed of weights and choices.
+    pub seed: u64,
+    /// Which cases are held out; the critic's.
+    pub split: Split,
+    /// The generator's optimizer.
+    pub optimizer: OptimizerSettings,
+    /// The discriminator's optimizer.
+    pub discriminator_optimizer: OptimizerSettings,
+    /// How looks vary, of hosts and real tumours alike.
+    pub look: LookSettings,
+    /// The lesions' form.
+    pub form: LesionForm,
+    /// Share of contrasts drawn evenly from -80 to 60 HU instead of near a real tumour's.
+    pub broad_contrast: f64,
+    /// Weights of the generator's losses.
+    pub loss: LossWeights,
+    /// Added to the calibrated recall that the critic shall reach, up to 0.95.
+    pub recall_margin: f64,
+    /// The difference in HU that two noise fields shall make.
+    pub diversity_hu: f64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// How the final weights are stored.
+    pub precision: Precision,
+    /// Lesions painted on held-out hosts for the report.
+    pub held_out_lesions: usize,
+}
+
+impl Default for SynthesizerConfig {
+    fn default() -> Self {
+        let adversarial = OptimizerSettings {
+            learning_rate: 5e-4,
+            beta_1: 0.5,
+            ..OptimizerSettings::default()
+        };
+        Self {
+            widths: vec![16, 32, 64],
+            discriminator_widths: vec![16, 32, 64],
+            spread_hu: 30.0,
+            steps: 1500,
+            voxels_per_step: 2 * 48 * 48 * 48,
+            cube_mix: default_cube_mix(),
+            max_cube: 96,
+            seed: 2,
+            split: Split::default(),
+            optimizer: adversarial.clone(),
+            discriminator_optimizer: adversarial,
+            look: LookSettings {
+                noise_hu: 0.0,
+                blur: 0.0,
+                ..LookSettings::default()
+            },
+            form: LesionForm::default(),
+            broad_contrast: 0.25,
+            loss: LossWeights::default(),
+            recall_margin: 0.15,
+            diversity_hu: 4.0,
+            checkpoint_every: 100,
+            precision: Precision::default(),
+            held_out_lesions: 48,
+        }
+    }
+}
+
+/// What stage 2 ended with.
+#[derive(Clone, Debug, Serialize)]
+pub struct SynthesizerReport {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Parameters of generator and discriminator.
+    pub parameters: [u64; 2],
+    /// Training cases.
+    pub training_cases: usize,
+    /// Whether hosts for the figures were held out; where the split holds nothing out, training hosts stand in.
+    pub hosts_held_out: bool,
+    /// Lesions of the trained generator.
+    pub trained: PaintingScore,
+    /// The same lesions by the generator before training.
+    pub untrained: PaintingScore,
+    /// Measures of the last step.
+    pub last_step: Metrics,
+}
+
+struct SynthesizerTrainee<'a> {
+    config: &'a SynthesizerConfig,
+    catalogue: Catalogue<'a>,
+    bundle: &'a Bundle,
+    /// With gradients.
+    device: Device,
+    /// On the device with gradients, its own parameters without.
+    critic: Unet,
+    generator: Generator,
+    discriminator: Unet,
+    adam: Adam,
+    discriminator_adam: Adam,
+    last: Metrics,
+}
+
+/// What the discriminator shall say: 0 background and organ, 1 real tumour, 2 synthetic lesion.
+const REAL: usize = 1;
+const SYNTHETIC: usize = 2;
+
+/// Returns the discriminator's target classes of a cube: organ-normalised, so that every organ's background is 0 and
+/// every organ's tumour 1; nothing where it is not known whether a voxel is a real tumour.
+///
+/// (The released FreeTumor code feeds raw ids here, which teaches healthy pancreas as fake; method, section 7, item 6.)
+fn discriminator_classes(
+    catalogue: &Catalogue,
+    cube: &Cube,
+    lesion: Option<&Array3<u8>>,
+) -> Result<Vec<Option<usize>>, LearnError> {
+    let sets = admissible(catalogue.cases, cube)?;
+    let is_tumour = |id: u8| catalogue.organs.iter().any(|organ| organ.tumour_id == id);
+    let class = |set: crate::volume::ClassSet| match (set.iter().any(is_tumour), set.iter().all(is_tumour)) {
+        (false, _) => Some(0),
+        (true, true) => Some(REAL),
+        (true, false) => None,
+    };
+    let mut classes: Vec<Option<usize>> = sets.into_iter().map(class).collect();
+    if let Some(lesion) = lesion {
+        let painted = classes.iter_mut().zip(lesion).filter(|(_, lesion)| **lesion == 1);
+        painted.for_each(|(class, _)| *class = Some(SYNTHETIC));
+    }
+    Ok(classes)
+}
+
+/// Weighs a cube's voxels so that every class that it shows counts the same in all, whatever its volume.
+///
+/// # Shape
+/// classes `[D, H, W]` flattened -> `[3, D, H, W]` flattened.
+fn class_weights(classes: &[Option<usize>], share: f32) -> Vec<f32> {
+    let mut counts = [0_usize; 3];
+    classes.iter().flatten().for_each(|class| counts[*class] += 1);
+    let mut weights = vec![0.0; 3 * classes.len()];
+    for (voxel, class) in classes.iter().enumerate() {
+        if let Some(class) = class {
+            weights[class * classes.len() + voxel] = share / counts[*class] as f32;
+        }
+    }
+    weights
+}
+
+impl SynthesizerTrainee<'_> {
+    /// Returns a step's size class, cube side and number of cubes.
+    fn plan_step(&self, step: u64) -> (SizeClass, usize, usize) {
+        let mut rng = Rng::keyed(self.config.seed, step, 0, Purpose::Training);
+        let mix = &self.config.cube_mix;
+        let shares: Vec<f64> = SizeClass::ALL.iter().map(|size| mix.get(size).copied().unwrap_or(0.0)).collect();
+        let size = SizeClass::ALL[rng.weighted(&shares).unwrap_or(0)];
+        let side = side_of(size, self.config.max_cube);
+        (size, side, (self.config.voxels_per_step / side.pow(3)).clamp(1, 32))
+    }
+
+    /// Draws a step's hosts, labelled and unlabelled in turn; where their number is even, neighbours are the same lesion
+    /// and differ in their noise alone.
+    fn hosts(&self, step: u64) -> Result<Vec<Host>, LearnError> {
+        let (size, side, count) = self.plan_step(step);
+        let copies = if count % 2 == 0 { 2 } else { 1 };
+        let mut hosts = Vec::with_capacity(count);
+        for slot in 0..count / copies {
+            let mut rng = Rng::keyed(self.config.seed, step, slot as u64 + 1, Purpose::Training);
+            let look = Look::draw(&mut rng, &self.config.look);
+            let wanted = Wanted {
+                form: &self.config.form,
+                size,
+                side,
+                labelled: (step + slot as u64).is_multiple_of(2),
+                broad_contrast: self.config.broad_contrast,
+            };
+            let host = match wanted.draw(&self.catalogue, &mut rng, &look)? {
+                Some(host) => host,
+                // Nobody holds a lesion of this size: a tiny one in the same cube keeps the step's shape.
+                None => Wanted { size: SizeClass::Tiny, ..wanted }
+                    .draw(&self.catalogue, &mut rng, &look)?
+                    .ok_or_else(|| LearnError::Data("no organ of the training cases holds a lesion of 5 mm".into()))?,
+            };
+            hosts.extend(std::iter::repeat_n(host, copies));
+        }
+        Ok(hosts)
+    }
+
+    /// Draws a step's cubes around real tumours, as many as there are different hosts.
+    fn reals(&self, step: u64) -> Result<Vec<Cube>, LearnError> {
+        let (size, side, count) = self.plan_step(step);
+        let draws = (0..count.div_ceil(2)).map(|slot| {
+            let mut rng = Rng::keyed(self.config.seed, step, 1000 + slot as u64, Purpose::Training);
+            let look = Look::draw(&mut rng, &self.config.look);
+            let Some((case, _, tumour)) = self.catalogue.draw_tumour(&mut rng, &[size]) else {
+                return Err(LearnError::Data("the synthesizer needs real tumours that are not held out".into()));
+            };
+            read_cube(self.catalogue.cases, case, tumour.centre, side, &look)
+        });
+        draws.collect()
+    }
+
+    fn noise(&self, step: u64, hosts: &[Host]) -> Tensor<5> {
+        let fields: Vec<Array3<f32>> = (0..hosts.len())
+            .map(|slot| draw_noise(self.config.seed, step, slot as u64, hosts[0].image.dim().0))
+            .collect();
+        stack(fields.iter(), &self.device)
+    }
+
+    /// The recall that the critic shall reach on a lesion.
+    fn wanted_recall(&self, host: &Host) -> f32 {
+        let organ = &self.catalogue.organs[host.organ].name;
+        let bin = ContrastBin::of_contrast(host.contrast_hu);
+        let thresholds = self.bundle.calibration.thresholds(organ, host.size(), bin);
+        let recall = thresholds.map_or(0.7, |thresholds| thresholds.recall);
+        (recall + self.config.recall_margin).clamp(0.05, 0.95) as f32
+    }
+
+    /// Returns the critic's losses: recall below the wanted one, and tumour around the lesion that was not there before.
+    fn critic_losses(&self, hosts: &[Host], batch: &HostBatch, fake: Tensor<5>) -> (Tensor<1>, Tensor<1>) {
+        let [b, _, d, h, w] = fake.dims();
+        let chances = activation::softmax(self.critic.forward(fake, None), 1);
+        let classes = chances.dims()[1];
+        let (mut own, mut any) = (vec![0.0_f32; b * classes], vec![0.0_f32; b * classes]);
+        for (i, host) in hosts.iter().enumerate() {
+            own[i * classes + usize::from(self.catalogue.organs[host.organ].tumour_id)] = 1.0;
+            for organ in &self.catalogue.organs {
+                any[i * classes + usize::from(organ.tumour_id)] = 1.0;
+            }
+        }
+        let select = |chosen: Vec<f32>, chances: Tensor<5>| -> Tensor<5> {
+            let chosen = Tensor::<5>::from_data(TensorData::new(chosen, [b, classes, 1, 1, 1]), &self.device);
+            (chances * chosen).sum_dim(1)
+        };
+        let per_lesion = |x: Tensor<5>| -> Tensor<1> { x.reshape([b, d * h * w]).sum_dim(1).reshape([b]) };
+        let size = per_lesion(batch.lesion.clone()).clamp_min(1.0);
+        let recall = per_lesion(select(own, chances.clone()) * batch.lesion.clone()) / size.clone();
+        let wanted: Vec<f32> = hosts.iter().map(|host| self.wanted_recall(host)).collect();
+        let wanted = Tensor::<1>::from_data(TensorData::new(wanted, [b]), &self.device);
+        let missing = activation::relu(wanted.clone() - recall) / wanted;
+
+        let plain = self.bundle.plan.window_hu;
+        let before = activation::softmax(self.critic.forward(normalise(batch.image_hu.clone(), &plain), None), 1);
+        let new = activation::relu(select(any.clone(), chances) - select(any, before).detach());
+        let around: Vec<Array3<f32>> = hosts.iter().map(|host| host.around(&self.catalogue)).collect();
+        let alarm = per_lesion(new * stack(around.iter(), &self.device)) / size;
+        (missing.mean(), alarm.mean())
+    }
+
+    /// Updates the generator alone; returns the painted cubes, cut off from it.
+    fn generator_step(&mut self, step: u64, hosts: &[Host]) -> Result<(Tensor<5>, Metrics), LearnError> {
+        let batch = HostBatch::new(hosts, self.catalogue.organs.len(), &self.device);
+        let window = self.bundle.plan.window_hu;
+        let residual = batch.residual(&self.generator, &window, self.noise(step, hosts));
+        let fake = normalise(batch.image_hu.clone() + residual.clone(), &window);
+        let (recall, alarm) = self.critic_losses(hosts, &batch, fake.clone());
+        // The discriminator's parameters take no part in this graph: they can receive nothing from it.
+        let frozen = self.discriminator.clone().no_grad();
+        let share = 1.0 / hosts.len() as f32;
+        let real = hosts.iter().flat_map(|host| {
+            let classes: Vec<_> = host.lesion.iter().map(|l| (*l == 1).then_some(REAL)).collect();
+            class_weights(&classes, share)
+        });
+        let weights = self.weights_tensor(real.collect(), fake.dims());
+        let adversarial = weighted_cross_entropy(frozen.forward(fake.clone(), None), weights);
+        let roughness = roughness(&batch, residual.clone());
+        let sameness = self.sameness(&batch, residual);
+        let w = &self.config.loss;
+        let loss = recall.clone() * w.recall
+            + alarm.clone() * w.false_alarm
+            + adversarial.clone() * w.adversarial
+            + roughness.clone() * w.roughness
+            + sameness.clone() * w.sameness;
+        let value = |tensor: Tensor<1>| f64::from(tensor.into_scalar::<f32>());
+        let total = value(loss.clone());
+        check_finite(step, "generator_loss", total)?;
+        let rate = self.config.optimizer.rate(step, self.config.steps);
+        let (generator, norm) = self.adam.step(self.generator.clone(), &loss.backward(), rate);
+        check_finite(step, "generator_gradient_norm", norm)?;
+        self.generator = generator;
+        let measured = metrics([
+            ("generator_loss", total),
+            ("missing_recall", value(recall)),
+            ("false_alarm", value(alarm)),
+            ("adversarial", value(adversarial)),
+            ("roughness", value(roughness)),
+            ("sameness", value(sameness)),
+            ("generator_gradient_norm", norm),
+        ]);
+        Ok((Tensor::from_inner(fake.inner()), measured))
+    }
+
+    fn weights_tensor(&self, weights: Vec<f32>, like: [usize; 5]) -> Tensor<5> {
+        let [b, _, d, h, w] = like;
+        Tensor::from_data(TensorData::new(weights, [b, 3, d, h, w]), &self.device)
+    }
+
+    /// Returns by how far neighbours, which differ in noise alone, differ too little.
+    fn sameness(&self, batch: &HostBatch, residual: Tensor<5>) -> Tensor<1> {
+        let [b, c, d, h, w] = residual.dims();
+        if b % 2 != 0 || self.config.diversity_hu <= 0.0 {
+            return Tensor::zeros([1], &self.device);
+        }
+        let pairs = |x: Tensor<5>| -> Tensor<3> { x.reshape([b / 2, 2, c * d * h * w]) };
+        let (residual, lesion) = (pairs(residual), pairs(batch.lesion.clone()));
+        let voxels = c * d * h * w;
+        let pick = |x: &Tensor<3>, i: usize| x.clone().slice([0..b / 2, i..i + 1, 0..voxels]);
+        let difference = (pick(&residual, 0) - pick(&residual, 1)).abs() * pick(&lesion, 0);
+        let mean = difference.sum_dim(2) / pick(&lesion, 0).sum_dim(2).clamp_min(1.0);
+        activation::relu(mean.neg() + self.config.diversity_hu).mean() / self.config.diversity_hu
+    }
+
+    /// Updates the discriminator alone, on painted cubes that no longer know of the generator and on real tumours, with
+    /// gradients that this step alone has filled (the released code adds the generator's; section 7, item 8).
+    fn discriminator_step(&mut self, step: u64, hosts: &[Host], fake: Tensor<5>) -> Result<Metrics, LearnError> {
+        let reals = self.reals(step)?;
+        let images = normalise(
+            stack(reals.iter().map(|cube| &cube.image), &self.device),
+            &self.bundle.plan.window_hu,
+        );
+        let share = 1.0 / (hosts.len() + reals.len()) as f32;
+        let mut weights = Vec::new();
+        for host in hosts {
+            let cube = Cube {
+                case: host.case,
+                image: Array3::zeros((0, 0, 0)),
+                labels: host.labels.clone(),
+            };
+            let classes = discriminator_classes(&self.catalogue, &cube, Some(&host.lesion))?;
+            weights.extend(class_weights(&classes, share));
+        }
+        for cube in &reals {
+            weights.extend(class_weights(&discriminator_classes(&self.catalogue, cube, None)?, share));
+        }
+        let images = Tensor::cat(vec![fake, images], 0);
+        let weights = self.weights_tensor(weights, images.dims());
+        let loss = weighted_cross_entropy(self.discriminator.forward(images, None), weights);
+        let value = f64::from(loss.clone().into_scalar::<f32>());
+        check_finite(step, "discriminator_loss", value)?;
+        let rate = self.config.discriminator_optimizer.rate(step, self.config.steps);
+        let (discriminator, norm) =
+            self.discriminator_adam
+                .step(self.discriminator.clone(), &loss.backward(), rate);
+        check_finite(step, "discriminator_gradient_norm", norm)?;
+        self.discriminator = discriminator;
+        Ok(metrics([
+            ("discriminator_loss", value),
+            ("discriminator_gradient_norm", norm),
+        ]))
+    }
+}
+
+/// Returns how much the texture changes from voxel to voxel inside lesions, relative to 10 HU: real tissue brings the
+/// scanner's noise already, what is painted shall be smooth.
+fn roughness(batch: &HostBatch, residual: Tensor<5>) -> Tensor<1> {
+    let [b, _, d, h, w] = residual.dims();
+    let contrast = batch.contrast_hu.clone().reshape([b, 1, 1, 1, 1]);
+    let texture = (residual - batch.soft.clone() * contrast) * batch.lesion.clone();
+    let change = |axis: usize, n: usize| {
+        let pair = |x: &Tensor<5>| (x.clone().narrow(axis, 0, n - 1), x.clone().narrow(axis, 1, n - 1));
+        let (t, l) = (pair(&texture), pair(&batch.lesion));
+        let inside = l.0 * l.1;
+        ((t.1 - t.0).powi_scalar(2) * inside.clone()).sum() / inside.sum().clamp_min(1.0)
+    };
+    (change(2, d) + change(3, h) + change(4, w)) / (3.0 * 100.0)
+}
+
+impl Trainee for SynthesizerTrainee<'_> {
+    fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
+        let hosts = self.hosts(step)?;
+        let (fake, mut measured) = self.generator_step(step, &hosts)?;
+        measured.extend(self.discriminator_step(step, &hosts, fake)?);
+        self.last = measured.clone();
+        Ok(measured)
+    }
+
+    fn state(&self) -> Weights {
+        let named = |weights: Weights, prefix: &'static str| {
+            weights.into_iter().map(move |(name, w)| (format!("{prefix}{name}"), w))
+        };
+        let mut state = self.adam.state("adam");
+        state.extend(self.discriminator_adam.state("discriminator_adam"));
+        state.extend(named(collect(&self.generator), "generator/"));
+        state.extend(named(collect(&self.discriminator), "discriminator/"));
+        state
+    }
+
+    fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
+        self.adam.restore("adam", &state, steps, &self.device);
+        self.discriminator_adam
+            .restore("discriminator_adam", &state, steps, &self.device);
+        self.generator = fill(self.generator.clone(), under(&state, "generator/"))?;
+        self.discriminator = fill(self.discriminator.clone(), under(&state, "discriminator/"))?;
+        Ok(())
+    }
+}
+
+/// Trains generator and discriminator against the critic of a folder, measures the generator on held-out hosts, and
+/// writes a complete bundle (the critic is copied) and `report.json`.
+///
+/// # Errors
+/// [`LearnError`] names the key, the case or the file.
+pub fn train_synthesizer(
+    config: &SynthesizerConfig,
+    critic_folder: &Path,
+    job: &mut Job,
+) -> Result<SynthesizerReport, LearnError> {
+    check_network(&config.widths, config.max_cube, config.steps)?;
+    check_network(&config.discriminator_widths, config.max_cube, config.steps)?;
+    let critic_manifest = load_manifest(critic_folder, Role::Critic)?;
+    let device = job.device.clone().autodiff();
+    let critic_plain = Bundle::load_critic(critic_folder, job.device)?;
+    critic_plain.check_plan(job.cases.plan())?;
+    let (training, held_out) = config.split.divide(job.cases);
+    let catalogue = Catalogue::new(job.cases, &training);
+    let generator_config = GeneratorConfig {
+        widths: config.widths.clone(),
+        organs: catalogue.organs.len(),
+        spread_hu: config.spread_hu,
+    };
+    let discriminator_config = UnetConfig {
+        in_channels: 1,
+        out_channels: 3,
+        widths: config.discriminator_widths.clone(),
+        condition: 0,
+    };
+    let critic_config = critic_manifest.architecture.unet();
+    let mut trainee = SynthesizerTrainee {
+        config,
+        catalogue,
+        bundle: &critic_plain,
+        critic: fill(critic_config.init(&device, 0), collect(&critic_plain.critic))?.no_grad(),
+        generator: generator_config.init(&device, config.seed),
+        discriminator: discriminator_config.init(&device, config.seed + 1),
+        adam: Adam::new(config.optimizer.clone()),
+        discriminator_adam: Adam::new(config.discriminator_optimizer.clone()),
+        device,
+        last: Metrics::new(),
+    };
+    let settings = FitSettings {
+        stage: "synthesizer",
+        steps: config.steps,
+        checkpoint_every: config.checkpoint_every,
+        identity: Digest::of_json(&("synthesizer", config, job.cases.snapshot(), critic_plain.hash)),
+        out: job.out,
+        resume: job.resume,
+    };
+    fit(&mut trainee, &settings, job.progress)?;
+    let generator_weights = config.precision.rounded(collect(&trainee.generator));
+    let discriminator_weights = config.precision.rounded(collect(&trainee.discriminator));
+    let last_step = trainee.last;
+
+    job.progress.on_note("painting lesions into held-out hosts");
+    let hosts = if held_out.is_empty() { &training } else { &held_out };
+    let painter = Painter {
+        config,
+        catalogue: Catalogue::new(job.cases, hosts),
+        bundle: &critic_plain,
+        device: job.device,
+    };
+    let trained = fill(generator_config.init(job.device, 0), generator_weights.clone())?;
+    let report = SynthesizerReport {
+        steps: config.steps,
+        parameters: [
+            Architecture::Generator(generator_config.clone()).parameters(),
+            Architecture::Unet(discriminator_config.clone()).parameters(),
+        ],
+        training_cases: training.len(),
+        hosts_held_out: !held_out.is_empty(),
+        trained: score_painting(&painter, &trained)?,
+        untrained: score_painting(&painter, &generator_config.init(job.device, config.seed))?,
+        last_step,
+    };
+    let mut record = training_of(job.cases, &training, config, (config.steps, config.seed), report.trained.metrics());
+    record.source_hashes.extend(critic_manifest.training.iter().flat_map(|t| &t.source_hashes));
+    let manifest = |role, architecture, training: Training| ModelManifest {
+        format_version: FORMAT_VERSION,
+        role,
+        architecture,
+        plan: critic_manifest.plan.clone(),
+        cubes: SizeClass::ALL.map(|size| side_of(size, config.max_cube)).to_vec(),
+        provenance_known: critic_manifest.provenance_known,
+        training: Some(training),
+        calibration: None,
+        weights: WeightsFile::default(),
+    };
+    let generator = manifest(Role::Generator, Architecture::Generator(generator_config), record.clone());
+    save_model(job.out, generator, &generator_weights, config.precision)?;
+    let discriminator = manifest(Role::Discriminator, Architecture::Unet(discriminator_config), record);
+    save_model(job.out, discriminator, &discriminator_weights, config.precision)?;
+    copy_critic(critic_folder, job.out)?;
+    write_report(job.out, &report)?;
+    Ok(report)
+}
+
+/// Completes the bundle: weights first, then the manifest.
+fn copy_critic(from: &Path, to: &Path) -> Result<(), LearnError> {
+    if fs_err::canonicalize(from)? == fs_err::canonicalize(to)? {
+        return Ok(());
+    }
+    for name in ["critic.safetensors", "critic.json"] {
+        write_atomically(&to.join(name), &fs_err::read(from.join(name))?)?;
+    }
+    Ok(())
+}

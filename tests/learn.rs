@@ -1,0 +1,146 @@
+//! The training stages on a store of toy volumes: a cubic organ with ball-shaped tumours.
+
+mod toy;
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use freetumor::checkpoint::{Role, load_manifest};
+use freetumor::learn::{CriticConfig, HeldOutSettings, Job, LearnError, Metrics, Progress, Quiet, train_critic};
+
+/// Stops after a number of steps.
+struct StopAfter(u64, u64);
+
+impl Progress for StopAfter {
+    fn on_step(&mut self, _stage: &str, step: u64, _steps: u64, _metrics: &Metrics) {
+        self.1 = step;
+    }
+    fn on_note(&mut self, _note: &str) {}
+    fn should_stop(&self) -> bool {
+        self.1 >= self.0
+    }
+}
+
+fn critic_config(steps: u64) -> CriticConfig {
+    let mut config = CriticConfig {
+        widths: vec![4, 8],
+        steps,
+        voxels_per_step: 2 * 16 * 16 * 16,
+        max_cube: 16,
+        ..CriticConfig::default()
+    };
+    config.optimizer.learning_rate = 1e-2;
+    config.optimizer.warmup = 2;
+    config.held_out = HeldOutSettings {
+        cases: 1,
+        ..HeldOutSettings::default()
+    };
+    config.held_out.window.window = [16; 3];
+    config
+}
+
+fn weights(out: &Path, role: Role) -> Vec<u8> {
+    std::fs::read(out.join(format!("{}.safetensors", role.name()))).unwrap()
+}
+
+#[test]
+fn a_resumed_critic_has_the_weights_of_an_uninterrupted_one() {
+    let store = toy::store(10, 2);
+    let device = Device::flex();
+    let config = critic_config(6);
+    let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out,
+            resume,
+            device: &device,
+            progress,
+        };
+        train_critic(&config, &mut job)
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    run(whole.path(), false, &mut Quiet).unwrap();
+    let stopped = run(parts.path(), false, &mut StopAfter(3, 0));
+    assert!(matches!(stopped, Err(LearnError::Stopped { step: 3 })), "{stopped:?}");
+    assert!(!parts.path().join("critic.json").exists());
+    run(parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!(weights(whole.path(), Role::Critic), weights(parts.path(), Role::Critic));
+    let lines = |out: &Path| std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    assert_eq!(lines(whole.path()), lines(parts.path()));
+    assert_eq!(lines(parts.path()).lines().count(), 6);
+}
+
+#[test]
+fn a_critic_learns_says_what_it_saw_and_calibrates_the_gate() {
+    let store = toy::store(10, 2);
+    let out = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let mut job = Job {
+        cases: &store,
+        out: out.path(),
+        resume: false,
+        device: &device,
+        progress: &mut Quiet,
+    };
+    let report = train_critic(&critic_config(40), &mut job).unwrap();
+    let lines = std::fs::read_to_string(out.path().join("metrics.jsonl")).unwrap();
+    let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["metrics"]["loss"].as_f64();
+    let losses: Vec<f64> = lines.lines().filter_map(loss).collect();
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    assert!(mean(&losses[30..]) < 0.6 * mean(&losses[..5]), "{losses:?}");
+    // Ten labelled cases, a fifth held out; the unlabelled ones are not the critic's.
+    assert_eq!(report.training_cases, 8);
+    assert_eq!(report.calibration_lesions, 2);
+    let manifest = load_manifest(out.path(), Role::Critic).unwrap();
+    assert_eq!(manifest.training.unwrap().source_hashes.len(), 8);
+    assert_eq!(manifest.calibration.unwrap().entries.len(), 1);
+    assert!(out.path().join("report.json").exists());
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_and_saves_nothing() {
+    let store = toy::store(10, 0);
+    let out = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let mut config = critic_config(6);
+    config.optimizer.learning_rate = 1e30;
+    config.checkpoint_every = 1000;
+    let mut job = Job {
+        cases: &store,
+        out: out.path(),
+        resume: false,
+        device: &device,
+        progress: &mut Quiet,
+    };
+    let error = train_critic(&config, &mut job).unwrap_err();
+    assert!(matches!(error, LearnError::NotFinite { .. }), "{error}");
+    assert!(error.to_string().starts_with("step "), "{error}");
+    let files: Vec<_> = std::fs::read_dir(out.path())
+        .unwrap()
+        .map(|f| f.unwrap().file_name())
+        .collect();
+    assert_eq!(files, ["metrics.jsonl"]);
+}
+
+#[test]
+fn a_state_of_another_configuration_is_not_resumed() {
+    let store = toy::store(10, 0);
+    let out = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let run = |config: &CriticConfig, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out: out.path(),
+            resume,
+            device: &device,
+            progress,
+        };
+        train_critic(config, &mut job)
+    };
+    run(&critic_config(4), false, &mut StopAfter(2, 0)).unwrap_err();
+    let error = run(&critic_config(5), true, &mut Quiet).unwrap_err().to_string();
+    assert!(
+        error.contains("critic.state.safetensors") && error.contains("another configuration"),
+        "{error}"
+    );
+}
