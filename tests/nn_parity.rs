@@ -14,10 +14,10 @@ type Golden = HashMap<String, (Vec<usize>, Vec<f32>)>;
 
 fn golden() -> Golden {
     let bytes = include_bytes!("golden/nn/golden.safetensors");
-    let file = SafeTensors::deserialize(bytes).unwrap();
+    let file = SafeTensors::deserialize(bytes).expect("the golden file is whole");
     let numbers = |data: &[u8]| {
         data.chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .map(|b| f32::from_le_bytes(b.try_into().expect("chunks of four")))
             .collect()
     };
     file.tensors()
@@ -32,7 +32,7 @@ fn tensor<const D: usize>(golden: &Golden, name: &str, device: &Device) -> Tenso
 }
 
 fn numbers<const D: usize>(t: Tensor<D>) -> Vec<f32> {
-    t.into_data().try_to_vec().unwrap()
+    t.into_data().try_to_vec().expect("tensors of f32")
 }
 
 /// Asserts that numbers differ from the golden ones by at most `tolerance` times the largest golden one.
@@ -66,7 +66,7 @@ fn check<const N: usize>(name: &str, f: impl Fn([Tensor<5>; N]) -> Tensor<5>) {
     // f32 sums of some hundred products against float64.
     assert_close(&golden, &format!("{name}.out"), &numbers(out), 2e-6);
     for (i, input) in inputs.iter().enumerate() {
-        let gradient = numbers(input.grad(&grads).unwrap());
+        let gradient = numbers(input.grad(&grads).expect("every input is tracked"));
         assert_close(&golden, &format!("{name}.grad{i}"), &gradient, 3e-6);
     }
 }

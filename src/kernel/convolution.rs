@@ -149,7 +149,7 @@ impl Plane<'_> {
                 Isa::Avx512 => self.add_avx512(sums.as_mut_ptr(), plane),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => self.add_avx2(sums.as_mut_ptr(), plane),
-                _ => self.add_tiles::<[f32; 4], 2>(sums.as_mut_ptr(), plane),
+                _ => self.add_kernel::<[f32; 4], 2>(sums.as_mut_ptr(), plane),
             }
         }
     }
@@ -160,7 +160,7 @@ impl Plane<'_> {
     #[target_feature(enable = "avx512f,avx2,fma")]
     unsafe fn add_avx512(&self, sums: *mut f32, plane: usize) {
         // SAFETY: promised by the caller.
-        unsafe { self.add_tiles::<std::arch::x86_64::__m512, 8>(sums, plane) }
+        unsafe { self.add_kernel::<std::arch::x86_64::__m512, 8>(sums, plane) }
     }
 
     /// # Safety
@@ -169,7 +169,22 @@ impl Plane<'_> {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn add_avx2(&self, sums: *mut f32, plane: usize) {
         // SAFETY: promised by the caller.
-        unsafe { self.add_tiles::<std::arch::x86_64::__m256, 4>(sums, plane) }
+        unsafe { self.add_kernel::<std::arch::x86_64::__m256, 4>(sums, plane) }
+    }
+
+    /// Fixes the side of the kernel, so that the compiler unrolls its rows.
+    ///
+    /// # Safety
+    /// As [`Self::add_tiles`].
+    #[inline(always)]
+    unsafe fn add_kernel<L: Lanes, const N: usize>(&self, sums: *mut f32, plane: usize) {
+        // SAFETY: promised by the caller; Geometry allows these two sides.
+        unsafe {
+            match self.k {
+                3 => self.add_tiles::<L, 3, N>(sums, plane),
+                _ => self.add_tiles::<L, 1, N>(sums, plane),
+            }
+        }
     }
 
     /// Goes through the plane, `N` output channels (as many as registers allow) at a time.
@@ -177,16 +192,16 @@ impl Plane<'_> {
     /// # Safety
     /// The bounds asserted by [`Self::add`] hold and the processor has the instructions of `L`.
     #[inline(always)]
-    unsafe fn add_tiles<L: Lanes, const N: usize>(&self, sums: *mut f32, plane: usize) {
+    unsafe fn add_tiles<L: Lanes, const K: usize, const N: usize>(&self, sums: *mut f32, plane: usize) {
         for starts in self.starts.chunks(TILE) {
             for first in (0..BLOCK).step_by(N) {
                 // SAFETY: promised by the caller; `first + N <= BLOCK`.
                 unsafe {
                     let sums = sums.add(first * plane);
                     match *starts {
-                        [a, b, c] => self.tile::<L, 3, N>([a, b, c], first, sums, plane),
-                        [a, b] => self.tile::<L, 2, N>([a, b], first, sums, plane),
-                        [a] => self.tile::<L, 1, N>([a], first, sums, plane),
+                        [a, b, c] => self.tile::<L, K, 3, N>([a, b, c], first, sums, plane),
+                        [a, b] => self.tile::<L, K, 2, N>([a, b], first, sums, plane),
+                        [a] => self.tile::<L, K, 1, N>([a], first, sums, plane),
                         _ => {}
                     }
                 }
@@ -198,8 +213,12 @@ impl Plane<'_> {
     ///
     /// # Safety
     /// As [`Self::add_tiles`].
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "iterators take the sums' address, which keeps them out of registers: half the speed"
+    )]
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const V: usize, const N: usize>(
+    unsafe fn tile<L: Lanes, const K: usize, const V: usize, const N: usize>(
         &self,
         starts: [[usize; 2]; V],
         first: usize,
@@ -214,15 +233,15 @@ impl Plane<'_> {
             let inputs: [*const f32; V] = std::array::from_fn(|v| self.input.as_ptr().add(starts[v][0]));
             let mut weight = self.weights.as_ptr().add(first);
             for c in 0..self.channels {
-                for kz in 0..self.k {
-                    for ky in 0..self.k {
+                for kz in 0..K {
+                    for ky in 0..K {
                         let at = c * channel + kz * z + ky * row;
-                        for kx in 0..self.k {
+                        for kx in 0..K {
                             let x: [L; V] = std::array::from_fn(|v| L::load(inputs[v].add(at + kx)));
-                            for (n, acc) in acc.iter_mut().enumerate() {
+                            for n in 0..N {
                                 let scale = L::splat(*weight.add(n));
                                 for v in 0..V {
-                                    acc[v] = acc[v].add_product(x[v], scale);
+                                    acc[n][v] = acc[n][v].add_product(x[v], scale);
                                 }
                             }
                             weight = weight.add(BLOCK);
@@ -230,9 +249,9 @@ impl Plane<'_> {
                     }
                 }
             }
-            for (n, acc) in acc.iter().enumerate() {
+            for n in 0..N {
                 for v in 0..V {
-                    acc[v].store(sums.add(n * plane + starts[v][1]));
+                    acc[n][v].store(sums.add(n * plane + starts[v][1]));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Gradients of a convolution with respect to its weights and bias.
 //!
-//! Lanes are summed in `f32` over a run of planes that fits the second-level cache; runs, groups of runs and samples
-//! are then added in `f64`, in an order that the shape alone fixes.
+//! Every lane is summed in `f32` over a strip that fits the first-level cache, then over the strips of a task; lanes,
+//! tasks and samples are added in `f64`. The shape alone fixes strips, tasks and the order of additions.
 
 use rayon::prelude::*;
 
@@ -9,8 +9,8 @@ use super::isa::{Isa, Lanes, MAX_LANES};
 use super::layout::{BLOCK, Geometry, Padded, Vectors};
 use super::reduce;
 
-/// Numbers of the gradient's block that stay in the second-level cache (256 KiB) while all input channels pass.
-const RUN: usize = 64 * 1024;
+/// Numbers of the gradient's block in a strip (24 KiB), which is read again for every input channel and row of taps.
+const STRIP: usize = 6 * 1024;
 
 /// Tasks aimed at: enough for any desktop, and constant, so that the order of additions is too.
 const TASKS: usize = 16;
@@ -54,38 +54,76 @@ pub fn weight(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32]) -> Vec<f32> {
 /// Adds what one sample contributes.
 fn sample(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32], total: &mut [f64]) {
     let [d, h, w] = g.size;
+    let lanes = isa.lanes();
     let padded = Padded::new(x, g.ci, g.size, g.k, 2 * MAX_LANES);
-    let vectors = Vectors::new(h, w, padded.row, isa.lanes());
+    let vectors = Vectors::new(h, w, padded.row, lanes);
     let gradient = spread(gradient, g, &vectors);
-    let run = (RUN / (BLOCK * vectors.plane)).clamp(1, d);
-    let runs = d.div_ceil(run);
-    let groups = TASKS.div_ceil(g.blocks()).min(runs);
-    let planes_per_group = runs.div_ceil(groups) * run;
+    let strips = strips(&vectors, d, [padded.plane, padded.row], lanes);
+    let groups = TASKS.div_ceil(g.blocks()).min(strips.len());
+    let per_group = strips.len().div_ceil(groups);
     let per_block = g.ci * g.taps() * BLOCK;
     let parts: Vec<Vec<f64>> = (0..g.blocks() * groups)
         .into_par_iter()
         .map(|task| {
             let (block, group) = (task / groups, task % groups);
-            let mut sums = vec![0.0; per_block];
-            let end = ((group + 1) * planes_per_group).min(d);
-            for z in (group * planes_per_group..end).step_by(run) {
-                let work = Run {
-                    input: &padded.values[z * padded.plane..],
+            let mut sums = vec![0.0; per_block * lanes];
+            for &strip in strips.iter().skip(group * per_group).take(per_group) {
+                let work = Work {
+                    input: &padded.values,
                     strides: [padded.plane, padded.row],
-                    gradient: &gradient[(block * BLOCK * d + z) * vectors.plane..],
+                    gradient: &gradient[block * BLOCK * d * vectors.plane..],
                     channel: d * vectors.plane,
-                    planes: run.min(end - z),
                     vectors,
+                    strip,
                 };
                 work.all_channels(isa, g, padded.channel, &mut sums);
             }
-            sums
+            let of_lanes = |lanes: &[f32]| lanes.iter().map(|&v| f64::from(v)).sum();
+            sums.chunks_exact(lanes).map(of_lanes).collect()
         })
         .collect();
     for (task, part) in parts.iter().enumerate() {
         let total = &mut total[task / groups * per_block..][..per_block];
         total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
     }
+}
+
+/// A part of the voxels: whole planes, or some rows of one plane, or some vectors of one plane that is a single row.
+#[derive(Clone, Copy)]
+struct Strip {
+    /// Where it starts in a channel of the padded input, and in one of the spread gradient.
+    starts: [usize; 2],
+    /// Planes, rows per plane, vectors per row.
+    counts: [usize; 3],
+}
+
+/// Cuts a channel of `d` planes into strips, in order.
+fn strips(vectors: &Vectors, d: usize, [plane, row]: [usize; 2], lanes: usize) -> Vec<Strip> {
+    let room = STRIP / BLOCK;
+    let mut out = Vec::new();
+    let planes = (room / vectors.plane).max(1);
+    let (rows, columns) = match vectors.rows {
+        1 => (1, (room / lanes).clamp(1, vectors.per_row)),
+        rows => ((room / vectors.pitch).clamp(1, rows), vectors.per_row),
+    };
+    for z in (0..d).step_by(planes) {
+        for y in (0..vectors.rows).step_by(rows) {
+            for v in (0..vectors.per_row).step_by(columns) {
+                out.push(Strip {
+                    starts: [
+                        z * plane + y * row + v * lanes,
+                        z * vectors.plane + y * vectors.pitch + v * lanes,
+                    ],
+                    counts: [
+                        planes.min(d - z),
+                        rows.min(vectors.rows - y),
+                        columns.min(vectors.per_row - v),
+                    ],
+                });
+            }
+        }
+    }
+    out
 }
 
 /// Copies a gradient `[co, d, h, w]` to `[blocks * BLOCK, d, vectors.plane]`, zero where there is no voxel.
@@ -104,30 +142,31 @@ fn spread(gradient: &[f32], g: &Geometry, vectors: &Vectors) -> Vec<f32> {
     out
 }
 
-/// Some consecutive planes of one block of output channels.
-struct Run<'a> {
-    /// The padded input from the first plane on.
+/// One strip of one block of output channels.
+struct Work<'a> {
+    /// The padded input.
     input: &'a [f32],
     /// Numbers from plane to plane and row to row of the input.
     strides: [usize; 2],
-    /// The spread gradient from the block's first channel and the first plane on.
+    /// The spread gradient from the block's first channel on.
     gradient: &'a [f32],
     /// Numbers from channel to channel of the gradient.
     channel: usize,
-    /// How many planes.
-    planes: usize,
     /// How planes are cut.
     vectors: Vectors,
+    /// The strip.
+    strip: Strip,
 }
 
-impl Run<'_> {
-    /// Adds to `sums`, `[ci, kz, ky, BLOCK, kx]`.
-    fn all_channels(&self, isa: Isa, g: &Geometry, channel: usize, sums: &mut [f64]) {
+impl Work<'_> {
+    /// Adds to `sums`, `[ci, kz, ky, BLOCK, kx, lanes]`.
+    fn all_channels(&self, isa: Isa, g: &Geometry, channel: usize, sums: &mut [f32]) {
         let rows = (0..g.ci).flat_map(|c| (0..g.k).flat_map(move |kz| (0..g.k).map(move |ky| [c, kz, ky])));
-        for (sums, [c, kz, ky]) in sums.chunks_exact_mut(BLOCK * g.k).zip(rows) {
-            let offset = c * channel + kz * self.strides[0] + ky * self.strides[1];
+        for (sums, [c, kz, ky]) in sums.chunks_exact_mut(BLOCK * g.k * isa.lanes()).zip(rows) {
+            let offset = self.strip.starts[0] + c * channel + kz * self.strides[0] + ky * self.strides[1];
             self.check(isa, offset, g.k);
-            // SAFETY: the instruction set was detected when `isa` was chosen; `check` bounds every access.
+            // SAFETY: the instruction set was detected when `isa` was chosen; `check` bounds every read and the chunk
+            // holds BLOCK x k registers.
             unsafe {
                 match (isa, g.k) {
                     #[cfg(target_arch = "x86_64")]
@@ -147,13 +186,13 @@ impl Run<'_> {
 
     /// Asserts that no vector leaves the buffers.
     fn check(&self, isa: Isa, offset: usize, k: usize) {
-        let v = &self.vectors;
-        let row = v.per_row * isa.lanes();
-        let input = offset + (self.planes - 1) * self.strides[0] + (v.rows - 1) * self.strides[1] + row + k - 1;
+        let (v, [planes, rows, columns]) = (&self.vectors, self.strip.counts);
+        let row = columns * isa.lanes();
+        let input = offset + (planes - 1) * self.strides[0] + (rows - 1) * self.strides[1] + row + k - 1;
         assert!(input <= self.input.len(), "vectors stay within the padded input");
-        let gradient = (BLOCK - 1) * self.channel + (self.planes - 1) * v.plane + (v.rows - 1) * v.pitch + row;
+        let last = self.strip.starts[1] + (planes - 1) * v.plane + (rows - 1) * v.pitch + row;
         assert!(
-            gradient <= self.gradient.len(),
+            (BLOCK - 1) * self.channel + last <= self.gradient.len(),
             "vectors stay within the spread gradient"
         );
     }
@@ -162,7 +201,7 @@ impl Run<'_> {
     /// As [`Self::row`], and the processor has AVX-512.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx2,fma")]
-    unsafe fn row_avx512<const K: usize>(&self, offset: usize, sums: &mut [f64]) {
+    unsafe fn row_avx512<const K: usize>(&self, offset: usize, sums: &mut [f32]) {
         // SAFETY: promised by the caller.
         unsafe { self.row::<std::arch::x86_64::__m512, K, 8>(offset, sums) }
     }
@@ -171,7 +210,7 @@ impl Run<'_> {
     /// As [`Self::row`], and the processor has AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn row_avx2<const K: usize>(&self, offset: usize, sums: &mut [f64]) {
+    unsafe fn row_avx2<const K: usize>(&self, offset: usize, sums: &mut [f32]) {
         // SAFETY: promised by the caller.
         unsafe { self.row::<std::arch::x86_64::__m256, K, 4>(offset, sums) }
     }
@@ -179,37 +218,43 @@ impl Run<'_> {
     /// Adds one row of taps, for `N` output channels (as many as registers allow) at a time.
     ///
     /// # Safety
-    /// [`Self::check`] passed and the processor has the instructions of `L`.
+    /// [`Self::check`] passed, `sums` holds BLOCK x K registers, and the processor has the instructions of `L`.
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "iterators take the sums' address, which keeps them out of registers: half the speed"
+    )]
     #[inline(always)]
-    unsafe fn row<L: Lanes, const K: usize, const N: usize>(&self, offset: usize, sums: &mut [f64]) {
-        let v = self.vectors;
-        for (part, sums) in sums.chunks_exact_mut(N * K).enumerate() {
-            // SAFETY: `check` bounds every offset below; `t` holds MAX_LANES numbers.
+    unsafe fn row<L: Lanes, const K: usize, const N: usize>(&self, offset: usize, sums: &mut [f32]) {
+        let (v, [planes, rows, columns]) = (self.vectors, self.strip.counts);
+        for (part, sums) in sums.chunks_exact_mut(N * K * L::COUNT).enumerate() {
+            // SAFETY: `check` bounds every read, and the chunk holds N x K registers.
             unsafe {
                 let mut acc = [[L::splat(0.0); K]; N];
-                for z in 0..self.planes {
-                    for y in 0..v.rows {
+                for z in 0..planes {
+                    for y in 0..rows {
                         let x = self
                             .input
                             .as_ptr()
                             .add(offset + z * self.strides[0] + y * self.strides[1]);
-                        let at = part * N * self.channel + z * v.plane + y * v.pitch;
+                        let at = part * N * self.channel + self.strip.starts[1] + z * v.plane + y * v.pitch;
                         let gradient = self.gradient.as_ptr().add(at);
-                        for i in 0..v.per_row {
+                        for i in 0..columns {
                             let x: [L; K] = std::array::from_fn(|kx| L::load(x.add(i * L::COUNT + kx)));
-                            for (n, acc) in acc.iter_mut().enumerate() {
+                            for n in 0..N {
                                 let g = L::load(gradient.add(n * self.channel + i * L::COUNT));
                                 for kx in 0..K {
-                                    acc[kx] = acc[kx].add_product(x[kx], g);
+                                    acc[n][kx] = acc[n][kx].add_product(x[kx], g);
                                 }
                             }
                         }
                     }
                 }
-                for (sum, acc) in sums.iter_mut().zip(acc.iter().flatten()) {
-                    let mut t = [0.0_f32; MAX_LANES];
-                    acc.store(t.as_mut_ptr());
-                    *sum += t[..L::COUNT].iter().map(|&v| f64::from(v)).sum::<f64>();
+                let one = L::splat(1.0);
+                for n in 0..N {
+                    for kx in 0..K {
+                        let sum = sums.as_mut_ptr().add((n * K + kx) * L::COUNT);
+                        L::load(sum).add_product(acc[n][kx], one).store(sum);
+                    }
                 }
             }
         }
