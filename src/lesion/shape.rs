@@ -21,9 +21,13 @@ pub struct ShapeRequest<'a> {
 pub struct Shape {
     diameter_mm: f64,
     semi_axes_mm: [f64; 3],
+    /// Reciprocals of the semi-axes.
+    per_mm: [f64; 3],
     /// Rows are the ellipsoid's axes in (z, y, x) mm.
     axes: [[f64; 3]; 3],
     harmonics: Vec<Harmonic>,
+    /// The least and the greatest relative change of the radius.
+    extremes: [f64; 2],
 }
 
 /// A zonal harmonic: a pole, its degree and its amplitude.
@@ -36,6 +40,10 @@ struct Harmonic {
 
 /// The largest relative change of the radius; keeps thin necks and spikes away.
 const LIMIT: f64 = 0.5;
+/// Distance to the surface beyond which depths are only bounds, in mm.
+pub(super) const FAR_MM: f64 = 6.0;
+/// Directions in which a shape is sampled when it is drawn.
+const POINTS: usize = 400;
 /// Degrees of the harmonics; low ones bend the body, high ones lobulate it.
 const DEGREES: [usize; 12] = [2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 6];
 
@@ -65,13 +73,22 @@ impl Shape {
         let mut shape = Self {
             diameter_mm: request.diameter_mm,
             semi_axes_mm: ratios,
+            per_mm: [0.0; 3],
             axes,
             harmonics,
+            extremes: [-LIMIT, LIMIT],
         };
+        let changes: Vec<f64> = sphere(POINTS).map(|direction| shape.deformation(direction)).collect();
+        // Sampled extremes bound the work per voxel; `deformation` keeps to them between the samples.
+        shape.extremes = [
+            changes.iter().copied().fold(LIMIT, f64::min),
+            changes.iter().copied().fold(-LIMIT, f64::max),
+        ];
         // Volume of the deformed body is the ellipsoid's times the mean of (1 + d)^3 over directions.
-        let growth = shape.mean_cubed_radius() * ratios.iter().product::<f64>();
-        let scale = request.diameter_mm / 2.0 / libm::cbrt(growth);
+        let mean_cube = changes.iter().map(|d| (1.0 + d) * (1.0 + d) * (1.0 + d)).sum::<f64>() / POINTS as f64;
+        let scale = request.diameter_mm / 2.0 / libm::cbrt(mean_cube * ratios.iter().product::<f64>());
         shape.semi_axes_mm = ratios.map(|ratio| ratio * scale);
+        shape.per_mm = shape.semi_axes_mm.map(f64::recip);
         shape
     }
 
@@ -87,8 +104,7 @@ impl Shape {
 
     /// Returns how far the body reaches from its centre at most, in mm.
     pub fn reach_mm(&self) -> f64 {
-        let deformation: f64 = self.harmonics.iter().map(|harmonic| harmonic.amplitude.abs()).sum();
-        self.semi_axes_mm[2] * (1.0 + deformation.min(LIMIT))
+        self.semi_axes_mm[2] * (1.0 + self.extremes[1])
     }
 
     /// Returns the relative change of the radius in a direction of the ellipsoid's frame.
@@ -97,30 +113,29 @@ impl Shape {
         let sum: f64 = terms
             .map(|h| h.amplitude * legendre(h.degree, dot(h.pole, direction)))
             .sum();
-        sum.clamp(-LIMIT, LIMIT)
+        sum.clamp(self.extremes[0], self.extremes[1])
     }
 
-    fn mean_cubed_radius(&self) -> f64 {
-        const POINTS: usize = 400;
-        let cubed = sphere(POINTS).map(|direction| (1.0 + self.deformation(direction)).powi(3));
-        cubed.sum::<f64>() / POINTS as f64
-    }
-
-    /// Returns about the distance to the surface along the ray from the centre in mm, positive inside.
+    /// Returns about the distance to the surface along the ray from the centre in mm, positive inside;
+    /// farther away than [`FAR_MM`] it is only known to be that far.
     pub(super) fn radial_depth(&self, offset_mm: [f64; 3]) -> f64 {
-        let own = self.axes.map(|axis| dot(axis, offset_mm));
-        let scaled: [f64; 3] = std::array::from_fn(|axis| own[axis] / self.semi_axes_mm[axis]);
-        let k = dot(scaled, scaled).sqrt();
-        if k < 1.0 - LIMIT {
-            // Deeper than any deformation reaches; the ray's direction is undefined at the centre.
-            return (1.0 - k) * self.semi_axes_mm[0];
+        let scaled: [f64; 3] = std::array::from_fn(|axis| dot(self.axes[axis], offset_mm) * self.per_mm[axis]);
+        let squared = dot(scaled, scaled);
+        // Most voxels are far from any surface the deformation allows; they cost neither a root nor a polynomial.
+        let margin = FAR_MM * self.per_mm[0];
+        let [inner, outer] = [1.0 + self.extremes[0] - margin, 1.0 + self.extremes[1] + margin];
+        if squared > outer * outer {
+            return -FAR_MM;
+        }
+        if inner > 0.0 && squared < inner * inner {
+            return FAR_MM;
+        }
+        let k = squared.sqrt();
+        if k < 1e-6 {
+            return self.semi_axes_mm[0] * (1.0 + self.extremes[0]);
         }
         let ray = dot(offset_mm, offset_mm).sqrt() / k;
-        let deformation = if k > 2.0 + LIMIT {
-            LIMIT
-        } else {
-            self.deformation(scaled.map(|v| v / k))
-        };
+        let deformation = self.deformation(scaled.map(|v| v / k));
         (1.0 + deformation - k) * ray
     }
 }

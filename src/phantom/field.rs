@@ -229,11 +229,11 @@ fn blur_rows(values: &mut [f32], n: usize, kernel: &[f32]) {
 /// deviation of white noise.
 pub(super) fn blur(values: &mut [f32], shape: Shape, sigma_voxels: [f32; 3]) -> f32 {
     let mut remaining = 1.0;
-    for axis in 0..3 {
-        if sigma_voxels[axis] < 0.2 {
+    for (axis, sigma) in sigma_voxels.into_iter().enumerate() {
+        if sigma < 0.2 {
             continue;
         }
-        let kernel = gaussian(sigma_voxels[axis]);
+        let kernel = gaussian(sigma);
         match axis {
             0 => blur_axis(values, shape[0], shape[1] * shape[2], &kernel),
             1 => blur_axis(values, shape[1], shape[2], &kernel),

@@ -167,3 +167,65 @@ fn no_threshold_finds_the_tumours() {
     assert!((0.15..0.40).contains(&faint), "{faint}");
     assert!((0.05..0.30).contains(&bright), "{bright}");
 }
+
+#[test]
+fn labels_are_sane() {
+    for volume in labelled(4) {
+        let labels = &volume.labels;
+        assert!(labels.iter().all(|label| *label <= 6));
+        for (organ, pieces) in [(LIVER, 1), (PANCREAS, 1), (KIDNEY, 2)] {
+            assert_eq!(large_pieces(labels, &[organ, organ + 1]), pieces, "organ {organ}");
+        }
+        for tumour in &volume.tumours {
+            assert_eq!(labels[tumour.voxel], tumour.label);
+        }
+        let per_class = |label| {
+            volume
+                .tumours
+                .iter()
+                .filter(|t| t.label == label)
+                .map(|t| t.voxels)
+                .sum::<usize>()
+        };
+        for label in [2, 4, 6] {
+            // A later tumour never takes an earlier one's voxels.
+            assert_eq!(
+                labels.iter().filter(|l| **l == label).count(),
+                per_class(label),
+                "label {label}"
+            );
+        }
+    }
+    let healthy = generate(&cohort(7, 0, 1)[0]);
+    assert!(healthy.tumours.is_empty() && healthy.labels.iter().all(|label| [0, 1, 3, 5].contains(label)));
+}
+
+/// Counts face-connected pieces that hold at least 1 % of the voxels with one of the labels.
+fn large_pieces(labels: &Array3<u8>, wanted: &[u8]) -> usize {
+    let mut open = labels.mapv(|label| wanted.contains(&label));
+    let total = open.iter().filter(|is| **is).count();
+    let starts: Vec<_> = open.indexed_iter().filter(|(_, is)| **is).map(|(at, _)| at).collect();
+    let mut pieces = 0;
+    for start in starts {
+        let mut queue = vec![start];
+        let mut size = 0;
+        while let Some((z, y, x)) = queue.pop() {
+            if open.get((z, y, x)).copied() != Some(true) {
+                continue;
+            }
+            open[(z, y, x)] = false;
+            size += 1;
+            let minus = |v: usize| v.wrapping_sub(1);
+            queue.extend([
+                (z + 1, y, x),
+                (minus(z), y, x),
+                (z, y + 1, x),
+                (z, minus(y), x),
+                (z, y, x + 1),
+                (z, y, minus(x)),
+            ]);
+        }
+        pieces += usize::from(size * 100 >= total);
+    }
+    pieces
+}

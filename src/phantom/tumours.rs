@@ -46,7 +46,9 @@ pub(super) fn paint_tumours(
     planned.extend(rng.chance(0.55).then_some((KIDNEY, (3.58, 0.62), (9.0, 50.0))));
     let mut tumours = Vec::new();
     for (organ, (mean, deviation), (least, most)) in planned {
-        let diameter = libm::exp(mean + deviation * rng.normal()).clamp(least, most) as f32;
+        // Drawn again outside the range: clamping would pile tumours up at its ends.
+        let draws = (0..16).map(|_| libm::exp(mean + deviation * rng.normal()));
+        let diameter = draws.into_iter().find(|mm| (least..=most).contains(mm)).unwrap_or(most) as f32;
         let contrast = draw_contrast(organ, phase, rng);
         if let Some(voxels) = grow(canvas, organ, diameter, rng) {
             render(canvas, hu, &voxels, (intensities, contrast), rng);
