@@ -1,9 +1,7 @@
 //! The command line: one file per subcommand. Wires everything; nothing imports it.
 
 mod check_config;
-mod demo;
 mod device;
-mod evaluate;
 mod healthcheck;
 mod info;
 mod ingest;
@@ -21,7 +19,6 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::config::{self, Config};
-use crate::telemetry::log;
 
 /// Streams synthesized, gated CT tumour patches with labels to any segmentation trainer.
 #[derive(Parser)]
@@ -33,12 +30,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Demo(demo::Args),
     Phantom(phantom::Args),
     Ingest(ingest::Args),
     Train(train::Args),
     Serve(serve::Args),
-    Evaluate(evaluate::Args),
     Info(info::Args),
     CheckConfig(check_config::Args),
     Healthcheck(healthcheck::Args),
@@ -59,20 +54,19 @@ impl ConfigArgs {
 }
 
 fn load(path: Option<&Path>) -> anyhow::Result<Config> {
-    Ok(config::load(path, std::env::vars())?)
+    let config = config::load(path, std::env::vars())?;
+    config.log.start()?;
+    Ok(config)
 }
 
 /// Parses the arguments, runs the command, and returns its exit code: 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    log::init();
     let result = match cli.command {
-        Command::Demo(args) => demo::run(&args),
         Command::Phantom(args) => phantom::run(&args),
         Command::Ingest(args) => ingest::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Serve(args) => serve::run(&args),
-        Command::Evaluate(args) => evaluate::run(&args),
         Command::Info(args) => info::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),

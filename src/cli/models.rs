@@ -34,7 +34,7 @@ pub(super) fn start_service(
     let mut recipe = config.recipe.clone();
     if bundle.is_none() {
         tracing::info!("no models: the default recipe is analytic synthesis with the gate off");
-        recipe.synthesizer = SynthesizerKind::Analytic;
+        recipe.synthesizer = Some(SynthesizerKind::Analytic);
         recipe.gate.enabled = false;
     }
     Ok((Streams::start(store, bundle, config.stream.clone())?, recipe))

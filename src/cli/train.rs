@@ -63,12 +63,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Stage::Critic(stage) => train(stage, |config, job| Ok(train_critic(&config.critic, job)?)),
         Stage::Synthesizer(stage) => {
             let critic = stage.out.clone();
-            train(stage, |config, job| Ok(train_synthesizer(&config.synthesizer, job, &critic)?))
+            train(stage, |config, job| Ok(train_synthesizer(&config.synthesizer, &critic, job)?))
         }
         Stage::Segmentor(stage) => train(stage, |config, job| {
             let bundle = open_models(Some(&stage.out), job.device)?;
             let (service, _) = start_service(config, open_store(&stage.store)?, bundle)?;
-            Ok(train_segmentor(&config.segmentor, job, &*service)?)
+            Ok(train_segmentor(&config.segmentor, &*service, job)?)
         }),
     }
 }

@@ -8,6 +8,7 @@ use crate::http::ServerConfig;
 use crate::learn::{CriticConfig, SegmentorConfig, SynthesizerConfig};
 use crate::stream::StreamConfig;
 use crate::stream::recipe::Recipe;
+use crate::telemetry::log::LogConfig;
 use crate::volume::Plan;
 
 pub use load::{ConfigError, ENVIRONMENT_PREFIX, load};
@@ -20,6 +21,8 @@ pub struct Config {
     pub plan: Plan,
     /// The HTTP server.
     pub server: ServerConfig,
+    /// Log lines.
+    pub log: LogConfig,
     /// Threads and windows of streams.
     pub stream: StreamConfig,
     /// What a client gets that names no recipe.
