@@ -1,5 +1,8 @@
 //! Ingest through its public API: what nibabel makes of small files, real CT, and every kind of bad input.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
+
 use std::path::{Path, PathBuf};
 
 use freetumor::ingest::nifti::{read_image, read_labels, write_image, write_labels};
@@ -215,7 +218,7 @@ fn shards_together_are_the_whole() {
 #[test]
 fn bad_volumes_are_refused_by_name() {
     let files = Files::new();
-    let (image, labels) = files.good("a");
+    let (image, _) = files.good("a");
     // Truncated gzip, a flipped byte in it, and a header that declares more than there is.
     let bytes = std::fs::read(&image).unwrap();
     std::fs::write(files.path("cut.nii.gz"), &bytes[..bytes.len() / 2]).unwrap();
@@ -229,7 +232,7 @@ fn bad_volumes_are_refused_by_name() {
     flipped[last] ^= 1;
     std::fs::write(files.path("crc.nii.gz"), flipped).unwrap();
     assert!(files.refusal("crc.nii.gz", None).contains("crc.nii.gz: cannot read"));
-    let (hu, ids, grid) = patient();
+    let (hu, _, grid) = patient();
     write_image(&files.path("plain.nii"), hu.view(), &grid).unwrap();
     let plain = std::fs::read(files.path("plain.nii")).unwrap();
     let variant = |name: &str, at: usize, value: &[u8]| {
@@ -246,7 +249,12 @@ fn bad_volumes_are_refused_by_name() {
     assert!(variant("magic.nii", 344, b"ni1\0").contains("magic"));
     assert!(variant("offset.nii", 108, &9e8_f32.to_le_bytes()).contains("vox_offset"));
     assert!(variant("affine.nii", 280, &f32::NAN.to_le_bytes()).contains("affine: expected finite"));
-    assert!(variant("singular.nii", 280, &[0; 12]).contains("independent axes"));
+    assert!(variant("singular.nii", 280, &[0; 12]).contains("expected voxels of"));
+    let parallel: Vec<u8> = [3_f32, 3.0, 0.0, 0.0, 3.0, 3.0, 0.0, 0.0]
+        .iter()
+        .flat_map(|v| v.to_le_bytes())
+        .collect();
+    assert!(variant("plane.nii", 280, &parallel).contains("independent axes"));
     // The same bytes as floats: NaN among them.
     let mut floats = plain[..352].to_vec();
     floats[70..74].copy_from_slice(&[16, 0, 32, 0]);
@@ -256,6 +264,13 @@ fn bad_volumes_are_refused_by_name() {
     }));
     std::fs::write(files.path("nan.nii"), floats).unwrap();
     assert!(files.refusal("nan.nii", None).contains("24 voxels are NaN or infinite"));
+}
+
+#[test]
+fn bad_labels_are_refused_by_name() {
+    let files = Files::new();
+    files.good("a");
+    let (_, ids, grid) = patient();
     // Labels: another shape, another place, an id of no meaning, a value that is no id.
     let small = ids.slice(s![..20, .., ..]);
     write_labels(
@@ -293,7 +308,25 @@ fn bad_volumes_are_refused_by_name() {
             .refusal("a.nii.gz", Some("a.nii.gz"))
             .contains("expected label ids 0 to 255")
     );
-    assert!(labels.exists());
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 400, ..Default::default() })]
+    /// Headers of random content: an error or a volume, never a panic or a huge allocation.
+    #[test]
+    fn a_lying_header_is_no_danger(at in 0_usize..540, value in proptest::prelude::any::<[u8; 8]>(), version in 1..3) {
+        let dir = tempfile::tempdir().unwrap();
+        let name = if version == 1 { "uncompressed.nii" } else { "nifti2-big.nii" };
+        let mut bytes = std::fs::read(golden().join(name)).unwrap();
+        let at = at.min(bytes.len() - 8);
+        bytes[at..at + 8].copy_from_slice(&value);
+        let path = dir.path().join("lie.nii");
+        std::fs::write(&path, bytes).unwrap();
+        match read_image(&path) {
+            Ok(scan) => drop(orient(scan)),
+            Err(error) => assert!(error.to_string().contains("lie.nii"), "{error}"),
+        }
+    }
 }
 
 #[test]

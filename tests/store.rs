@@ -1,5 +1,7 @@
 //! The store on disk through its public API: what is written comes back, damage is an error that names the file (P6).
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
+
 use std::path::{Path, PathBuf};
 
 use freetumor::digest::Digest;
@@ -94,6 +96,32 @@ proptest! {
         // The three hold the same cases and plan, so they are the same snapshot.
         prop_assert_eq!(zstd.snapshot(), raw.snapshot());
         prop_assert_eq!(zstd.snapshot(), memory.snapshot());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    /// Headers that lie under a correct checksum: an error or an answer, never a panic or a huge allocation.
+    #[test]
+    fn a_lying_header_is_no_danger(at in 8_usize..2000, value in any::<[u8; 4]>(), width in 1_usize..5) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("cases")).unwrap();
+        let mut bytes = std::fs::read(golden("store-v1.ftc")).unwrap();
+        let header_end = 32 + u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+        let at = if at < 28 { at.min(24) } else { 32 + at % (header_end - 36) };
+        bytes[at..at + width].copy_from_slice(&value[..width]);
+        let mut covered = bytes[..28].to_vec();
+        covered.extend(&bytes[32..header_end]);
+        bytes[28..32].copy_from_slice(&crc32fast::hash(&covered).to_le_bytes());
+        std::fs::write(file_of(dir.path(), "golden"), bytes).unwrap();
+        // The index is made from the header itself, so that the reader sees the lie.
+        let finished = StoreWriter::create(dir.path(), &plan()).unwrap().finish().unwrap();
+        prop_assert!(finished.cases + finished.damaged.len() == 1);
+        let store = Store::open(dir.path()).unwrap();
+        if finished.cases == 1 {
+            let shape = store.records()[0].grid.shape;
+            drop((store.verify(0), store.read(0, Region::whole(shape)), store.candidates(0, 1)));
+        }
     }
 }
 
@@ -224,6 +252,11 @@ fn records_and_candidates_survive_the_disk() {
         store.read(0, Region::centred(voxel, [1; 3])).unwrap().labels[[0, 0, 0]],
         1
     );
+    let far = Region {
+        start: [i64::MAX - 1; 3],
+        size: [4; 3],
+    };
+    assert!(store.read(0, far).unwrap_err().to_string().contains("too far"));
     let outside = store.read(0, Region::centred([-50; 3], [4; 3])).unwrap();
     assert!(outside.image.iter().all(|hu| *hu == AIR_HU) && outside.labels.iter().all(|label| *label == 0));
 }

@@ -1,5 +1,7 @@
 //! The NIfTI header: the few fields that a CT volume needs, checked, from version 1 or 2.
 
+use std::ops::RangeInclusive;
+
 use nifti::{Endianness, NiftiHeader, NiftiType};
 
 use super::nifti::{MAX_SIDE, MAX_VOXELS};
@@ -8,6 +10,13 @@ use super::nifti::{MAX_SIDE, MAX_VOXELS};
 pub(super) const NIFTI1_BYTES: usize = 348;
 /// Bytes of a NIfTI-2 header.
 pub(super) const NIFTI2_BYTES: usize = 540;
+
+/// Farther from the scanner's origin lies no patient.
+const MAX_MM: f64 = 1e5;
+/// Voxel sizes that are believed.
+const VOXEL_MM: RangeInclusive<f64> = 0.01..=100.0;
+/// Axes more oblique to each other than this are no CT grid; a gantry tilt of 30 degrees has 0.87.
+const MIN_DETERMINANT: f64 = 0.1;
 
 /// A header's fields, in f64 whatever the version.
 pub(super) struct Header {
@@ -203,21 +212,29 @@ impl Frame {
         let [x, y, z] = if self.sform_code > 0 {
             self.rows
         } else if self.qform_code > 0 {
-            self.from_quaternion()?
+            self.quaternion_rows()?
         } else {
-            self.from_pixdim(shape)
+            self.pixdim_rows(shape)
         };
         let affine = [x, y, z, [0.0, 0.0, 0.0, 1.0]];
-        if !affine.iter().flatten().all(|value| value.is_finite()) {
-            return Err(format!("affine: expected finite values, got {affine:?}"));
+        if !affine.iter().flatten().all(|value| value.abs() <= MAX_MM) {
+            return Err(format!(
+                "affine: expected finite values within {MAX_MM} mm, got {affine:?}"
+            ));
         }
-        if determinant(&affine).abs() < 1e-9 {
+        let lengths: [f64; 3] =
+            std::array::from_fn(|column| libm::sqrt((0..3).map(|row| affine[row][column] * affine[row][column]).sum()));
+        if !lengths.iter().all(|length| VOXEL_MM.contains(length)) {
+            return Err(format!("affine: expected voxels of {VOXEL_MM:?} mm, got {lengths:?}"));
+        }
+        // The determinant of unit axes is 1 where they are perpendicular and 0 where they lie in a plane.
+        if determinant(&affine).abs() < MIN_DETERMINANT * lengths.iter().product::<f64>() {
             return Err(format!("affine: expected three independent axes, got {affine:?}"));
         }
         Ok(affine)
     }
 
-    fn from_quaternion(&self) -> Result<[[f64; 4]; 3], String> {
+    fn quaternion_rows(&self) -> Result<[[f64; 4]; 3], String> {
         let [b, c, d] = self.quaternion;
         let rest = 1.0 - (b * b + c * c + d * d);
         // Rounding of single precision may take the sum slightly above 1.
@@ -252,7 +269,7 @@ impl Frame {
 
     /// Departure: the standard's "method 1" has neither sign nor offset; nibabel, which most CT in NIfTI has passed
     /// through, takes the first axis to grow to the left and centres the volume. We follow nibabel.
-    fn from_pixdim(&self, shape: [usize; 3]) -> [[f64; 4]; 3] {
+    fn pixdim_rows(&self, shape: [usize; 3]) -> [[f64; 4]; 3] {
         let scale = [-self.pixdim[1], self.pixdim[2], self.pixdim[3]];
         std::array::from_fn(|row| {
             let mut line = [0.0; 4];
@@ -264,7 +281,7 @@ impl Frame {
 }
 
 /// Returns the determinant of an affine's linear part.
-pub(super) fn determinant(m: &[[f64; 4]; 4]) -> f64 {
+fn determinant(m: &[[f64; 4]; 4]) -> f64 {
     m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1]) - m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0])
         + m[0][2] * (m[1][0] * m[2][1] - m[1][1] * m[2][0])
 }

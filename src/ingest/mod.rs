@@ -16,6 +16,7 @@ pub mod resample;
 use std::path::PathBuf;
 
 use crate::store::StoreError;
+use crate::volume::Shape;
 
 pub use datalist::{Entry, Section};
 pub use orient::source_hash;
@@ -68,6 +69,16 @@ pub enum IngestError {
         image: PathBuf,
         /// Shape or position, and by how much.
         what: String,
+    },
+    /// A volume that the plan's spacing would make too large.
+    #[error("{path}: {shape:?} voxels at {spacing_mm:?} mm: at most 2048 a side and 2^29 in all")]
+    TooLarge {
+        /// The image file.
+        path: PathBuf,
+        /// The shape it would have.
+        shape: Shape,
+        /// The plan's spacing.
+        spacing_mm: [f64; 3],
     },
     /// A shard outside its range.
     #[error("shard: expected i/n with i below n and n at least 1, got {0:?}")]

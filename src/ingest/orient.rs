@@ -65,23 +65,24 @@ pub fn orient<T: Clone>(scan: Scan<T>) -> Oriented<T> {
 /// The rule of nibabel's `io_orientation`: take the rotation nearest to the affine without its zooms, then let the file
 /// axis that is nearest to any patient axis choose first.
 fn orientation_of(affine_xyz: &[[f64; 4]; 4]) -> Orientation {
-    let mut columns = nearest_rotation(affine_xyz);
+    let columns = nearest_rotation(affine_xyz);
     let mut order = [0, 1, 2];
     let strongest = |column: &[f64; 3]| column.iter().fold(0.0, |best: f64, value| best.max(value * value));
     // A stable sort, as numpy's: the lower axis wins a tie.
     order.sort_by(|a, b| strongest(&columns[*b]).total_cmp(&strongest(&columns[*a])));
     let mut orientation = [(0, true); 3];
+    let mut free = vec![0, 1, 2];
     for file_axis in order {
         let column = columns[file_axis];
-        let mut patient_axis = 0;
-        for candidate in 1..3 {
-            if column[candidate].abs() > column[patient_axis].abs() {
-                patient_axis = candidate;
+        // The first of equals, as numpy's argmax.
+        let mut best = 0;
+        for candidate in 1..free.len() {
+            if column[free[candidate]].abs() > column[free[best]].abs() {
+                best = candidate;
             }
         }
+        let patient_axis = free.remove(best);
         orientation[file_axis] = (patient_axis, column[patient_axis] >= 0.0);
-        // A patient axis is taken once: below every remaining value.
-        columns.iter_mut().for_each(|other| other[patient_axis] = 0.0);
     }
     orientation
 }

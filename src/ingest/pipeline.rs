@@ -281,6 +281,13 @@ impl Pipeline<'_> {
         // Scanners pad with -3024, -2048 or -2000: air, before it bleeds into its neighbours by interpolation.
         image.voxels.mapv_inplace(|hu| hu.max(AIR_HU));
         let grid = resampled_grid(&image.grid, self.plan.spacing_mm);
+        if grid.shape.iter().any(|side| *side > nifti::MAX_SIDE) || grid.voxels() > nifti::MAX_VOXELS {
+            return Err(IngestError::TooLarge {
+                path: entry.image.clone(),
+                shape: grid.shape,
+                spacing_mm: self.plan.spacing_mm,
+            });
+        }
         let labels = labels.map(|labels| resample_labels(&labels, &image.grid, &grid));
         let resampled = resample_image(&image.voxels, &image.grid, &grid);
         drop(image.voxels);
@@ -364,7 +371,7 @@ impl Pipeline<'_> {
         }
         if record.kind == CaseKind::Unlabelled && !record.tumours.is_empty() {
             remarks.push(format!(
-                "{} tumours in labels that count as without: kept as labels, never hosts",
+                "{} tumours in labels that count as without: kept, and lesions are placed away from them",
                 record.tumours.len()
             ));
         }

@@ -2,8 +2,8 @@
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 
-use super::CaseRecord;
 use super::codec;
+use super::{CaseRecord, TumourRecord};
 use crate::volume::{Region, Shape};
 
 /// The first eight bytes of a case file; the line break shows a transfer that rewrote line ends.
@@ -152,6 +152,7 @@ fn check_header(header: &CaseHeader, payload_bytes: u64) -> Result<(), String> {
     if !shape.iter().all(|side| (1..=MAX_SIDE).contains(side)) {
         return Err(format!("shape {shape:?}: expected 1 to {MAX_SIDE} voxels a side"));
     }
+    check_places(&header.record)?;
     let chunks: usize = chunk_counts(shape).iter().product();
     if header.image.len() != chunks || header.labels.len() != chunks {
         return Err(format!(
@@ -172,6 +173,27 @@ fn check_header(header: &CaseHeader, payload_bytes: u64) -> Result<(), String> {
         ));
     }
     check_block(&header.candidates, candidate_bytes, 1, payload_bytes).map_err(|what| format!("candidates: {what}"))
+}
+
+/// Checks that everything the record places lies in the volume, so that its users may index with it.
+fn check_places(record: &CaseRecord) -> Result<(), String> {
+    let side = record.grid.shape.map(|side| side as i64);
+    let is_inside = |voxel: [i64; 3]| (0..3).all(|axis| (0..side[axis]).contains(&voxel[axis]));
+    let fits = |region: &Region| {
+        let small = (0..3).all(|axis| region.size[axis] >= 1 && region.size[axis] <= record.grid.shape[axis]);
+        small && is_inside(region.start) && is_inside(region.end().map(|end| end - 1))
+    };
+    if let Some(organ) = record.organs.iter().find(|organ| !fits(&organ.region)) {
+        return Err(format!(
+            "organ {}: its box {:?} leaves the volume",
+            organ.id, organ.region
+        ));
+    }
+    let lost = |tumour: &&TumourRecord| !fits(&tumour.region) || !is_inside(tumour.centre);
+    match record.tumours.iter().find(lost) {
+        Some(tumour) => Err(format!("tumour at {:?}: it leaves the volume", tumour.centre)),
+        None => Ok(()),
+    }
 }
 
 fn check_block(block: &Block, elements: usize, element_bytes: usize, payload_bytes: u64) -> Result<(), String> {

@@ -110,10 +110,10 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
-    /// A case or plan that a store does not take.
-    #[error("{path}: cannot be stored: {what}")]
+    /// A case or plan that a store does not take, or a box that it does not give.
+    #[error("{path}: refused: {what}")]
     Invalid {
-        /// The file that would be written.
+        /// The file.
         path: PathBuf,
         /// The field, what was expected and what was found.
         what: String,

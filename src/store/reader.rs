@@ -14,9 +14,12 @@ use memmap2::Mmap;
 use ndarray::{Array3, s};
 
 use super::codec;
-use super::format::{self, Block, CHUNK_SIDE, CaseHeader, PREAMBLE_BYTES};
+use super::format::{self, Block, CHUNK_SIDE, CaseHeader, MAX_SIDE, PREAMBLE_BYTES};
 use super::{Candidate, CaseRecord, Crop, StoreError};
 use crate::volume::{AIR_HU, Region};
+
+/// Boxes that start farther away than any volume reaches are refused, so that their ends cannot overflow.
+const FAR: i64 = 1 << 40;
 
 /// A file and its map.
 struct MappedFile {
@@ -132,6 +135,10 @@ impl CaseFile {
     /// Reads a box; only the chunks that it meets are touched.
     pub(super) fn read(&self, region: Region) -> Result<Crop, StoreError> {
         let shape = self.header.record.grid.shape;
+        if region.size.iter().any(|side| *side > 2 * MAX_SIDE) || region.start.iter().any(|v| v.abs() > FAR) {
+            let what = format!("the box {region:?} is too large or too far away to be read");
+            return Err(StoreError::invalid(&self.mapped.path, what));
+        }
         let mut crop = Crop {
             region,
             image: Array3::from_elem(region.size, AIR_HU),
@@ -196,6 +203,14 @@ impl CaseFile {
         )?;
         let (all, _): (Vec<(u8, Vec<Candidate>)>, usize) = bincode::decode_from_slice(&bytes, format::header_config())
             .map_err(|error| StoreError::damaged(&self.mapped.path, format!("candidate block: {error}")))?;
+        let shape = self.header.record.grid.shape;
+        let is_inside = |place: &Candidate| (0..3).all(|axis| usize::from(place.voxel[axis]) < shape[axis]);
+        if !all.iter().all(|(_, places)| places.iter().all(is_inside)) {
+            return Err(StoreError::damaged(
+                &self.mapped.path,
+                "candidate block: a voxel outside the volume",
+            ));
+        }
         let mine = all.into_iter().find(|(id, _)| *id == organ_id);
         Ok(mine.map_or_else(Vec::new, |(_, candidates)| candidates))
     }
