@@ -1,5 +1,7 @@
 //! Holds streams to promises P1 to P5 and P7 on small volumes in memory and untrained models.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
