@@ -22,13 +22,13 @@ fn the_published_rule_accepts_what_the_released_filter_accepts() {
         let (logits, fake) = (of("s_logits"), of("fake_label3"));
         let (batch, classes) = (logits.shape[0], logits.shape[1]);
         let voxels = fake.values.len() / batch;
-        // The three classes are background, organ, synthesized tumour. Pooled over the batch as the filter does it: the crops stand one behind the other.
+        // Class 3 is the synthesized tumour. Pooled over the batch as the filter does it: the crops stand one behind the other.
         let after = Array3::from_shape_fn([1, batch, voxels], |(_, b, v)| {
             let logit = |class: usize| logits.values[(b * classes + class) * voxels + v];
             (1..classes).fold(0, |best, class| if logit(class) > logit(best) { class } else { best }) as u8
         });
         let lesion = Array3::from_shape_fn([1, batch, voxels], |(_, b, v)| {
-            u8::from(fake.values[b * voxels + v] == 2.0)
+            u8::from(fake.values[b * voxels + v] == 3.0)
         });
         let recall = published_recall(&after, &lesion, tumours);
         // The filter divides by |F| + 1e-6 in single precision.
