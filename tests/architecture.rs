@@ -1,5 +1,7 @@
 //! Holds the directions in which modules may depend on each other: an edge that is not listed fails.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

@@ -40,7 +40,7 @@ impl Change {
         Self {
             flip,
             turns,
-            intensity: changed.then(|| [1.0 + scale * settings.scale, shift * settings.shift_hu]),
+            intensity: changed.then_some([1.0 + scale * settings.scale, shift * settings.shift_hu]),
             centre_hu,
         }
     }

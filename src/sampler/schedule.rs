@@ -196,7 +196,7 @@ impl Schedule {
         }
     }
 
-    /// Lists requested bins that no case of a pool can hold, as `pool/organ/size`.
+    /// Lists requested bins that no case of a pool can hold, as `pool/organ/size`, and with figures those that too few can.
     pub fn shortfall(&self) -> &[String] {
         &self.shortfall
     }
@@ -231,13 +231,19 @@ fn offset(seed: u64, sequence: u64) -> u64 {
 }
 
 fn cell(mix: &Mix, pool: Pool, organ: &Organ, hosts: Vec<Host>, shortfall: &mut Vec<String>) -> Option<Cell> {
-    let missing = |size: SizeClass| !hosts.iter().any(|host| host.holds(size));
     let mut sizes = mix.sizes.clone();
     if pool != Pool::LabelledReal {
+        let total: f64 = sizes.iter().map(|(_, share)| share).sum();
         for (size, share) in sizes.iter_mut().filter(|(_, share)| *share > 0.0) {
-            if missing(*size) {
-                shortfall.push(format!("{}/{}/{}", pool.name(), organ.name, size.name()));
+            let holding = hosts.iter().filter(|host| host.holds(*size)).count();
+            let bin = format!("{}/{}/{}", pool.name(), organ.name, size.name());
+            let asked = *share / total;
+            if holding == 0 {
+                shortfall.push(bin);
                 *share = 0.0;
+            } else if (holding as f64) < asked * hosts.len() as f64 {
+                let (asked, all) = ((100.0 * asked).round(), hosts.len());
+                shortfall.push(format!("{bin}: {asked} % asked, {holding} of {all} cases hold it"));
             }
         }
     }
@@ -273,4 +279,132 @@ fn deal_round(seed: u64, cell: &Cell, number: u64) -> Vec<(Host, Token)> {
         deal(&hosts, &mut tokens);
     }
     hosts.into_iter().zip(tokens).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+    use crate::store::{OrganRecord, SourceGeometry};
+    use crate::volume::{Affine, Annotation, Grid, LabelMap, Region};
+    use std::collections::BTreeMap;
+
+    /// Every fourth case is labelled; every tenth holds large lesions, the others medium ones at most.
+    fn record(number: usize, organs: &[Organ]) -> CaseRecord {
+        let holds_mm = if number.is_multiple_of(10) { 80.0 } else { 30.0 };
+        let organ = |organ: &Organ| OrganRecord {
+            id: organ.id,
+            voxels: 1000,
+            region: Region::whole([8; 3]),
+            holds_mm,
+        };
+        let affine = Affine::axis_aligned([1.5; 3], [0.0; 3]);
+        CaseRecord {
+            id: format!("{number:05}"),
+            kind: if number.is_multiple_of(4) {
+                CaseKind::Labelled
+            } else {
+                CaseKind::Unlabelled
+            },
+            grid: Grid { shape: [8; 3], affine },
+            annotation: Annotation {
+                classes: Vec::new(),
+                assumed_tumour_free: true,
+            },
+            source_hash: Digest::default(),
+            content_hash: Digest::default(),
+            source: SourceGeometry {
+                shape_xyz: [8; 3],
+                affine_xyz: affine.0,
+                orientation: "RAS".into(),
+            },
+            organs: organs.iter().map(organ).collect(),
+            tumours: Vec::new(),
+        }
+    }
+
+    fn schedule(large: f64) -> (Schedule, Vec<CaseRecord>) {
+        let organs = LabelMap::default().organs();
+        let records: Vec<_> = (0..203).map(|number| record(number, &organs)).collect();
+        let mix = Mix {
+            seed: 5,
+            pools: vec![
+                (Pool::LabelledReal, 1.0),
+                (Pool::LabelledHost, 1.0),
+                (Pool::UnlabelledHost, 2.0),
+            ],
+            organs: organs.into_iter().zip([2.0, 1.0, 1.0]).collect(),
+            sizes: vec![(SizeClass::Small, 1.0 - large), (SizeClass::Large, large)],
+            contrasts: vec![(ContrastBin::Dark, 0.75), (ContrastBin::Iso, 0.25)],
+            spacing_mm: [1.5; 3],
+            cube_voxels: [32, 48, 64, 96],
+        };
+        let allowed = vec![true; records.len()];
+        (Schedule::new(&mix, &records, &allowed).unwrap(), records)
+    }
+
+    #[test]
+    fn shares_hold_in_every_stretch_and_visits_stay_even() {
+        let (schedule, records) = schedule(0.05);
+        let mut visits: BTreeMap<(Pool, u8), BTreeMap<usize, u64>> = BTreeMap::new();
+        let (mut hosts, mut large, mut dark, n) = (0u32, 0u32, 0u32, 8000u32);
+        for index in 0..u64::from(n) {
+            let draw = schedule.draw(index);
+            *visits
+                .entry((draw.pool, draw.organ.id))
+                .or_default()
+                .entry(draw.case)
+                .or_default() += 1;
+            if draw.pool != Pool::LabelledReal {
+                hosts += 1;
+                large += u32::from(draw.size == SizeClass::Large);
+                dark += u32::from(draw.contrast == ContrastBin::Dark);
+                assert!(draw.size != SizeClass::Large || draw.case.is_multiple_of(10));
+                assert!(!draw.is_shortfall, "index {index}");
+            }
+            let kind = records[draw.case].kind;
+            assert_eq!(kind == CaseKind::Unlabelled, draw.pool == Pool::UnlabelledHost);
+        }
+        assert_eq!(hosts, n / 4 * 3);
+        // Six pairs of pool and organ, each within one round's sizes of its share.
+        assert!(large.abs_diff(hosts / 20) <= 6 * 3, "{large}");
+        assert!(dark.abs_diff(hosts / 4 * 3) <= 24, "{dark}");
+        for ((pool, organ), cases) in &visits {
+            let known = if *pool == Pool::UnlabelledHost { 152 } else { 51 };
+            let total: u64 = cases.values().sum();
+            let share = if *organ == 1 { 2 } else { 1 } * if known == 152 { 2 } else { 1 };
+            assert_eq!(total, u64::from(n) / 16 * share);
+            assert_eq!(cases.len(), known);
+            assert!(cases.values().max().unwrap() - cases.values().min().unwrap() <= 1);
+        }
+    }
+
+    #[test]
+    fn draws_do_not_depend_on_what_was_asked_before() {
+        let (forward, _) = schedule(0.05);
+        let (backward, _) = schedule(0.05);
+        let ahead: Vec<_> = (0..3000).map(|index| forward.draw(index)).collect();
+        for index in (0..3000).rev() {
+            assert_eq!(backward.draw(index), ahead[index as usize]);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_dealt_is_counted_as_a_shortfall() {
+        // Half large, but only 10 of the 152 cases can hold them.
+        let (schedule, _) = schedule(0.5);
+        let expected = "unlabelled_host/liver/large: 50 % asked, 10 of 152 cases hold it";
+        assert!(
+            schedule.shortfall().iter().any(|line| line == expected),
+            "{:?}",
+            schedule.shortfall()
+        );
+        let draws: Vec<_> = (0..4000).map(|index| schedule.draw(index)).collect();
+        let hosts: Vec<_> = draws.iter().filter(|draw| draw.pool == Pool::UnlabelledHost).collect();
+        let large = hosts.iter().filter(|draw| draw.size == SizeClass::Large).count() as f64;
+        let fallen = hosts.iter().filter(|draw| draw.is_shortfall).count() as f64;
+        let n = hosts.len() as f64;
+        assert!((large + fallen - n / 2.0).abs() <= 20.0, "{large} {fallen} {n}");
+        assert!((large / n - 10.0 / 152.0).abs() < 0.01, "{large} of {n}");
+    }
 }

@@ -70,7 +70,8 @@ pub struct Delivery {
     pub rank: u32,
     /// How many processes share the stream.
     pub world: u32,
-    /// The first global index; a multiple of `world * batch_size` away from any earlier start of the same run.
+    /// The first global index. Streams of one run tile the indices where every start lies a multiple of
+    /// `world * batch_size` after the one before; a cursor always does.
     pub from: u64,
     /// Where to go on; takes the place of `from`, and a mismatch is refused.
     pub cursor: Option<Cursor>,

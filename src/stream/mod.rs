@@ -50,7 +50,8 @@ pub struct Resolved {
     pub labels: LabelMap,
     /// Cases in each pool, by organ: those that can host at least one of the requested sizes.
     pub feasible: BTreeMap<Pool, BTreeMap<String, u64>>,
-    /// Requested bins that no case of a pool can hold, as `pool/organ/size`.
+    /// Requested bins that no case of a pool can hold, as `pool/organ/size`; with figures behind a colon, those that too
+    /// few can hold.
     pub shortfall: Vec<String>,
     /// The arithmetic that decides bytes, such as `cpu-avx512`.
     pub numerics: String,

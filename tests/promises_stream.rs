@@ -1,0 +1,710 @@
+//! Holds streams to promises P1 to P5 and P7 on small volumes in memory and untrained models.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use burn::tensor::Device;
+use freetumor::checkpoint::{Bundle, Calibration, CalibrationEntry, Provenance, Thresholds};
+use freetumor::digest::Digest;
+use freetumor::nn::{GeneratorConfig, UnetConfig};
+use freetumor::sampler::{Augmentation, Pool};
+use freetumor::store::{
+    Candidate, CaseKind, CaseRecord, Cases, Crop, MemoryStore, OrganRecord, SourceGeometry, StoreError, TumourRecord,
+};
+use freetumor::stream::cursor::Cursor;
+use freetumor::stream::delivery::{Delivery, LastBatch, OnFailed};
+use freetumor::stream::patch::{Outcome, StreamedPatch};
+use freetumor::stream::recipe::{Fallback, Recipe, Selection};
+use freetumor::stream::{PatchService, PatchStream, StartError, StreamConfig, StreamError, Streams};
+use freetumor::synth::{GateRule, GateSettings, SynthesizerKind};
+use freetumor::volume::{Affine, Annotation, ContrastBin, Grid, Plan, Region, SizeClass};
+use ndarray::Array3;
+
+const SIDE: usize = 56;
+const SPACING_MM: f64 = 2.0;
+/// Organ id, tumour id, centre and radii in voxels.
+const LIVER: (u8, u8, [f64; 3], [f64; 3]) = (1, 2, [28.0, 28.0, 22.0], [22.0, 20.0, 18.0]);
+const KIDNEY: (u8, u8, [f64; 3], [f64; 3]) = (5, 6, [28.0, 28.0, 49.0], [9.0, 6.0, 6.0]);
+
+fn plan() -> Plan {
+    Plan {
+        spacing_mm: [SPACING_MM; 3],
+        patch: [32; 3],
+        ..Plan::default()
+    }
+}
+
+fn inside((z, y, x): (usize, usize, usize), centre: [f64; 3], radii: [f64; 3]) -> bool {
+    let r: f64 = [z, y, x]
+        .iter()
+        .zip(centre.iter().zip(radii))
+        .map(|(v, (c, r))| ((*v as f64 - c) / r).powi(2))
+        .sum();
+    r <= 1.0
+}
+
+fn organ_record(labels: &Array3<u8>, (id, _, _, radii): (u8, u8, [f64; 3], [f64; 3])) -> OrganRecord {
+    let least = radii.into_iter().fold(f64::INFINITY, f64::min);
+    OrganRecord {
+        id,
+        voxels: labels.iter().filter(|label| **label == id).count() as u64,
+        region: Region::whole([SIDE; 3]),
+        holds_mm: (2.0 * least * SPACING_MM) as f32,
+    }
+}
+
+/// Adds a case: even ones have both organs, odd ones only the liver; labelled ones have a tumour in it.
+fn push_case(store: &mut MemoryStore, number: usize, kind: CaseKind) {
+    let tumour = ([20.0, 28.0, 18.0], [3.0; 3]);
+    let labels = Array3::from_shape_fn([SIDE; 3], |at| {
+        if kind == CaseKind::Labelled && inside(at, tumour.0, tumour.1) {
+            LIVER.1
+        } else if inside(at, LIVER.2, LIVER.3) {
+            LIVER.0
+        } else if number.is_multiple_of(2) && inside(at, KIDNEY.2, KIDNEY.3) {
+            KIDNEY.0
+        } else {
+            0
+        }
+    });
+    let image = labels.mapv(|label| [-80, 110, 60, 0, 0, 150, 0][usize::from(label)]);
+    // A pattern that differs everywhere, so that a misplaced voxel shows.
+    let image = Array3::from_shape_fn([SIDE; 3], |(z, y, x)| {
+        image[[z, y, x]] + ((z * 7 + y * 3 + x * 5 + number) % 11) as i16
+    });
+    let mut organs = vec![organ_record(&labels, LIVER)];
+    if number.is_multiple_of(2) {
+        organs.push(organ_record(&labels, KIDNEY));
+    }
+    let tumours = (kind == CaseKind::Labelled).then(|| TumourRecord {
+        id: LIVER.1,
+        voxels: 100,
+        region: Region::centred([20, 28, 18], [7; 3]),
+        centre: [20, 28, 18],
+        diameter_mm: 12.0,
+        contrast_hu: -50.0,
+    });
+    let classes = ["liver", "liver_tumour", "kidney", "kidney_tumour"].map(String::from);
+    let annotated = if kind == CaseKind::Labelled { 4 } else { 1 };
+    let record = CaseRecord {
+        id: format!("case-{number}"),
+        kind,
+        grid: Grid {
+            shape: [SIDE; 3],
+            affine: Affine::axis_aligned([SPACING_MM; 3], [-50.0, -40.0, -30.0]),
+        },
+        annotation: Annotation {
+            classes: classes[..annotated].to_vec(),
+            assumed_tumour_free: kind == CaseKind::Unlabelled,
+        },
+        source_hash: Digest::of(format!("source-{number}").as_bytes()),
+        content_hash: Digest::of(format!("content-{number}").as_bytes()),
+        source: SourceGeometry {
+            shape_xyz: [SIDE; 3],
+            affine_xyz: Affine::axis_aligned([SPACING_MM; 3], [0.0; 3]).0,
+            orientation: "RAS".into(),
+        },
+        organs,
+        tumours: tumours.into_iter().collect(),
+    };
+    store.push(record, image, labels);
+}
+
+fn store() -> Arc<dyn Cases> {
+    let mut store = MemoryStore::new(plan());
+    for number in 0..5 {
+        let kind = if number < 2 {
+            CaseKind::Labelled
+        } else {
+            CaseKind::Unlabelled
+        };
+        push_case(&mut store, number, kind);
+    }
+    Arc::new(store)
+}
+
+fn bundle(provenance: Provenance) -> Arc<Bundle> {
+    let device = Device::flex();
+    let unet = |out_channels, seed| {
+        let config = UnetConfig {
+            in_channels: 1,
+            out_channels,
+            widths: vec![4, 8],
+            condition: 0,
+        };
+        config.init(&device, seed)
+    };
+    let generator = GeneratorConfig {
+        widths: vec![4, 8],
+        organs: 3,
+        spread_hu: 10.0,
+    };
+    Arc::new(Bundle {
+        hash: Digest::of(b"untrained"),
+        plan: plan(),
+        critic: unet(7, 1),
+        generator: Some(generator.init(&device, 2)),
+        discriminator: Some(unet(3, 3)),
+        calibration: Calibration {
+            entries: vec![CalibrationEntry {
+                organ: None,
+                size: None,
+                contrast: None,
+                lesions: 20,
+                thresholds: Thresholds {
+                    recall: 0.0,
+                    precision: 0.0,
+                },
+            }],
+        },
+        provenance,
+    })
+}
+
+fn known() -> Provenance {
+    Provenance {
+        known: true,
+        source_hashes: BTreeSet::from([Digest::of(b"source-1")]),
+    }
+}
+
+fn config(preparation_threads: usize) -> StreamConfig {
+    StreamConfig {
+        preparation_threads,
+        window: 6,
+        max_patches: 32,
+    }
+}
+
+fn analytic() -> Recipe {
+    Recipe {
+        seed: 11,
+        synthesizer: Some(SynthesizerKind::Analytic),
+        sizes: BTreeMap::from([(SizeClass::Tiny, 0.5), (SizeClass::Small, 0.5)]),
+        gate: GateSettings {
+            enabled: false,
+            ..GateSettings::default()
+        },
+        augment: Augmentation {
+            flip: [0.5; 3],
+            rotate90: 0.5,
+            intensity: 0.5,
+            ..Augmentation::default()
+        },
+        patches_per_epoch: Some(24),
+        ..Recipe::default()
+    }
+}
+
+/// The untrained critic judges, with the thresholds given.
+fn judged(threshold: f64, fallback: Fallback) -> Recipe {
+    Recipe {
+        synthesizer: None,
+        sizes: BTreeMap::from([(SizeClass::Tiny, 1.0)]),
+        pools: Some(BTreeMap::from([(Pool::UnlabelledHost, 1.0)])),
+        gate: GateSettings {
+            enabled: true,
+            rule: GateRule::Fixed,
+            recall: threshold,
+            precision: threshold,
+            retries: 2,
+        },
+        fallback,
+        ..analytic()
+    }
+}
+
+fn batches(delivery: Delivery, count: u64) -> Delivery {
+    Delivery {
+        count: Some(count),
+        ..delivery
+    }
+}
+
+fn drain(stream: &mut dyn PatchStream) -> Vec<StreamedPatch> {
+    std::iter::from_fn(|| stream.next_batch())
+        .flat_map(|batch| batch.unwrap().patches)
+        .collect()
+}
+
+fn read(streams: &Streams, recipe: &Recipe, delivery: &Delivery) -> Vec<StreamedPatch> {
+    let resolved = streams.resolve(recipe.clone()).unwrap();
+    drain(&mut *streams.open(&resolved, delivery).unwrap())
+}
+
+/// Everything a client can see of a patch, as one digest.
+fn digest(patch: &StreamedPatch) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(serde_json::to_string(&patch.meta).unwrap().as_bytes());
+    for image in [&patch.image, &patch.source] {
+        image.iter().for_each(|hu| {
+            hasher.update(&hu.to_le_bytes());
+        });
+    }
+    for mask in [&patch.label, &patch.soft_mask, &patch.lesion_instance] {
+        hasher.update(mask.as_slice().unwrap());
+    }
+    hasher.finalize().into()
+}
+
+fn digests(patches: &[StreamedPatch]) -> BTreeMap<u64, Digest> {
+    patches.iter().map(|patch| (patch.meta.index, digest(patch))).collect()
+}
+
+fn start(threads: usize, bundle: Option<Arc<Bundle>>) -> Arc<Streams> {
+    Streams::start(store(), bundle, config(threads)).unwrap()
+}
+
+#[test]
+fn p1_bytes_do_not_depend_on_threads_batches_worlds_or_restarts() {
+    let delivery = |rank, world, batch_size, count| {
+        batches(
+            Delivery {
+                rank,
+                world,
+                batch_size,
+                ..Delivery::default()
+            },
+            count,
+        )
+    };
+    for (recipe, bundle) in [
+        (analytic(), None),
+        (judged(0.05, Fallback::Best), Some(bundle(known()))),
+    ] {
+        let reference = digests(&read(&start(1, bundle.clone()), &recipe, &delivery(0, 1, 1, 12)));
+        assert_eq!(reference.len(), 12);
+        let streams = start(3, bundle);
+        assert_eq!(digests(&read(&streams, &recipe, &delivery(0, 1, 4, 3))), reference);
+        for world in [2u32, 3] {
+            let mut together = BTreeMap::new();
+            for rank in 0..world {
+                let count = 12 / (2 * u64::from(world));
+                together.extend(digests(&read(&streams, &recipe, &delivery(rank, world, 2, count))));
+            }
+            assert_eq!(together, reference, "world {world}");
+        }
+        let other = Recipe { seed: 12, ..recipe };
+        let changed = digests(&read(&streams, &other, &delivery(0, 1, 4, 3)));
+        assert!(changed.iter().all(|(index, digest)| reference[index] != *digest));
+    }
+}
+
+#[test]
+fn p2_a_cursor_goes_on_where_the_stream_stopped() {
+    let recipe = analytic();
+    let streams = start(2, None);
+    let resolved = streams.resolve(recipe.clone()).unwrap();
+    let whole = digests(&read(&streams, &recipe, &Delivery::default()));
+    assert_eq!(whole.len(), 24);
+    let mut stream = streams.open(&resolved, &Delivery::default()).unwrap();
+    let first: Vec<_> = (0..5).map(|_| stream.next_batch().unwrap().unwrap()).collect();
+    drop(stream);
+    let cursor = first[4].next.clone();
+    assert_eq!((first[4].step, cursor.next_index), (4, 10));
+    // Another process, another world: the rest of the epoch is the same.
+    let streams = start(1, None);
+    let mut pieces = digests(&first.into_iter().flat_map(|batch| batch.patches).collect::<Vec<_>>());
+    for rank in 0..2 {
+        let delivery = Delivery {
+            rank,
+            world: 2,
+            batch_size: 1,
+            cursor: Some(cursor.clone()),
+            ..Delivery::default()
+        };
+        pieces.extend(digests(&read(&streams, &recipe, &delivery)));
+    }
+    assert_eq!(pieces, whole);
+}
+
+#[test]
+fn p2_cursors_of_something_else_are_refused_by_field() {
+    let streams = start(1, None);
+    let resolved = streams.resolve(analytic()).unwrap();
+    let open = |change: fn(&mut Cursor)| {
+        let mut cursor = resolved.cursor(4);
+        change(&mut cursor);
+        let delivery = Delivery {
+            cursor: Some(cursor),
+            ..Delivery::default()
+        };
+        streams
+            .open(&resolved, &delivery)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    };
+    assert!(open(|_| ()).is_ok());
+    let error = |change| open(change).unwrap_err();
+    assert!(error(|cursor| cursor.recipe = Digest::of(b"x")).starts_with("cursor field recipe"));
+    assert!(error(|cursor| cursor.snapshot = Digest::of(b"x")).starts_with("cursor field snapshot"));
+    assert!(error(|cursor| cursor.revision += 1).starts_with("cursor field revision"));
+    assert!(error(|cursor| cursor.bundle = Digest::of(b"x")).contains("no longer held"));
+    for (delivery, field) in [
+        (
+            Delivery {
+                rank: 1,
+                ..Delivery::default()
+            },
+            "rank",
+        ),
+        (
+            Delivery {
+                world: 0,
+                ..Delivery::default()
+            },
+            "world",
+        ),
+        (
+            Delivery {
+                batch_size: 65,
+                ..Delivery::default()
+            },
+            "batch_size",
+        ),
+    ] {
+        let error = streams.open(&resolved, &delivery).map(|_| ()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("delivery field {field}")), "{error}");
+    }
+}
+
+#[test]
+fn p2_every_rank_gets_as_many_batches_and_epochs_end() {
+    let streams = start(1, None);
+    let resolved = streams
+        .resolve(Recipe {
+            patches_per_epoch: Some(10),
+            ..analytic()
+        })
+        .unwrap();
+    for (last_batch, expected) in [(LastBatch::Fill, 2), (LastBatch::Drop, 1)] {
+        for rank in 0..2 {
+            let delivery = Delivery {
+                rank,
+                world: 2,
+                batch_size: 3,
+                last_batch,
+                ..Delivery::default()
+            };
+            assert_eq!(streams.open(&resolved, &delivery).unwrap().batches(), expected);
+        }
+    }
+}
+
+#[test]
+fn p2_shares_are_kept_and_cases_visited_evenly() {
+    let recipe = Recipe {
+        pools: Some(BTreeMap::from([(Pool::LabelledReal, 1.0), (Pool::UnlabelledHost, 2.0)])),
+        organs: Some(BTreeMap::from([("liver".into(), 3.0), ("kidney".into(), 1.0)])),
+        patch: Some([16; 3]),
+        patches_per_epoch: Some(72),
+        ..analytic()
+    };
+    let patches = read(&start(2, None), &recipe, &Delivery::default());
+    let count = |keep: &dyn Fn(&StreamedPatch) -> bool| patches.iter().filter(|patch| keep(patch)).count();
+    assert_eq!(count(&|patch| patch.meta.pool == Pool::LabelledReal), 24);
+    assert_eq!(count(&|patch| patch.meta.organ == "kidney"), 18);
+    let host = |patch: &&StreamedPatch| patch.meta.pool == Pool::UnlabelledHost;
+    assert!(
+        patches
+            .iter()
+            .filter(host)
+            .all(|patch| patch.meta.outcome == Outcome::Accepted)
+    );
+    let tiny = count(&|patch| {
+        patch
+            .meta
+            .lesions
+            .first()
+            .is_some_and(|lesion| lesion.size == SizeClass::Tiny)
+    });
+    assert!((23..=25).contains(&tiny), "{tiny}");
+    let mut visits: BTreeMap<_, BTreeMap<String, usize>> = BTreeMap::new();
+    for patch in &patches {
+        let key = (patch.meta.pool, patch.meta.organ.clone());
+        *visits
+            .entry(key)
+            .or_default()
+            .entry(patch.meta.case.clone())
+            .or_default() += 1;
+    }
+    for (key, cases) in visits {
+        let (least, most) = (cases.values().min().unwrap(), cases.values().max().unwrap());
+        assert!(most - least <= 1, "{key:?} {cases:?}");
+    }
+}
+
+#[test]
+fn p3_a_reader_that_stops_stalls_only_itself() {
+    let streams = start(2, None);
+    let recipe = analytic();
+    let resolved = streams.resolve(recipe.clone()).unwrap();
+    let delivery = batches(Delivery::default(), 10_000);
+    let mut stalled = streams.open(&resolved, &delivery).unwrap();
+    stalled.next_batch().unwrap().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    // Two were read and at most the window lies ready.
+    let made = streams.stats().snapshot().patches;
+    assert!(made <= 2 + 6, "{made}");
+    assert_eq!(read(&streams, &recipe, &batches(Delivery::default(), 4)).len(), 8);
+    drop(stalled);
+    assert_eq!(streams.in_flight(), 0);
+}
+
+#[test]
+fn p4_what_the_gate_did_is_visible() {
+    let streams = start(2, Some(bundle(known())));
+    let delivery = batches(Delivery::default(), 3);
+    for (fallback, outcome) in [
+        (Fallback::Healthy, Outcome::HealthyAfterK),
+        (Fallback::Best, Outcome::BestAfterK),
+        (Fallback::Real, Outcome::RealAfterK),
+    ] {
+        for patch in read(&streams, &judged(1.0, fallback), &delivery) {
+            let meta = &patch.meta;
+            assert_eq!((meta.outcome, meta.attempts), (outcome, 3));
+            let has_lesion = fallback == Fallback::Best;
+            assert_eq!(meta.lesions.len(), usize::from(has_lesion));
+            assert_eq!(patch.image != patch.source, has_lesion);
+            if let Some(lesion) = meta.lesions.first() {
+                let gate = lesion.gate.unwrap();
+                assert_eq!((gate.recall_threshold, gate.precision_threshold), (1.0, 1.0));
+                assert!((0.0..=1.0).contains(&lesion.discriminator.unwrap()));
+            }
+        }
+    }
+    let counts = streams.stats().snapshot().bins;
+    let sum = |of: fn(&freetumor::stream::BinCounts) -> u64| counts.iter().map(of).sum::<u64>();
+    assert_eq!((sum(|bin| bin.requested), sum(|bin| bin.attempted)), (18, 54));
+    assert_eq!(sum(|bin| bin.accepted), 0);
+}
+
+#[test]
+fn p4_lesions_have_the_size_and_contrast_that_were_asked_for() {
+    let recipe = Recipe {
+        sizes: BTreeMap::from([(SizeClass::Small, 0.5), (SizeClass::Medium, 0.5)]),
+        contrasts: BTreeMap::from([(ContrastBin::Dark, 1.0)]),
+        pools: Some(BTreeMap::from([(Pool::UnlabelledHost, 1.0)])),
+        organs: Some(BTreeMap::from([("liver".into(), 1.0)])),
+        ..analytic()
+    };
+    for patch in read(&start(2, None), &recipe, &batches(Delivery::default(), 6)) {
+        let lesion = &patch.meta.lesions[0];
+        assert_eq!(SizeClass::of_diameter(lesion.diameter_mm), lesion.size);
+        assert_eq!(ContrastBin::of_contrast(lesion.requested_hu), lesion.contrast);
+        // The soft edge takes some of the contrast: at least two thirds of it must arrive.
+        let ratio = lesion.realised_hu / lesion.requested_hu;
+        assert!((0.66..1.05).contains(&ratio), "{lesion:?}");
+    }
+}
+
+#[test]
+fn p5_only_the_lesion_changes() {
+    let streams = start(2, Some(bundle(known())));
+    for recipe in [analytic(), judged(0.0, Fallback::Best)] {
+        let patches = read(&streams, &recipe, &batches(Delivery::default(), 12));
+        let mut changed = 0;
+        for patch in &patches {
+            let lesion_tumour = match patch.meta.organ.as_str() {
+                "liver" => LIVER.1,
+                _ => KIDNEY.1,
+            };
+            for (at, soft) in patch.soft_mask.indexed_iter() {
+                if *soft == 0 {
+                    assert_eq!(patch.image[at], patch.source[at]);
+                }
+                assert_eq!(patch.lesion_instance[at] == 1, *soft >= 128);
+                if *soft >= 128 {
+                    assert_eq!(patch.label[at], lesion_tumour);
+                } else if patch.meta.pool == Pool::UnlabelledHost {
+                    assert!(![2, 4, 6].contains(&patch.label[at]), "a tumour outside the lesion");
+                }
+            }
+            changed += u64::from(patch.image != patch.source);
+            assert_eq!(patch.image != patch.source, !patch.meta.lesions.is_empty());
+        }
+        assert!(changed >= 8, "{changed} of {}", patches.len());
+    }
+}
+
+#[test]
+fn p5_voxels_that_nobody_looked_at_are_ignored() {
+    let patches = read(&start(1, None), &analytic(), &batches(Delivery::default(), 12));
+    let unlabelled = patches.iter().filter(|patch| patch.meta.pool == Pool::UnlabelledHost);
+    let labels: BTreeSet<u8> = unlabelled.flat_map(|patch| patch.label.iter().copied()).collect();
+    // Only the liver was annotated: background may be any other organ, a kidney voxel is a kidney.
+    assert!(
+        labels.contains(&255) && labels.contains(&LIVER.0) && !labels.contains(&0),
+        "{labels:?}"
+    );
+}
+
+#[test]
+fn p7_models_that_saw_a_held_out_case_are_refused() {
+    let recipe = |case: &str, allow| Recipe {
+        select: Selection {
+            hold_out: vec![case.into()],
+            ..Selection::default()
+        },
+        allow_unknown_provenance: allow,
+        ..judged(0.0, Fallback::Healthy)
+    };
+    let resolve = |provenance, recipe| {
+        let resolved = start(1, Some(bundle(provenance))).resolve(recipe);
+        resolved.map(|resolved| resolved.bundle)
+    };
+    let error = resolve(known(), recipe("case-1", false)).unwrap_err();
+    assert!(
+        matches!(&error, StreamError::Leak { what } if what.contains("case-1")),
+        "{error}"
+    );
+    assert!(resolve(known(), recipe("case-2", false)).is_ok());
+    assert!(matches!(
+        resolve(Provenance::default(), recipe("case-2", false)),
+        Err(StreamError::Leak { .. })
+    ));
+    assert!(resolve(Provenance::default(), recipe("case-2", true)).is_ok());
+    // Choosing cases holds the others out.
+    let chosen = Recipe {
+        select: Selection {
+            cases: Some(vec!["case-2".into(), "case-3".into()]),
+            hold_out: Vec::new(),
+        },
+        ..judged(0.0, Fallback::Healthy)
+    };
+    assert!(matches!(resolve(known(), chosen), Err(StreamError::Leak { .. })));
+    // Models that are not needed are not asked, and do not decide the bytes.
+    let unneeded = Recipe {
+        select: recipe("case-1", false).select,
+        ..analytic()
+    };
+    assert_eq!(resolve(known(), unneeded).unwrap(), Digest::default());
+}
+
+#[test]
+fn recipes_that_cannot_be_served_are_refused_by_field() {
+    let streams = start(1, None);
+    let refused = |recipe: Recipe| streams.resolve(recipe).map(|_| ()).unwrap_err().to_string();
+    let organ = |name: &str| Recipe {
+        organs: Some(BTreeMap::from([(name.into(), 1.0)])),
+        ..analytic()
+    };
+    assert!(refused(organ("spleen")).starts_with("recipe field organs: unknown organ \"spleen\""));
+    assert!(refused(organ("pancreas")).contains("no case of the store holds \"pancreas\""));
+    let unknown = Recipe {
+        select: Selection {
+            hold_out: vec!["case-9".into()],
+            ..Selection::default()
+        },
+        ..analytic()
+    };
+    assert!(refused(unknown).starts_with("recipe field select.hold_out: no case \"case-9\""));
+    let kind = |kind| Recipe {
+        synthesizer: Some(kind),
+        ..analytic()
+    };
+    assert!(refused(kind(SynthesizerKind::Published)).starts_with("recipe field synthesizer: published"));
+    assert!(refused(kind(SynthesizerKind::Conditional)).starts_with("recipe field synthesizer: conditional"));
+    let gated = Recipe {
+        gate: GateSettings::default(),
+        ..analytic()
+    };
+    assert!(refused(gated).starts_with("recipe field gate.enabled"));
+}
+
+#[test]
+fn absent_fields_and_spelled_defaults_are_one_recipe() {
+    let streams = start(1, None);
+    let resolved = streams.resolve(analytic()).unwrap();
+    let again = streams.resolve(resolved.recipe.clone()).unwrap();
+    assert_eq!((again.hash, &again.recipe), (resolved.hash, &resolved.recipe));
+    // Kidneys of 24 mm hold no medium lesion: known beforehand.
+    let medium = Recipe {
+        sizes: BTreeMap::from([(SizeClass::Tiny, 1.0), (SizeClass::Large, 1.0)]),
+        ..analytic()
+    };
+    let resolved = streams.resolve(medium).unwrap();
+    let expected = ["labelled_host/kidney/large", "unlabelled_host/kidney/large"];
+    assert_eq!(resolved.shortfall, expected);
+    assert_eq!(resolved.feasible[&Pool::UnlabelledHost]["liver"], 3);
+}
+
+#[test]
+fn models_of_another_plan_are_refused_by_field() {
+    let mut other = Arc::into_inner(bundle(known())).unwrap();
+    other.plan.spacing_mm = [1.5; 3];
+    let error = Streams::start(store(), Some(Arc::new(other)), config(1))
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            StartError::PlanMismatch {
+                field: "spacing_mm",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(error.to_string().contains("[1.5, 1.5, 1.5]") && error.to_string().contains("[2.0, 2.0, 2.0]"));
+}
+
+/// A store in which one case is damaged.
+struct Damaged(Arc<dyn Cases>, usize);
+
+impl Cases for Damaged {
+    fn plan(&self) -> &Plan {
+        self.0.plan()
+    }
+
+    fn snapshot(&self) -> Digest {
+        self.0.snapshot()
+    }
+
+    fn records(&self) -> &[CaseRecord] {
+        self.0.records()
+    }
+
+    fn read(&self, case: usize, region: Region) -> Result<Crop, StoreError> {
+        if case == self.1 {
+            return Err(StoreError::Damaged {
+                path: "cases/case-3.ftv".into(),
+                what: "chunk 0 has checksum 1, expected 2".into(),
+            });
+        }
+        self.0.read(case, region)
+    }
+
+    fn candidates(&self, case: usize, organ_id: u8) -> Result<Vec<Candidate>, StoreError> {
+        self.0.candidates(case, organ_id)
+    }
+}
+
+#[test]
+fn a_damaged_case_is_an_error_or_a_failed_item() {
+    let streams = Streams::start(Arc::new(Damaged(store(), 3)), None, config(2)).unwrap();
+    let resolved = streams.resolve(analytic()).unwrap();
+    let mut stream = streams.open(&resolved, &Delivery::default()).unwrap();
+    let error = std::iter::from_fn(|| stream.next_batch())
+        .find_map(Result::err)
+        .unwrap();
+    assert!(
+        matches!(&error, StreamError::Failed { what, .. } if what.contains("case-3.ftv")),
+        "{error}"
+    );
+    assert!(stream.next_batch().is_none(), "an error ends the stream");
+    let delivery = Delivery {
+        on_failed: OnFailed::Skip,
+        ..Delivery::default()
+    };
+    let patches = read(&streams, &analytic(), &delivery);
+    assert_eq!(patches.len(), 24);
+    for patch in &patches {
+        assert_eq!(patch.meta.failed.is_some(), patch.meta.case == "case-3");
+        assert!(patch.meta.failed.is_none() || patch.image.iter().all(|hu| *hu == 0));
+    }
+    assert!(patches.iter().any(|patch| patch.meta.failed.is_some()));
+}
