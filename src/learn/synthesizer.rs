@@ -219,7 +219,10 @@ impl SynthesizerTrainee<'_> {
     fn plan_step(&self, step: u64) -> (SizeClass, usize, usize) {
         let mut rng = Rng::keyed(self.config.seed, step, 0, Purpose::Training);
         let mix = &self.config.cube_mix;
-        let shares: Vec<f64> = SizeClass::ALL.iter().map(|size| mix.get(size).copied().unwrap_or(0.0)).collect();
+        let shares: Vec<f64> = SizeClass::ALL
+            .iter()
+            .map(|size| mix.get(size).copied().unwrap_or(0.0))
+            .collect();
         let size = SizeClass::ALL[rng.weighted(&shares).unwrap_or(0)];
         let side = side_of(size, self.config.max_cube);
         (size, side, (self.config.voxels_per_step / side.pow(3)).clamp(1, 32))
@@ -244,9 +247,12 @@ impl SynthesizerTrainee<'_> {
             let host = match wanted.draw(&self.catalogue, &mut rng, &look)? {
                 Some(host) => host,
                 // Nobody holds a lesion of this size: a tiny one in the same cube keeps the step's shape.
-                None => Wanted { size: SizeClass::Tiny, ..wanted }
-                    .draw(&self.catalogue, &mut rng, &look)?
-                    .ok_or_else(|| LearnError::Data("no organ of the training cases holds a lesion of 5 mm".into()))?,
+                None => Wanted {
+                    size: SizeClass::Tiny,
+                    ..wanted
+                }
+                .draw(&self.catalogue, &mut rng, &look)?
+                .ok_or_else(|| LearnError::Data("no organ of the training cases holds a lesion of 5 mm".into()))?,
             };
             hosts.extend(std::iter::repeat_n(host, copies));
         }
@@ -260,7 +266,9 @@ impl SynthesizerTrainee<'_> {
             let mut rng = Rng::keyed(self.config.seed, step, 1000 + slot as u64, Purpose::Training);
             let look = Look::draw(&mut rng, &self.config.look);
             let Some((case, _, tumour)) = self.catalogue.draw_tumour(&mut rng, &[size]) else {
-                return Err(LearnError::Data("the synthesizer needs real tumours that are not held out".into()));
+                return Err(LearnError::Data(
+                    "the synthesizer needs real tumours that are not held out".into(),
+                ));
             };
             read_cube(self.catalogue.cases, case, tumour.centre, side, &look)
         });
@@ -397,7 +405,10 @@ impl SynthesizerTrainee<'_> {
             weights.extend(class_weights(&classes, share));
         }
         for cube in &reals {
-            weights.extend(class_weights(&discriminator_classes(&self.catalogue, cube, None)?, share));
+            weights.extend(class_weights(
+                &discriminator_classes(&self.catalogue, cube, None)?,
+                share,
+            ));
         }
         let images = Tensor::cat(vec![fake, images], 0);
         let weights = self.weights_tensor(weights, images.dims());
@@ -405,9 +416,9 @@ impl SynthesizerTrainee<'_> {
         let value = f64::from(loss.clone().into_scalar::<f32>());
         check_finite(step, "discriminator_loss", value)?;
         let rate = self.config.discriminator_optimizer.rate(step, self.config.steps);
-        let (discriminator, norm) =
-            self.discriminator_adam
-                .step(self.discriminator.clone(), &loss.backward(), rate);
+        let (discriminator, norm) = self
+            .discriminator_adam
+            .step(self.discriminator.clone(), &loss.backward(), rate);
         check_finite(step, "discriminator_gradient_norm", norm)?;
         self.discriminator = discriminator;
         Ok(metrics([
@@ -538,8 +549,16 @@ pub fn train_synthesizer(
         untrained: score_painting(&painter, &generator_config.init(job.device, config.seed))?,
         last_step,
     };
-    let mut record = training_of(job.cases, &training, config, (config.steps, config.seed), report.trained.metrics());
-    record.source_hashes.extend(critic_manifest.training.iter().flat_map(|t| &t.source_hashes));
+    let mut record = training_of(
+        job.cases,
+        &training,
+        config,
+        (config.steps, config.seed),
+        report.trained.metrics(),
+    );
+    record
+        .source_hashes
+        .extend(critic_manifest.training.iter().flat_map(|t| &t.source_hashes));
     let manifest = |role, architecture, training: Training| ModelManifest {
         format_version: FORMAT_VERSION,
         role,
@@ -551,7 +570,11 @@ pub fn train_synthesizer(
         calibration: None,
         weights: WeightsFile::default(),
     };
-    let generator = manifest(Role::Generator, Architecture::Generator(generator_config), record.clone());
+    let generator = manifest(
+        Role::Generator,
+        Architecture::Generator(generator_config),
+        record.clone(),
+    );
     save_model(job.out, generator, &generator_weights, config.precision)?;
     let discriminator = manifest(Role::Discriminator, Architecture::Unet(discriminator_config), record);
     save_model(job.out, discriminator, &discriminator_weights, config.precision)?;
@@ -569,4 +592,123 @@ fn copy_critic(from: &Path, to: &Path) -> Result<(), LearnError> {
         write_atomically(&to.join(name), &fs_err::read(from.join(name))?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Calibration, Provenance};
+    use crate::learn::toy;
+    use crate::nn::UnetConfig;
+
+    fn critic(device: &Device) -> Bundle {
+        let config = UnetConfig {
+            in_channels: 1,
+            out_channels: 7,
+            widths: vec![4, 8],
+            condition: 0,
+        };
+        Bundle {
+            hash: Digest::default(),
+            plan: crate::volume::Plan::default(),
+            critic: config.init(device, 5),
+            generator: None,
+            discriminator: None,
+            calibration: Calibration::default(),
+            provenance: Provenance::default(),
+        }
+    }
+
+    fn trainee<'a>(
+        config: &'a SynthesizerConfig,
+        store: &'a dyn crate::store::Cases,
+        bundle: &'a Bundle,
+    ) -> SynthesizerTrainee<'a> {
+        let device = Device::flex().autodiff();
+        let unet = UnetConfig {
+            in_channels: 1,
+            out_channels: 7,
+            widths: vec![4, 8],
+            condition: 0,
+        };
+        SynthesizerTrainee {
+            config,
+            catalogue: Catalogue::new(store, &(0..store.records().len()).collect::<Vec<_>>()),
+            bundle,
+            critic: unet.init(&device, 5).no_grad(),
+            generator: GeneratorConfig {
+                widths: vec![4, 8],
+                organs: 3,
+                spread_hu: 30.0,
+            }
+            .init(&device, 1),
+            discriminator: UnetConfig {
+                out_channels: 3,
+                ..unet
+            }
+            .init(&device, 2),
+            adam: Adam::new(OptimizerSettings::default()),
+            discriminator_adam: Adam::new(OptimizerSettings::default()),
+            device,
+            last: Metrics::new(),
+        }
+    }
+
+    fn config() -> SynthesizerConfig {
+        SynthesizerConfig {
+            voxels_per_step: 2 * 16 * 16 * 16,
+            max_cube: 16,
+            cube_mix: [(SizeClass::Tiny, 1.0)].into(),
+            ..SynthesizerConfig::default()
+        }
+    }
+
+    #[test]
+    fn each_step_moves_its_own_network_and_no_gradient_of_the_other_arrives() {
+        let (store, config) = (toy::store(4, 2), config());
+        let bundle = critic(&Device::flex());
+        let mut both = trainee(&config, &store, &bundle);
+        let (generator, discriminator) = (collect(&both.generator), collect(&both.discriminator));
+        let critic_before = collect(&both.critic);
+        let hosts = both.hosts(0).unwrap();
+        let (fake, _) = both.generator_step(0, &hosts).unwrap();
+        assert_ne!(collect(&both.generator), generator);
+        assert_eq!(collect(&both.discriminator), discriminator);
+        let moved = collect(&both.generator);
+        both.discriminator_step(0, &hosts, fake.clone()).unwrap();
+        assert_ne!(collect(&both.discriminator), discriminator);
+        assert_eq!(collect(&both.generator), moved);
+        assert_eq!(collect(&both.critic), critic_before);
+        // A discriminator that never saw the generator's step ends with the same weights, bit for bit.
+        let mut alone = trainee(&config, &store, &bundle);
+        alone.discriminator_step(0, &hosts, fake).unwrap();
+        assert_eq!(collect(&alone.discriminator), collect(&both.discriminator));
+    }
+
+    #[test]
+    fn the_discriminator_sees_organ_normalised_classes() {
+        let store = toy::store(1, 1);
+        let catalogue = Catalogue::new(&store, &[0, 1]);
+        let cube = |case: usize, labels: Vec<u8>| Cube {
+            case,
+            image: Array3::zeros((1, 1, 4)),
+            labels: Array3::from_shape_vec((1, 1, labels.len()), labels).unwrap(),
+        };
+        let classes =
+            |cube: &Cube, lesion: Option<&Array3<u8>>| discriminator_classes(&catalogue, cube, lesion).unwrap();
+        // Liver, its tumour, healthy pancreas and its tumour; the annotators looked for the liver's tumours alone.
+        let labelled = cube(0, vec![1, 2, 3, 4]);
+        assert_eq!(classes(&labelled, None), [Some(0), Some(REAL), None, Some(REAL)]);
+        let lesion = Array3::from_shape_vec((1, 1, 4), vec![1, 0, 0, 0]).unwrap();
+        assert_eq!(classes(&labelled, Some(&lesion))[0], Some(SYNTHETIC));
+        // Where nobody looked for tumours, the organ may hide one; what was painted is known all the same.
+        let unlabelled = cube(1, vec![1, 1, 0, 255]);
+        assert_eq!(classes(&unlabelled, Some(&lesion)), [Some(SYNTHETIC), None, None, None]);
+    }
+
+    #[test]
+    fn every_class_of_a_cube_counts_the_same() {
+        let weights = class_weights(&[Some(0), Some(0), Some(2), None], 0.5);
+        assert_eq!(weights, [0.25, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0]);
+    }
 }
