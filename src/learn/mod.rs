@@ -14,6 +14,7 @@ mod painting;
 mod segmentor;
 mod split;
 mod synthesizer;
+mod synthesizer_settings;
 #[cfg(test)]
 #[path = "../../tests/toy/mod.rs"]
 mod toy;
@@ -26,7 +27,8 @@ pub use optimise::{Adam, OptimizerSettings};
 pub use painting::PaintingScore;
 pub use segmentor::{SegmentorConfig, SegmentorReport, train_segmentor};
 pub use split::Split;
-pub use synthesizer::{LossWeights, SynthesizerConfig, SynthesizerReport, train_synthesizer};
+pub use synthesizer::train_synthesizer;
+pub use synthesizer_settings::{LossWeights, SynthesizerConfig, SynthesizerReport};
 
 use std::path::PathBuf;
 

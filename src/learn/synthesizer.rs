@@ -6,154 +6,24 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use ndarray::Array3;
-use serde::{Deserialize, Serialize};
 
-use super::augment::{Look, LookSettings};
-use super::critic::{check_network, default_cube_mix};
+use super::augment::Look;
+use super::critic::check_network;
 use super::cubes::{Catalogue, Cube, admissible, normalise, read_cube, side_of, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, metrics, training_of, under, write_report};
 use super::painted::{Host, HostBatch, Wanted, draw_noise};
-use super::painting::{Painter, PaintingScore, score_painting};
-use super::{Adam, LearnError, OptimizerSettings, Split};
+use super::painting::{Painter, score_painting};
+use super::synthesizer_settings::{SynthesizerConfig, SynthesizerReport};
+use super::{Adam, LearnError};
 use crate::checkpoint::{
-    Architecture, Bundle, FORMAT_VERSION, ModelManifest, Precision, Role, Training, Weights, WeightsFile, collect,
-    fill, load_manifest, save_model, write_atomically,
+    Architecture, Bundle, FORMAT_VERSION, ModelManifest, Role, Training, Weights, WeightsFile, collect, fill,
+    load_manifest, save_model, write_atomically,
 };
 use crate::digest::Digest;
-use crate::lesion::LesionForm;
 use crate::nn::{Generator, GeneratorConfig, Unet, UnetConfig, weighted_cross_entropy};
 use crate::rng::{Purpose, Rng};
 use crate::volume::{ContrastBin, SizeClass};
-
-/// How the parts of the generator's loss are weighed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LossWeights {
-    /// The critic recognises too little of the lesion.
-    pub recall: f64,
-    /// The critic sees tumour around it.
-    pub false_alarm: f64,
-    /// The discriminator takes it for synthetic.
-    pub adversarial: f64,
-    /// Its texture is rough.
-    pub roughness: f64,
-    /// Two noise fields give the same texture.
-    pub sameness: f64,
-}
-
-impl Default for LossWeights {
-    fn default() -> Self {
-        Self {
-            recall: 1.0,
-            false_alarm: 0.2,
-            adversarial: 0.2,
-            roughness: 0.5,
-            sameness: 0.3,
-        }
-    }
-}
-
-/// Stage 2's configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SynthesizerConfig {
-    /// The generator's channels at each resolution, finest first.
-    pub widths: Vec<usize>,
-    /// The discriminator's.
-    pub discriminator_widths: Vec<usize>,
-    /// Largest deviation of the texture from the requested contrast, in HU.
-    pub spread_hu: f64,
-    /// Optimizer steps, each of generator and discriminator.
-    pub steps: u64,
-    /// Voxels of a step: as many hosts as fit, at least one; two share a lesion where they are even in number.
-    pub voxels_per_step: usize,
-    /// Shares of the size classes.
-    pub cube_mix: std::collections::BTreeMap<SizeClass, f64>,
-    /// Longest side of a cube in voxels, a multiple of 16.
-    pub max_cube: usize,
-    /// The seed of weights and choices.
-    pub seed: u64,
-    /// Which cases are held out; the critic's.
-    pub split: Split,
-    /// The generator's optimizer.
-    pub optimizer: OptimizerSettings,
-    /// The discriminator's optimizer.
-    pub discriminator_optimizer: OptimizerSettings,
-    /// How looks vary, of hosts and real tumours alike.
-    pub look: LookSettings,
-    /// The lesions' form.
-    pub form: LesionForm,
-    /// Share of contrasts drawn evenly from -80 to 60 HU instead of near a real tumour's.
-    pub broad_contrast: f64,
-    /// Weights of the generator's losses.
-    pub loss: LossWeights,
-    /// Added to the calibrated recall that the critic shall reach, up to 0.95.
-    pub recall_margin: f64,
-    /// The difference in HU that two noise fields shall make.
-    pub diversity_hu: f64,
-    /// Steps between checkpoints.
-    pub checkpoint_every: u64,
-    /// How the final weights are stored.
-    pub precision: Precision,
-    /// Lesions painted on held-out hosts for the report.
-    pub held_out_lesions: usize,
-}
-
-impl Default for SynthesizerConfig {
-    fn default() -> Self {
-        let adversarial = OptimizerSettings {
-            learning_rate: 5e-4,
-            beta_1: 0.5,
-            ..OptimizerSettings::default()
-        };
-        Self {
-            widths: vec![16, 32, 64],
-            discriminator_widths: vec![16, 32, 64],
-            spread_hu: 30.0,
-            steps: 1500,
-            voxels_per_step: 2 * 48 * 48 * 48,
-            cube_mix: default_cube_mix(),
-            max_cube: 96,
-            seed: 2,
-            split: Split::default(),
-            optimizer: adversarial.clone(),
-            discriminator_optimizer: adversarial,
-            look: LookSettings {
-                noise_hu: 0.0,
-                blur: 0.0,
-                ..LookSettings::default()
-            },
-            form: LesionForm::default(),
-            broad_contrast: 0.25,
-            loss: LossWeights::default(),
-            recall_margin: 0.15,
-            diversity_hu: 4.0,
-            checkpoint_every: 100,
-            precision: Precision::default(),
-            held_out_lesions: 48,
-        }
-    }
-}
-
-/// What stage 2 ended with.
-#[derive(Clone, Debug, Serialize)]
-pub struct SynthesizerReport {
-    /// Optimizer steps.
-    pub steps: u64,
-    /// Parameters of generator and discriminator.
-    pub parameters: [u64; 2],
-    /// Training cases.
-    pub training_cases: usize,
-    /// Whether hosts for the figures were held out; where the split holds nothing out, training hosts stand in.
-    pub hosts_held_out: bool,
-    /// Lesions of the trained generator.
-    pub trained: PaintingScore,
-    /// The same lesions by the generator before training.
-    pub untrained: PaintingScore,
-    /// Measures of the last step.
-    pub last_step: Metrics,
-}
 
 struct SynthesizerTrainee<'a> {
     config: &'a SynthesizerConfig,
@@ -473,6 +343,22 @@ impl Trainee for SynthesizerTrainee<'_> {
     }
 }
 
+/// Returns the shapes of generator and discriminator.
+fn networks(config: &SynthesizerConfig, organs: usize) -> (GeneratorConfig, UnetConfig) {
+    let generator_config = GeneratorConfig {
+        widths: config.widths.clone(),
+        organs,
+        spread_hu: config.spread_hu,
+    };
+    let discriminator_config = UnetConfig {
+        in_channels: 1,
+        out_channels: 3,
+        widths: config.discriminator_widths.clone(),
+        condition: 0,
+    };
+    (generator_config, discriminator_config)
+}
+
 /// Trains generator and discriminator against the critic of a folder, measures the generator on held-out hosts, and
 /// writes a complete bundle (the critic is copied) and `report.json`.
 ///
@@ -491,17 +377,7 @@ pub fn train_synthesizer(
     critic_plain.check_plan(job.cases.plan())?;
     let (training, held_out) = config.split.divide(job.cases);
     let catalogue = Catalogue::new(job.cases, &training);
-    let generator_config = GeneratorConfig {
-        widths: config.widths.clone(),
-        organs: catalogue.organs.len(),
-        spread_hu: config.spread_hu,
-    };
-    let discriminator_config = UnetConfig {
-        in_channels: 1,
-        out_channels: 3,
-        widths: config.discriminator_widths.clone(),
-        condition: 0,
-    };
+    let (generator_config, discriminator_config) = networks(config, catalogue.organs.len());
     let critic_config = critic_manifest.architecture.unet();
     let mut trainee = SynthesizerTrainee {
         config,
@@ -549,38 +425,55 @@ pub fn train_synthesizer(
         untrained: score_painting(&painter, &generator_config.init(job.device, config.seed))?,
         last_step,
     };
-    let mut record = training_of(
+    let models = [
+        (
+            Role::Generator,
+            Architecture::Generator(generator_config),
+            generator_weights,
+        ),
+        (
+            Role::Discriminator,
+            Architecture::Unet(discriminator_config),
+            discriminator_weights,
+        ),
+    ];
+    let record = training_of(
         job.cases,
         &training,
         config,
         (config.steps, config.seed),
         report.trained.metrics(),
     );
-    record
-        .source_hashes
-        .extend(critic_manifest.training.iter().flat_map(|t| &t.source_hashes));
-    let manifest = |role, architecture, training: Training| ModelManifest {
-        format_version: FORMAT_VERSION,
-        role,
-        architecture,
-        plan: critic_manifest.plan.clone(),
-        cubes: SizeClass::ALL.map(|size| side_of(size, config.max_cube)).to_vec(),
-        provenance_known: critic_manifest.provenance_known,
-        training: Some(training),
-        calibration: None,
-        weights: WeightsFile::default(),
-    };
-    let generator = manifest(
-        Role::Generator,
-        Architecture::Generator(generator_config),
-        record.clone(),
-    );
-    save_model(job.out, generator, &generator_weights, config.precision)?;
-    let discriminator = manifest(Role::Discriminator, Architecture::Unet(discriminator_config), record);
-    save_model(job.out, discriminator, &discriminator_weights, config.precision)?;
+    save_models(config, &critic_manifest, (models, record), job.out)?;
     copy_critic(critic_folder, job.out)?;
     write_report(job.out, &report)?;
     Ok(report)
+}
+
+/// Writes generator and discriminator, whose provenance includes the critic's.
+fn save_models(
+    config: &SynthesizerConfig,
+    critic: &ModelManifest,
+    (models, mut record): ([(Role, Architecture, Weights); 2], Training),
+    out: &Path,
+) -> Result<(), LearnError> {
+    let seen = critic.training.iter().flat_map(|training| &training.source_hashes);
+    record.source_hashes.extend(seen);
+    for (role, architecture, weights) in models {
+        let manifest = ModelManifest {
+            format_version: FORMAT_VERSION,
+            role,
+            architecture,
+            plan: critic.plan.clone(),
+            cubes: SizeClass::ALL.map(|size| side_of(size, config.max_cube)).to_vec(),
+            provenance_known: critic.provenance_known,
+            training: Some(record.clone()),
+            calibration: None,
+            weights: WeightsFile::default(),
+        };
+        save_model(out, manifest, &weights, config.precision)?;
+    }
+    Ok(())
 }
 
 /// Completes the bundle: weights first, then the manifest.
@@ -598,6 +491,7 @@ fn copy_critic(from: &Path, to: &Path) -> Result<(), LearnError> {
 mod tests {
     use super::*;
     use crate::checkpoint::{Calibration, Provenance};
+    use crate::learn::OptimizerSettings;
     use crate::learn::toy;
     use crate::nn::UnetConfig;
 
