@@ -12,6 +12,10 @@
 //! and Right. **Units.** Sizes and spacings in millimetres, intensities in integer Hounsfield units until they are
 //! windowed at encode. **Labels.** Ids come from the plan's [`volume::LabelMap`]; 255 is *ignore*.
 
+// The toy volumes of `tests/` name this crate from outside.
+#[cfg(test)]
+extern crate self as freetumor;
+
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

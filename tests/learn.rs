@@ -1,12 +1,19 @@
 //! The training stages on a store of toy volumes: a cubic organ with ball-shaped tumours.
 
 mod toy;
+#[path = "toy/service.rs"]
+mod toy_service;
 
 use std::path::Path;
 
 use burn::tensor::Device;
-use freetumor::checkpoint::{Role, load_manifest};
-use freetumor::learn::{CriticConfig, HeldOutSettings, Job, LearnError, Metrics, Progress, Quiet, train_critic};
+use freetumor::checkpoint::{Bundle, Role, load_manifest};
+use freetumor::learn::{
+    CriticConfig, HeldOutSettings, Job, LearnError, Metrics, Progress, Quiet, SegmentorConfig, SynthesizerConfig,
+    train_critic, train_segmentor, train_synthesizer,
+};
+use freetumor::store::Cases;
+use freetumor::volume::SizeClass;
 
 /// Stops after a number of steps.
 struct StopAfter(u64, u64);
@@ -142,5 +149,98 @@ fn a_state_of_another_configuration_is_not_resumed() {
     assert!(
         error.contains("critic.state.safetensors") && error.contains("another configuration"),
         "{error}"
+    );
+}
+
+#[test]
+fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_the_bundle() {
+    let store = toy::store(10, 4);
+    let device = Device::flex();
+    let critic = tempfile::tempdir().unwrap();
+    let mut job = Job {
+        cases: &store,
+        out: critic.path(),
+        resume: false,
+        device: &device,
+        progress: &mut Quiet,
+    };
+    train_critic(&critic_config(2), &mut job).unwrap();
+    let mut config = SynthesizerConfig {
+        widths: vec![4, 8],
+        discriminator_widths: vec![4, 8],
+        steps: 4,
+        voxels_per_step: 2 * 16 * 16 * 16,
+        max_cube: 16,
+        cube_mix: [(SizeClass::Tiny, 1.0)].into(),
+        held_out_lesions: 4,
+        ..SynthesizerConfig::default()
+    };
+    config.optimizer.warmup = 1;
+    let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out,
+            resume,
+            device: &device,
+            progress,
+        };
+        train_synthesizer(&config, critic.path(), &mut job)
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let report = run(whole.path(), false, &mut Quiet).unwrap();
+    run(parts.path(), false, &mut StopAfter(2, 0)).unwrap_err();
+    run(parts.path(), true, &mut Quiet).unwrap();
+    for role in [Role::Generator, Role::Discriminator] {
+        assert_eq!(weights(whole.path(), role), weights(parts.path(), role));
+    }
+    assert_eq!((report.trained.lesions, report.hosts_held_out), (4, true));
+    // The texture's mean is taken out, so even an untrained generator keeps the requested contrast.
+    assert!((report.untrained.contrast_slope - 1.0).abs() < 0.3, "{report:?}");
+    let bundle = Bundle::load(whole.path(), &device).unwrap();
+    assert!(bundle.generator.is_some() && bundle.discriminator.is_some() && bundle.provenance.known);
+    // Eight labelled and three unlabelled cases were not held out.
+    assert_eq!(bundle.provenance.source_hashes.len(), 11);
+}
+
+#[test]
+fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
+    let store = toy::store(4, 0);
+    let service = toy_service::ToyService(store.plan().clone());
+    let device = Device::flex();
+    let mut config = SegmentorConfig {
+        widths: vec![4, 8],
+        steps: 12,
+        slab_mix: 0.5,
+        ..SegmentorConfig::default()
+    };
+    config.optimizer.learning_rate = 2e-2;
+    config.optimizer.warmup = 1;
+    config.recipe.select.hold_out = vec!["case_003".into()];
+    config.held_out.window.window = [16; 3];
+    let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out,
+            resume,
+            device: &device,
+            progress,
+        };
+        train_segmentor(&config, &service, &mut job)
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let report = run(whole.path(), false, &mut Quiet).unwrap();
+    run(parts.path(), false, &mut StopAfter(6, 0)).unwrap_err();
+    run(parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!(
+        weights(whole.path(), Role::Segmentor),
+        weights(parts.path(), Role::Segmentor)
+    );
+    assert_eq!(report.training_cases, 3);
+    assert_eq!(report.held_out.cases, ["case_003"]);
+    assert_eq!(report.last_step["synthetic_share"], 0.5);
+    let manifest = load_manifest(whole.path(), Role::Segmentor).unwrap();
+    assert_eq!(
+        manifest.training.unwrap().case_ids,
+        ["case_000", "case_001", "case_002"]
     );
 }

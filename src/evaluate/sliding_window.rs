@@ -47,9 +47,7 @@ impl SlidingWindow {
         let free = length.saturating_sub(window);
         let step = ((window as f64 * (1.0 - self.overlap.clamp(0.0, 0.9))) as usize).max(1);
         let count = free.div_ceil(step);
-        (0..=count)
-            .map(|i| if count == 0 { 0 } else { (free * i / count) as i64 })
-            .collect()
+        (0..=count).map(|i| (free * i / count.max(1)) as i64).collect()
     }
 
     fn weights(&self) -> Array3<f32> {

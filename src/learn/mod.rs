@@ -11,8 +11,13 @@ mod models;
 mod optimise;
 mod painted;
 mod painting;
+mod segmentor;
 mod split;
 mod synthesizer;
+mod synthesizer_settings;
+#[cfg(test)]
+#[path = "../../tests/toy/mod.rs"]
+mod toy;
 
 pub use augment::LookSettings;
 pub use critic::{CriticConfig, CriticReport, train_critic};
@@ -20,8 +25,10 @@ pub use fit::{FitSettings, Job, Metrics, Progress, Quiet, Trainee, fit};
 pub use held_out::{HeldOut, HeldOutSettings};
 pub use optimise::{Adam, OptimizerSettings};
 pub use painting::PaintingScore;
+pub use segmentor::{SegmentorConfig, SegmentorReport, train_segmentor};
 pub use split::Split;
-pub use synthesizer::{LossWeights, SynthesizerConfig, SynthesizerReport, train_synthesizer};
+pub use synthesizer::train_synthesizer;
+pub use synthesizer_settings::{LossWeights, SynthesizerConfig, SynthesizerReport};
 
 use std::path::PathBuf;
 

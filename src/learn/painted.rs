@@ -7,7 +7,7 @@ use super::LearnError;
 use super::augment::Look;
 use super::cubes::{Catalogue, normalise, read_cube, stack};
 use crate::evaluate::dilated;
-use crate::lesion::{LesionForm, LESION_FROM, MaskRequest, Shape, ShapeRequest, choose_centre, soft_mask};
+use crate::lesion::{LESION_FROM, LesionForm, MaskRequest, Shape, ShapeRequest, choose_centre, soft_mask};
 use crate::nn::{Condition, Generator};
 use crate::rng::{Purpose, Rng};
 use crate::volume::{HuWindow, Region, SizeClass};

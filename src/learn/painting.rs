@@ -115,19 +115,29 @@ impl Painter<'_> {
         let data = residual.into_data().convert::<f32>();
         let values: Vec<f32> = data.try_to_vec().expect("converted to this type");
         let residual = Array3::from_shape_vec((side, side, side), values).expect("the generator keeps the shape");
-        Zip::from(&host.image).and(&residual).map_collect(|hu, change| (hu + change).round())
+        Zip::from(&host.image)
+            .and(&residual)
+            .map_collect(|hu, change| (hu + change).round())
     }
 
     fn measure(&self, generator: &Generator, host: &Host, index: u64) -> Measure {
-        let painted: Vec<_> = (0..NOISES).map(|noise| self.paint(generator, host, index, noise)).collect();
+        let painted: Vec<_> = (0..NOISES)
+            .map(|noise| self.paint(generator, host, index, noise))
+            .collect();
         let organ = &self.catalogue.organs[host.organ];
         let spacing_mm = self.catalogue.record(host.case).grid.spacing_mm();
         let see = |image: &Array3<f32>| {
             let window = &self.bundle.plan.window_hu;
-            forward(&self.bundle.critic, &image.mapv(|hu| window.normalise(hu as i16)), self.device)
+            forward(
+                &self.bundle.critic,
+                &image.mapv(|hu| window.normalise(hu as i16)),
+                self.device,
+            )
         };
         let logits = see(&painted[0]);
-        let others = host.labels.mapv(|id| u8::from(self.catalogue.organs.iter().any(|organ| organ.tumour_id == id)));
+        let others = host
+            .labels
+            .mapv(|id| u8::from(self.catalogue.organs.iter().any(|organ| organ.tumour_id == id)));
         let score = scores(&Judged {
             before: &argmax(&see(&host.image)),
             after: &argmax(&logits),
@@ -139,17 +149,30 @@ impl Painter<'_> {
         });
         let bin = ContrastBin::of_contrast(host.contrast_hu);
         let thresholds = self.bundle.calibration.thresholds(&organ.name, host.size(), bin);
-        let thresholds = thresholds.unwrap_or(Thresholds { recall: 0.7, precision: 0.0 });
+        let thresholds = thresholds.unwrap_or(Thresholds {
+            recall: 0.7,
+            precision: 0.0,
+        });
         let chance = ndarray::Array::from_shape_fn(host.lesion.dim(), |(z, y, x)| {
             let at = |class: usize| f64::from(logits[[class, z, y, x]]);
             let largest = (0..logits.dim().0).map(at).fold(f64::MIN, f64::max);
             let total: f64 = (0..logits.dim().0).map(|class| libm::exp(at(class) - largest)).sum();
             libm::exp(at(usize::from(organ.tumour_id)) - largest) / total
         });
-        let inside = |values: &Array3<f64>| mean(values.iter().zip(&host.lesion).filter(|(_, l)| **l == 1).map(|(v, _)| *v));
+        let inside = |values: &Array3<f64>| {
+            mean(
+                values
+                    .iter()
+                    .zip(&host.lesion)
+                    .filter(|(_, l)| **l == 1)
+                    .map(|(v, _)| *v),
+            )
+        };
         let pairs = (0..painted.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
         let differences = pairs.map(|(a, b)| {
-            let difference = Zip::from(&painted[a]).and(&painted[b]).map_collect(|a, b| f64::from((a - b).abs()));
+            let difference = Zip::from(&painted[a])
+                .and(&painted[b])
+                .map_collect(|a, b| f64::from((a - b).abs()));
             inside(&difference)
         });
         let ring = self.ring(host, organ, spacing_mm);

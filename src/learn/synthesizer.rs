@@ -6,154 +6,24 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use ndarray::Array3;
-use serde::{Deserialize, Serialize};
 
-use super::augment::{Look, LookSettings};
-use super::critic::{check_network, default_cube_mix};
+use super::augment::Look;
+use super::critic::check_network;
 use super::cubes::{Catalogue, Cube, admissible, normalise, read_cube, side_of, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, metrics, training_of, under, write_report};
 use super::painted::{Host, HostBatch, Wanted, draw_noise};
-use super::painting::{Painter, PaintingScore, score_painting};
-use super::{Adam, LearnError, OptimizerSettings, Split};
+use super::painting::{Painter, score_painting};
+use super::synthesizer_settings::{SynthesizerConfig, SynthesizerReport};
+use super::{Adam, LearnError};
 use crate::checkpoint::{
-    Architecture, Bundle, FORMAT_VERSION, ModelManifest, Precision, Role, Training, Weights, WeightsFile, collect,
-    fill, load_manifest, save_model, write_atomically,
+    Architecture, Bundle, FORMAT_VERSION, ModelManifest, Role, Training, Weights, WeightsFile, collect, fill,
+    load_manifest, save_model, write_atomically,
 };
 use crate::digest::Digest;
-use crate::lesion::LesionForm;
 use crate::nn::{Generator, GeneratorConfig, Unet, UnetConfig, weighted_cross_entropy};
 use crate::rng::{Purpose, Rng};
 use crate::volume::{ContrastBin, SizeClass};
-
-/// How the parts of the generator's loss are weighed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LossWeights {
-    /// The critic recognises too little of the lesion.
-    pub recall: f64,
-    /// The critic sees tumour around it.
-    pub false_alarm: f64,
-    /// The discriminator takes it for synthetic.
-    pub adversarial: f64,
-    /// Its texture is rough.
-    pub roughness: f64,
-    /// Two noise fields give the same texture.
-    pub sameness: f64,
-}
-
-impl Default for LossWeights {
-    fn default() -> Self {
-        Self {
-            recall: 1.0,
-            false_alarm: 0.2,
-            adversarial: 0.2,
-            roughness: 0.5,
-            sameness: 0.3,
-        }
-    }
-}
-
-/// Stage 2's configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SynthesizerConfig {
-    /// The generator's channels at each resolution, finest first.
-    pub widths: Vec<usize>,
-    /// The discriminator's.
-    pub discriminator_widths: Vec<usize>,
-    /// Largest deviation of the texture from the requested contrast, in HU.
-    pub spread_hu: f64,
-    /// Optimizer steps, each of generator and discriminator.
-    pub steps: u64,
-    /// Voxels of a step: as many hosts as fit, at least one; two share a lesion where they are even in number.
-    pub voxels_per_step: usize,
-    /// Shares of the size classes.
-    pub cube_mix: std::collections::BTreeMap<SizeClass, f64>,
-    /// Longest side of a cube in voxels, a multiple of 16.
-    pub max_cube: usize,
-    /// The seed of weights and choices.
-    pub seed: u64,
-    /// Which cases are held out; the critic's.
-    pub split: Split,
-    /// The generator's optimizer.
-    pub optimizer: OptimizerSettings,
-    /// The discriminator's optimizer.
-    pub discriminator_optimizer: OptimizerSettings,
-    /// How looks vary, of hosts and real tumours alike.
-    pub look: LookSettings,
-    /// The lesions' form.
-    pub form: LesionForm,
-    /// Share of contrasts drawn evenly from -80 to 60 HU instead of near a real tumour's.
-    pub broad_contrast: f64,
-    /// Weights of the generator's losses.
-    pub loss: LossWeights,
-    /// Added to the calibrated recall that the critic shall reach, up to 0.95.
-    pub recall_margin: f64,
-    /// The difference in HU that two noise fields shall make.
-    pub diversity_hu: f64,
-    /// Steps between checkpoints.
-    pub checkpoint_every: u64,
-    /// How the final weights are stored.
-    pub precision: Precision,
-    /// Lesions painted on held-out hosts for the report.
-    pub held_out_lesions: usize,
-}
-
-impl Default for SynthesizerConfig {
-    fn default() -> Self {
-        let adversarial = OptimizerSettings {
-            learning_rate: 5e-4,
-            beta_1: 0.5,
-            ..OptimizerSettings::default()
-        };
-        Self {
-            widths: vec![16, 32, 64],
-            discriminator_widths: vec![16, 32, 64],
-            spread_hu: 30.0,
-            steps: 1500,
-            voxels_per_step: 2 * 48 * 48 * 48,
-            cube_mix: default_cube_mix(),
-            max_cube: 96,
-            seed: 2,
-            split: Split::default(),
-            optimizer: adversarial.clone(),
-            discriminator_optimizer: adversarial,
-            look: LookSettings {
-                noise_hu: 0.0,
-                blur: 0.0,
-                ..LookSettings::default()
-            },
-            form: LesionForm::default(),
-            broad_contrast: 0.25,
-            loss: LossWeights::default(),
-            recall_margin: 0.15,
-            diversity_hu: 4.0,
-            checkpoint_every: 100,
-            precision: Precision::default(),
-            held_out_lesions: 48,
-        }
-    }
-}
-
-/// What stage 2 ended with.
-#[derive(Clone, Debug, Serialize)]
-pub struct SynthesizerReport {
-    /// Optimizer steps.
-    pub steps: u64,
-    /// Parameters of generator and discriminator.
-    pub parameters: [u64; 2],
-    /// Training cases.
-    pub training_cases: usize,
-    /// Whether hosts for the figures were held out; where the split holds nothing out, training hosts stand in.
-    pub hosts_held_out: bool,
-    /// Lesions of the trained generator.
-    pub trained: PaintingScore,
-    /// The same lesions by the generator before training.
-    pub untrained: PaintingScore,
-    /// Measures of the last step.
-    pub last_step: Metrics,
-}
 
 struct SynthesizerTrainee<'a> {
     config: &'a SynthesizerConfig,
@@ -219,7 +89,10 @@ impl SynthesizerTrainee<'_> {
     fn plan_step(&self, step: u64) -> (SizeClass, usize, usize) {
         let mut rng = Rng::keyed(self.config.seed, step, 0, Purpose::Training);
         let mix = &self.config.cube_mix;
-        let shares: Vec<f64> = SizeClass::ALL.iter().map(|size| mix.get(size).copied().unwrap_or(0.0)).collect();
+        let shares: Vec<f64> = SizeClass::ALL
+            .iter()
+            .map(|size| mix.get(size).copied().unwrap_or(0.0))
+            .collect();
         let size = SizeClass::ALL[rng.weighted(&shares).unwrap_or(0)];
         let side = side_of(size, self.config.max_cube);
         (size, side, (self.config.voxels_per_step / side.pow(3)).clamp(1, 32))
@@ -244,9 +117,12 @@ impl SynthesizerTrainee<'_> {
             let host = match wanted.draw(&self.catalogue, &mut rng, &look)? {
                 Some(host) => host,
                 // Nobody holds a lesion of this size: a tiny one in the same cube keeps the step's shape.
-                None => Wanted { size: SizeClass::Tiny, ..wanted }
-                    .draw(&self.catalogue, &mut rng, &look)?
-                    .ok_or_else(|| LearnError::Data("no organ of the training cases holds a lesion of 5 mm".into()))?,
+                None => Wanted {
+                    size: SizeClass::Tiny,
+                    ..wanted
+                }
+                .draw(&self.catalogue, &mut rng, &look)?
+                .ok_or_else(|| LearnError::Data("no organ of the training cases holds a lesion of 5 mm".into()))?,
             };
             hosts.extend(std::iter::repeat_n(host, copies));
         }
@@ -260,7 +136,9 @@ impl SynthesizerTrainee<'_> {
             let mut rng = Rng::keyed(self.config.seed, step, 1000 + slot as u64, Purpose::Training);
             let look = Look::draw(&mut rng, &self.config.look);
             let Some((case, _, tumour)) = self.catalogue.draw_tumour(&mut rng, &[size]) else {
-                return Err(LearnError::Data("the synthesizer needs real tumours that are not held out".into()));
+                return Err(LearnError::Data(
+                    "the synthesizer needs real tumours that are not held out".into(),
+                ));
             };
             read_cube(self.catalogue.cases, case, tumour.centre, side, &look)
         });
@@ -397,7 +275,10 @@ impl SynthesizerTrainee<'_> {
             weights.extend(class_weights(&classes, share));
         }
         for cube in &reals {
-            weights.extend(class_weights(&discriminator_classes(&self.catalogue, cube, None)?, share));
+            weights.extend(class_weights(
+                &discriminator_classes(&self.catalogue, cube, None)?,
+                share,
+            ));
         }
         let images = Tensor::cat(vec![fake, images], 0);
         let weights = self.weights_tensor(weights, images.dims());
@@ -405,9 +286,9 @@ impl SynthesizerTrainee<'_> {
         let value = f64::from(loss.clone().into_scalar::<f32>());
         check_finite(step, "discriminator_loss", value)?;
         let rate = self.config.discriminator_optimizer.rate(step, self.config.steps);
-        let (discriminator, norm) =
-            self.discriminator_adam
-                .step(self.discriminator.clone(), &loss.backward(), rate);
+        let (discriminator, norm) = self
+            .discriminator_adam
+            .step(self.discriminator.clone(), &loss.backward(), rate);
         check_finite(step, "discriminator_gradient_norm", norm)?;
         self.discriminator = discriminator;
         Ok(metrics([
@@ -462,6 +343,22 @@ impl Trainee for SynthesizerTrainee<'_> {
     }
 }
 
+/// Returns the shapes of generator and discriminator.
+fn networks(config: &SynthesizerConfig, organs: usize) -> (GeneratorConfig, UnetConfig) {
+    let generator_config = GeneratorConfig {
+        widths: config.widths.clone(),
+        organs,
+        spread_hu: config.spread_hu,
+    };
+    let discriminator_config = UnetConfig {
+        in_channels: 1,
+        out_channels: 3,
+        widths: config.discriminator_widths.clone(),
+        condition: 0,
+    };
+    (generator_config, discriminator_config)
+}
+
 /// Trains generator and discriminator against the critic of a folder, measures the generator on held-out hosts, and
 /// writes a complete bundle (the critic is copied) and `report.json`.
 ///
@@ -480,17 +377,7 @@ pub fn train_synthesizer(
     critic_plain.check_plan(job.cases.plan())?;
     let (training, held_out) = config.split.divide(job.cases);
     let catalogue = Catalogue::new(job.cases, &training);
-    let generator_config = GeneratorConfig {
-        widths: config.widths.clone(),
-        organs: catalogue.organs.len(),
-        spread_hu: config.spread_hu,
-    };
-    let discriminator_config = UnetConfig {
-        in_channels: 1,
-        out_channels: 3,
-        widths: config.discriminator_widths.clone(),
-        condition: 0,
-    };
+    let (generator_config, discriminator_config) = networks(config, catalogue.organs.len());
     let critic_config = critic_manifest.architecture.unet();
     let mut trainee = SynthesizerTrainee {
         config,
@@ -538,26 +425,55 @@ pub fn train_synthesizer(
         untrained: score_painting(&painter, &generator_config.init(job.device, config.seed))?,
         last_step,
     };
-    let mut record = training_of(job.cases, &training, config, (config.steps, config.seed), report.trained.metrics());
-    record.source_hashes.extend(critic_manifest.training.iter().flat_map(|t| &t.source_hashes));
-    let manifest = |role, architecture, training: Training| ModelManifest {
-        format_version: FORMAT_VERSION,
-        role,
-        architecture,
-        plan: critic_manifest.plan.clone(),
-        cubes: SizeClass::ALL.map(|size| side_of(size, config.max_cube)).to_vec(),
-        provenance_known: critic_manifest.provenance_known,
-        training: Some(training),
-        calibration: None,
-        weights: WeightsFile::default(),
-    };
-    let generator = manifest(Role::Generator, Architecture::Generator(generator_config), record.clone());
-    save_model(job.out, generator, &generator_weights, config.precision)?;
-    let discriminator = manifest(Role::Discriminator, Architecture::Unet(discriminator_config), record);
-    save_model(job.out, discriminator, &discriminator_weights, config.precision)?;
+    let models = [
+        (
+            Role::Generator,
+            Architecture::Generator(generator_config),
+            generator_weights,
+        ),
+        (
+            Role::Discriminator,
+            Architecture::Unet(discriminator_config),
+            discriminator_weights,
+        ),
+    ];
+    let record = training_of(
+        job.cases,
+        &training,
+        config,
+        (config.steps, config.seed),
+        report.trained.metrics(),
+    );
+    save_models(config, &critic_manifest, (models, record), job.out)?;
     copy_critic(critic_folder, job.out)?;
     write_report(job.out, &report)?;
     Ok(report)
+}
+
+/// Writes generator and discriminator, whose provenance includes the critic's.
+fn save_models(
+    config: &SynthesizerConfig,
+    critic: &ModelManifest,
+    (models, mut record): ([(Role, Architecture, Weights); 2], Training),
+    out: &Path,
+) -> Result<(), LearnError> {
+    let seen = critic.training.iter().flat_map(|training| &training.source_hashes);
+    record.source_hashes.extend(seen);
+    for (role, architecture, weights) in models {
+        let manifest = ModelManifest {
+            format_version: FORMAT_VERSION,
+            role,
+            architecture,
+            plan: critic.plan.clone(),
+            cubes: SizeClass::ALL.map(|size| side_of(size, config.max_cube)).to_vec(),
+            provenance_known: critic.provenance_known,
+            training: Some(record.clone()),
+            calibration: None,
+            weights: WeightsFile::default(),
+        };
+        save_model(out, manifest, &weights, config.precision)?;
+    }
+    Ok(())
 }
 
 /// Completes the bundle: weights first, then the manifest.
@@ -569,4 +485,124 @@ fn copy_critic(from: &Path, to: &Path) -> Result<(), LearnError> {
         write_atomically(&to.join(name), &fs_err::read(from.join(name))?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Calibration, Provenance};
+    use crate::learn::OptimizerSettings;
+    use crate::learn::toy;
+    use crate::nn::UnetConfig;
+
+    fn critic(device: &Device) -> Bundle {
+        let config = UnetConfig {
+            in_channels: 1,
+            out_channels: 7,
+            widths: vec![4, 8],
+            condition: 0,
+        };
+        Bundle {
+            hash: Digest::default(),
+            plan: crate::volume::Plan::default(),
+            critic: config.init(device, 5),
+            generator: None,
+            discriminator: None,
+            calibration: Calibration::default(),
+            provenance: Provenance::default(),
+        }
+    }
+
+    fn trainee<'a>(
+        config: &'a SynthesizerConfig,
+        store: &'a dyn crate::store::Cases,
+        bundle: &'a Bundle,
+    ) -> SynthesizerTrainee<'a> {
+        let device = Device::flex().autodiff();
+        let unet = UnetConfig {
+            in_channels: 1,
+            out_channels: 7,
+            widths: vec![4, 8],
+            condition: 0,
+        };
+        SynthesizerTrainee {
+            config,
+            catalogue: Catalogue::new(store, &(0..store.records().len()).collect::<Vec<_>>()),
+            bundle,
+            critic: unet.init(&device, 5).no_grad(),
+            generator: GeneratorConfig {
+                widths: vec![4, 8],
+                organs: 3,
+                spread_hu: 30.0,
+            }
+            .init(&device, 1),
+            discriminator: UnetConfig {
+                out_channels: 3,
+                ..unet
+            }
+            .init(&device, 2),
+            adam: Adam::new(OptimizerSettings::default()),
+            discriminator_adam: Adam::new(OptimizerSettings::default()),
+            device,
+            last: Metrics::new(),
+        }
+    }
+
+    fn config() -> SynthesizerConfig {
+        SynthesizerConfig {
+            voxels_per_step: 2 * 16 * 16 * 16,
+            max_cube: 16,
+            cube_mix: [(SizeClass::Tiny, 1.0)].into(),
+            ..SynthesizerConfig::default()
+        }
+    }
+
+    #[test]
+    fn each_step_moves_its_own_network_and_no_gradient_of_the_other_arrives() {
+        let (store, config) = (toy::store(4, 2), config());
+        let bundle = critic(&Device::flex());
+        let mut both = trainee(&config, &store, &bundle);
+        let (generator, discriminator) = (collect(&both.generator), collect(&both.discriminator));
+        let critic_before = collect(&both.critic);
+        let hosts = both.hosts(0).unwrap();
+        let (fake, _) = both.generator_step(0, &hosts).unwrap();
+        assert_ne!(collect(&both.generator), generator);
+        assert_eq!(collect(&both.discriminator), discriminator);
+        let moved = collect(&both.generator);
+        both.discriminator_step(0, &hosts, fake.clone()).unwrap();
+        assert_ne!(collect(&both.discriminator), discriminator);
+        assert_eq!(collect(&both.generator), moved);
+        assert_eq!(collect(&both.critic), critic_before);
+        // A discriminator that never saw the generator's step ends with the same weights, bit for bit.
+        let mut alone = trainee(&config, &store, &bundle);
+        alone.discriminator_step(0, &hosts, fake).unwrap();
+        assert_eq!(collect(&alone.discriminator), collect(&both.discriminator));
+    }
+
+    #[test]
+    fn the_discriminator_sees_organ_normalised_classes() {
+        let store = toy::store(1, 1);
+        let catalogue = Catalogue::new(&store, &[0, 1]);
+        let cube = |case: usize, labels: Vec<u8>| Cube {
+            case,
+            image: Array3::zeros((1, 1, 4)),
+            labels: Array3::from_shape_vec((1, 1, labels.len()), labels).unwrap(),
+        };
+        let classes =
+            |cube: &Cube, lesion: Option<&Array3<u8>>| discriminator_classes(&catalogue, cube, lesion).unwrap();
+        // Liver, its tumour, healthy pancreas and its tumour; the annotators looked for the liver's tumours alone.
+        let labelled = cube(0, vec![1, 2, 3, 4]);
+        assert_eq!(classes(&labelled, None), [Some(0), Some(REAL), None, Some(REAL)]);
+        let lesion = Array3::from_shape_vec((1, 1, 4), vec![1, 0, 0, 0]).unwrap();
+        assert_eq!(classes(&labelled, Some(&lesion))[0], Some(SYNTHETIC));
+        // Where nobody looked for tumours, the organ may hide one; what was painted is known all the same.
+        let unlabelled = cube(1, vec![1, 1, 0, 255]);
+        assert_eq!(classes(&unlabelled, Some(&lesion)), [Some(SYNTHETIC), None, None, None]);
+    }
+
+    #[test]
+    fn every_class_of_a_cube_counts_the_same() {
+        let weights = class_weights(&[Some(0), Some(0), Some(2), None], 0.5);
+        assert_eq!(weights, [0.25, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0]);
+    }
 }

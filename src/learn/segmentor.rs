@@ -1,0 +1,300 @@
+//! Stage 3: the segmentor, on the patches that any trainer would stream: real ones and gated synthetic ones.
+
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use super::augment::SlabMix;
+use super::cubes::{normalise, stack};
+use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
+use super::held_out::{HeldOut, HeldOutSettings, score_held_out};
+use super::models::{check_finite, metrics, training_of, under, write_report};
+use super::{Adam, LearnError, OptimizerSettings};
+use crate::checkpoint::{
+    Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, check_plan, collect, fill,
+    save_model,
+};
+use crate::digest::Digest;
+use crate::nn::{Targets, Unet, UnetConfig, marginal_loss};
+use crate::rng::{Purpose, Rng};
+use crate::stream::delivery::Delivery;
+use crate::stream::patch::{Outcome, StreamedPatch};
+use crate::stream::recipe::Recipe;
+use crate::stream::{PatchService, PatchStream, Resolved};
+use crate::volume::{ClassSet, IGNORE, Plan};
+
+/// Stage 3's configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SegmentorConfig {
+    /// Channels at each resolution, finest first.
+    pub widths: Vec<usize>,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Patches of a step.
+    pub batch_size: u32,
+    /// The seed of weights and slab mix.
+    pub seed: u64,
+    /// What is streamed; its `select.hold_out` cases are scored at the end.
+    pub recipe: Recipe,
+    /// Probability that a step exchanges slabs between its patches.
+    pub slab_mix: f64,
+    /// The optimizer.
+    pub optimizer: OptimizerSettings,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// How the final weights are stored.
+    pub precision: Precision,
+    /// How held-out cases are scored.
+    pub held_out: HeldOutSettings,
+}
+
+impl Default for SegmentorConfig {
+    fn default() -> Self {
+        Self {
+            widths: vec![16, 32, 64, 128],
+            steps: 2000,
+            batch_size: 2,
+            seed: 3,
+            recipe: Recipe::default(),
+            slab_mix: 0.0,
+            optimizer: OptimizerSettings::default(),
+            checkpoint_every: 100,
+            precision: Precision::default(),
+            held_out: HeldOutSettings::default(),
+        }
+    }
+}
+
+/// What stage 3 ended with.
+#[derive(Clone, Debug, Serialize)]
+pub struct SegmentorReport {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// The streamed recipe's hash.
+    pub recipe: Digest,
+    /// Cases that could be streamed.
+    pub training_cases: usize,
+    /// Scores of the held-out cases.
+    pub held_out: HeldOut,
+    /// Measures of the last step.
+    pub last_step: Metrics,
+}
+
+struct SegmentorTrainee<'a> {
+    config: &'a SegmentorConfig,
+    service: &'a dyn PatchService,
+    recipe: Arc<Resolved>,
+    plan: Plan,
+    /// The open stream and the step it stands before.
+    stream: Option<(u64, Box<dyn PatchStream>)>,
+    /// With gradients.
+    device: Device,
+    net: Unet,
+    adam: Adam,
+    last: Metrics,
+}
+
+impl SegmentorTrainee<'_> {
+    /// Returns a step's patches: those at its indices, whatever was read before.
+    fn patches(&mut self, step: u64) -> Result<Vec<StreamedPatch>, LearnError> {
+        // The second round opens a stream where the first found none, or its end: an epoch's end is not the run's.
+        for _ in 0..2 {
+            if let Some((at, stream)) = &mut self.stream
+                && *at == step
+                && let Some(batch) = stream.next_batch()
+            {
+                let batch = batch?;
+                *at += 1;
+                return Ok(batch.patches);
+            }
+            let delivery = Delivery {
+                from: step * u64::from(self.config.batch_size),
+                count: Some(self.config.steps - step),
+                batch_size: self.config.batch_size,
+                ..Delivery::default()
+            };
+            self.stream = Some((step, self.service.open(&self.recipe, &delivery)?));
+        }
+        Err(LearnError::Data(format!(
+            "the stream ended before step {step} of {}",
+            self.config.steps
+        )))
+    }
+
+    fn loss(&self, step: u64, patches: &[StreamedPatch]) -> burn::tensor::Tensor<1> {
+        let mut images: Vec<_> = patches.iter().map(|patch| patch.image.mapv(f32::from)).collect();
+        let mut labels: Vec<_> = patches.iter().map(|patch| patch.label.clone()).collect();
+        let mut rng = Rng::keyed(self.config.seed, step, 0, Purpose::Training);
+        if rng.chance(self.config.slab_mix) {
+            let mix = SlabMix::draw(&mut rng, patches.len());
+            (images, labels) = (mix.apply(&images), mix.apply(&labels));
+        }
+        let classes = self.plan.labels.class_count();
+        let all = ClassSet((1 << classes) - 1);
+        let known = |label: &u8| if *label == IGNORE { all } else { ClassSet::of(*label) };
+        let sets: Vec<ClassSet> = labels.iter().flatten().map(known).collect();
+        let (d, h, w) = labels[0].dim();
+        let targets = Targets::new(&sets, classes, [labels.len(), d, h, w], &self.device);
+        let images = normalise(stack(images.iter(), &self.device), &self.plan.window_hu);
+        marginal_loss(self.net.forward(images, None), &targets)
+    }
+}
+
+impl Trainee for SegmentorTrainee<'_> {
+    fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
+        let patches = self.patches(step)?;
+        let loss = self.loss(step, &patches);
+        let value = f64::from(loss.clone().into_scalar::<f32>());
+        check_finite(step, "loss", value)?;
+        let rate = self.config.optimizer.rate(step, self.config.steps);
+        let (net, norm) = self.adam.step(self.net.clone(), &loss.backward(), rate);
+        check_finite(step, "gradient_norm", norm)?;
+        self.net = net;
+        let synthetic = patches
+            .iter()
+            .filter(|patch| patch.meta.outcome == Outcome::Accepted)
+            .count();
+        self.last = metrics([
+            ("loss", value),
+            ("gradient_norm", norm),
+            ("learning_rate", rate),
+            ("synthetic_share", synthetic as f64 / patches.len().max(1) as f64),
+        ]);
+        Ok(self.last.clone())
+    }
+
+    fn state(&self) -> Weights {
+        let mut state = self.adam.state("adam");
+        state.extend(
+            collect(&self.net)
+                .into_iter()
+                .map(|(name, w)| (format!("net/{name}"), w)),
+        );
+        state
+    }
+
+    fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
+        self.adam.restore("adam", &state, steps, &self.device);
+        self.net = fill(self.net.clone(), under(&state, "net/"))?;
+        Ok(())
+    }
+}
+
+fn check(config: &SegmentorConfig, patch: [usize; 3]) -> Result<(), LearnError> {
+    let refused = |key, expected: String, got: String| Err(LearnError::Config { key, expected, got });
+    let widths = &config.widths;
+    if !(1..=7).contains(&widths.len()) || !widths.iter().all(|width| (1..=1024).contains(width)) {
+        return refused(
+            "segmentor.widths",
+            "1 to 7 numbers from 1 to 1024".into(),
+            format!("{widths:?}"),
+        );
+    }
+    let stride = 1 << (widths.len() - 1);
+    for (key, size) in [
+        ("segmentor.recipe.patch", patch),
+        ("segmentor.held_out.window.window", config.held_out.window.window),
+    ] {
+        if !size.iter().all(|side| *side > 0 && side.is_multiple_of(stride)) {
+            return refused(key, format!("multiples of {stride}"), format!("{size:?}"));
+        }
+    }
+    if config.steps == 0 || config.batch_size == 0 {
+        return refused("segmentor.steps, batch_size", "at least 1".into(), "0".into());
+    }
+    Ok(())
+}
+
+/// Returns the cases that a recipe may stream and those it holds out, as positions in the store.
+fn cases_of(job: &Job, recipe: &Recipe) -> (Vec<usize>, Vec<usize>) {
+    let records = job.cases.records();
+    let (held_out, others): (Vec<usize>, Vec<usize>) =
+        (0..records.len()).partition(|case| recipe.select.hold_out.contains(&records[*case].id));
+    let chosen = |case: &usize| {
+        let only = recipe.select.cases.as_ref();
+        only.is_none_or(|only| only.contains(&records[*case].id))
+    };
+    (others.into_iter().filter(chosen).collect(), held_out)
+}
+
+/// Trains the segmentor on a service's patches, scores it on the recipe's held-out cases and writes
+/// `segmentor.safetensors`, `segmentor.json` and `report.json`.
+///
+/// # Errors
+/// [`LearnError`] names the key, the patch or the file.
+pub fn train_segmentor(
+    config: &SegmentorConfig,
+    service: &dyn PatchService,
+    job: &mut Job,
+) -> Result<SegmentorReport, LearnError> {
+    let plan = service.plan().clone();
+    check_plan(("the service", &plan), ("the store", job.cases.plan()))?;
+    let recipe = service.resolve(config.recipe.clone())?;
+    check(config, recipe.patch)?;
+    let unet = UnetConfig {
+        in_channels: 1,
+        out_channels: plan.labels.class_count(),
+        widths: config.widths.clone(),
+        condition: 0,
+    };
+    let device = job.device.clone().autodiff();
+    let mut trainee = SegmentorTrainee {
+        config,
+        service,
+        recipe: recipe.clone(),
+        plan: plan.clone(),
+        stream: None,
+        net: unet.init(&device, config.seed),
+        adam: Adam::new(config.optimizer.clone()),
+        device,
+        last: Metrics::new(),
+    };
+    let settings = FitSettings {
+        stage: "segmentor",
+        steps: config.steps,
+        checkpoint_every: config.checkpoint_every,
+        identity: Digest::of_json(&("segmentor", config, recipe.cursor(0))),
+        out: job.out,
+        resume: job.resume,
+    };
+    fit(&mut trainee, &settings, job.progress)?;
+    let weights = config.precision.rounded(collect(&trainee.net));
+    let last_step = trainee.last;
+    let net = fill(unet.init(job.device, 0), weights.clone())?;
+
+    job.progress.on_note("scoring held-out cases");
+    let (training, held_out) = cases_of(job, &recipe.recipe);
+    let report = SegmentorReport {
+        steps: config.steps,
+        parameters: Architecture::Unet(unet.clone()).parameters(),
+        recipe: recipe.hash,
+        training_cases: training.len(),
+        held_out: score_held_out(&net, job, &held_out, &config.held_out)?,
+        last_step,
+    };
+    let record = training_of(
+        job.cases,
+        &training,
+        &(config, recipe.cursor(config.steps * u64::from(config.batch_size))),
+        (config.steps, config.seed),
+        report.held_out.metrics(),
+    );
+    let manifest = ModelManifest {
+        format_version: FORMAT_VERSION,
+        role: Role::Segmentor,
+        architecture: Architecture::Unet(unet),
+        plan,
+        cubes: recipe.patch.to_vec(),
+        provenance_known: true,
+        training: Some(record),
+        calibration: None,
+        weights: WeightsFile::default(),
+    };
+    save_model(job.out, manifest, &weights, config.precision)?;
+    write_report(job.out, &report)?;
+    Ok(report)
+}

@@ -1,0 +1,142 @@
+//! What stage 2 is told, and what it reports.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::augment::LookSettings;
+use super::critic::default_cube_mix;
+use super::painting::PaintingScore;
+use super::{Metrics, OptimizerSettings, Split};
+use crate::checkpoint::Precision;
+use crate::lesion::LesionForm;
+use crate::volume::SizeClass;
+
+/// How the parts of the generator's loss are weighed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossWeights {
+    /// The critic recognises too little of the lesion.
+    pub recall: f64,
+    /// The critic sees tumour around it.
+    pub false_alarm: f64,
+    /// The discriminator takes it for synthetic.
+    pub adversarial: f64,
+    /// Its texture is rough.
+    pub roughness: f64,
+    /// Two noise fields give the same texture.
+    pub sameness: f64,
+}
+
+impl Default for LossWeights {
+    fn default() -> Self {
+        Self {
+            recall: 1.0,
+            false_alarm: 0.2,
+            adversarial: 0.2,
+            roughness: 0.5,
+            sameness: 0.3,
+        }
+    }
+}
+
+/// Stage 2's configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SynthesizerConfig {
+    /// The generator's channels at each resolution, finest first.
+    pub widths: Vec<usize>,
+    /// The discriminator's.
+    pub discriminator_widths: Vec<usize>,
+    /// Largest deviation of the texture from the requested contrast, in HU.
+    pub spread_hu: f64,
+    /// Optimizer steps, each of generator and discriminator.
+    pub steps: u64,
+    /// Voxels of a step: as many hosts as fit, at least one; two share a lesion where they are even in number.
+    pub voxels_per_step: usize,
+    /// Shares of the size classes.
+    pub cube_mix: BTreeMap<SizeClass, f64>,
+    /// Longest side of a cube in voxels, a multiple of 16.
+    pub max_cube: usize,
+    /// The seed of weights and choices.
+    pub seed: u64,
+    /// Which cases are held out; the critic's.
+    pub split: Split,
+    /// The generator's optimizer.
+    pub optimizer: OptimizerSettings,
+    /// The discriminator's optimizer.
+    pub discriminator_optimizer: OptimizerSettings,
+    /// How looks vary, of hosts and real tumours alike.
+    pub look: LookSettings,
+    /// The lesions' form.
+    pub form: LesionForm,
+    /// Share of contrasts drawn evenly from -80 to 60 HU instead of near a real tumour's.
+    pub broad_contrast: f64,
+    /// Weights of the generator's losses.
+    pub loss: LossWeights,
+    /// Added to the calibrated recall that the critic shall reach, up to 0.95.
+    pub recall_margin: f64,
+    /// The difference in HU that two noise fields shall make.
+    pub diversity_hu: f64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// How the final weights are stored.
+    pub precision: Precision,
+    /// Lesions painted on held-out hosts for the report.
+    pub held_out_lesions: usize,
+}
+
+impl Default for SynthesizerConfig {
+    fn default() -> Self {
+        let adversarial = OptimizerSettings {
+            learning_rate: 5e-4,
+            beta_1: 0.5,
+            ..OptimizerSettings::default()
+        };
+        Self {
+            widths: vec![16, 32, 64],
+            discriminator_widths: vec![16, 32, 64],
+            spread_hu: 30.0,
+            steps: 1500,
+            voxels_per_step: 2 * 48 * 48 * 48,
+            cube_mix: default_cube_mix(),
+            max_cube: 96,
+            seed: 2,
+            split: Split::default(),
+            optimizer: adversarial.clone(),
+            discriminator_optimizer: adversarial,
+            look: LookSettings {
+                noise_hu: 0.0,
+                blur: 0.0,
+                ..LookSettings::default()
+            },
+            form: LesionForm::default(),
+            broad_contrast: 0.25,
+            loss: LossWeights::default(),
+            recall_margin: 0.15,
+            diversity_hu: 4.0,
+            checkpoint_every: 100,
+            precision: Precision::default(),
+            held_out_lesions: 48,
+        }
+    }
+}
+
+/// What stage 2 ended with.
+#[derive(Clone, Debug, Serialize)]
+pub struct SynthesizerReport {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Parameters of generator and discriminator.
+    pub parameters: [u64; 2],
+    /// Training cases.
+    pub training_cases: usize,
+    /// Whether hosts for the figures were held out; where the split holds nothing out, training hosts stand in.
+    pub hosts_held_out: bool,
+    /// Lesions of the trained generator.
+    pub trained: PaintingScore,
+    /// The same lesions by the generator before training.
+    pub untrained: PaintingScore,
+    /// Measures of the last step.
+    pub last_step: Metrics,
+}
