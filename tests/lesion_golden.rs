@@ -103,7 +103,7 @@ fn shape_statistics_match() {
         (SizeClass::Medium, 60),
         (SizeClass::Large, 12),
     ] {
-        let mut sums = vec![0.0; 18];
+        let mut sums = [0.0; 18];
         for i in 0..n {
             let shape = draw_shape(class, &mut Rng::keyed(5, i, class as u64, Purpose::Test));
             describe(&shape)
@@ -162,7 +162,7 @@ fn texture_statistics_match() {
         return;
     };
     let n = 16;
-    let mut sums = vec![0.0; 17];
+    let mut sums = [0.0; 17];
     for seed in 0..n {
         let texture = draw_texture([105, 75, 80], [3.0, 4.0], &mut Rng::keyed(seed, 0, 0, Purpose::Test));
         sums.iter_mut()
