@@ -12,6 +12,8 @@
 //! and Right. **Units.** Sizes and spacings in millimetres, intensities in integer Hounsfield units until they are
 //! windowed at encode. **Labels.** Ids come from the plan's [`volume::LabelMap`]; 255 is *ignore*.
 
+pub mod cli;
+pub mod config;
 pub mod digest;
 pub mod http;
 pub mod kernel;
