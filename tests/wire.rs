@@ -1,4 +1,5 @@
 //! The wire format: golden bytes shared with the Python client, round trips, and decoders that never panic.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
