@@ -1,4 +1,5 @@
 //! The real server on port 0 with a deterministic patch service.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -38,7 +38,12 @@ pub struct Config {
 impl Config {
     /// Tells what is wrong with a value that its own type cannot refuse, naming the key, or nothing.
     pub fn refusal(&self) -> Option<String> {
-        let recipe = self.recipe.validate().err().map(|error| error.to_string());
-        self.plan.refusal().or_else(|| self.server.refusal()).or(recipe)
+        let recipe = || self.recipe.validate().err().map(|error| error.to_string());
+        let organs = || {
+            let mut names = self.recipe.organs.iter().flat_map(|organs| organs.keys());
+            names.find_map(|name| self.plan.labels.organ(name).err()).map(|error| format!("recipe.organs: {error}"))
+        };
+        let log = || self.log.filter().err().map(|error| error.to_string());
+        self.plan.refusal().or_else(|| self.server.refusal()).or_else(recipe).or_else(organs).or_else(log)
     }
 }
