@@ -41,9 +41,16 @@ impl Config {
         let recipe = || self.recipe.validate().err().map(|error| error.to_string());
         let organs = || {
             let mut names = self.recipe.organs.iter().flat_map(|organs| organs.keys());
-            names.find_map(|name| self.plan.labels.organ(name).err()).map(|error| format!("recipe.organs: {error}"))
+            names
+                .find_map(|name| self.plan.labels.organ(name).err())
+                .map(|error| format!("recipe.organs: {error}"))
         };
         let log = || self.log.filter().err().map(|error| error.to_string());
-        self.plan.refusal().or_else(|| self.server.refusal()).or_else(recipe).or_else(organs).or_else(log)
+        self.plan
+            .refusal()
+            .or_else(|| self.server.refusal())
+            .or_else(recipe)
+            .or_else(organs)
+            .or_else(log)
     }
 }

@@ -3,12 +3,25 @@
 mod components;
 mod dice;
 mod distance;
+mod held_out;
 mod lesion_level;
 mod sliding_window;
 
 pub use components::{component_of, components};
 pub use dice::{ClassScore, Overlap, mean_scores, overlap};
 pub use distance::{dilated, squared_distance_mm};
+pub use held_out::{Examination, HeldOut, HeldOutSettings, score_held_out};
 pub use lesion_level::{LesionScore, lesion_level};
 pub(crate) use sliding_window::forward;
 pub use sliding_window::{Blending, SlidingWindow, argmax, predict};
+
+/// Why a case cannot be scored.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// Its classes are not those of the plan.
+    #[error(transparent)]
+    Label(#[from] crate::volume::LabelError),
+}

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::augment::SlabMix;
 use super::cubes::{normalise, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
-use super::held_out::{HeldOut, HeldOutSettings, score_held_out};
-use super::models::{check_finite, metrics, training_of, under, write_report};
-use super::{Adam, LearnError, OptimizerSettings};
+use super::models::{check_finite, dice_metrics, held_out_scores, metrics, training_of, under, write_report};
+use super::{Adam, LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
     Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, check_plan, collect, fill,
     save_model,
 };
 use crate::digest::Digest;
+use crate::evaluate::{HeldOut, HeldOutSettings};
 use crate::nn::{Targets, Unet, UnetConfig, marginal_loss};
 use crate::rng::{Purpose, Rng};
 use crate::stream::delivery::Delivery;
@@ -46,6 +46,8 @@ pub struct SegmentorConfig {
     pub checkpoint_every: u64,
     /// How the final weights are stored.
     pub precision: Precision,
+    /// Which cases are held out, beside those that the recipe names: the fold of the models that gate the stream.
+    pub split: Split,
     /// How held-out cases are scored.
     pub held_out: HeldOutSettings,
 }
@@ -62,6 +64,7 @@ impl Default for SegmentorConfig {
             optimizer: OptimizerSettings::default(),
             checkpoint_every: 100,
             precision: Precision::default(),
+            split: Split::default(),
             held_out: HeldOutSettings::default(),
         }
     }
@@ -222,7 +225,7 @@ fn cases_of(job: &Job, recipe: &Recipe) -> (Vec<usize>, Vec<usize>) {
 }
 
 /// Trains the segmentor on a service's patches, scores it on the recipe's held-out cases and writes
-/// `segmentor.safetensors`, `segmentor.json` and `report.json`.
+/// `segmentor.safetensors`, `segmentor.json` and `segmentor.report.json`.
 ///
 /// # Errors
 /// [`LearnError`] names the key, the patch or the file.
@@ -233,7 +236,11 @@ pub fn train_segmentor(
 ) -> Result<SegmentorReport, LearnError> {
     let plan = service.plan().clone();
     check_plan(("the service", &plan), ("the store", job.cases.plan()))?;
-    let recipe = service.resolve(config.recipe.clone())?;
+    let mut wanted = config.recipe.clone();
+    let (_, held_out) = config.split.divide(job.cases);
+    let ids = held_out.iter().map(|case| job.cases.records()[*case].id.clone());
+    wanted.select.hold_out.extend(ids);
+    let recipe = service.resolve(wanted)?;
     check(config, recipe.patch)?;
     let unet = UnetConfig {
         in_channels: 1,
@@ -273,7 +280,7 @@ pub fn train_segmentor(
         parameters: Architecture::Unet(unet.clone()).parameters(),
         recipe: recipe.hash,
         training_cases: training.len(),
-        held_out: score_held_out(&net, job, &held_out, &config.held_out)?,
+        held_out: held_out_scores(&net, job, &held_out, &config.held_out)?,
         last_step,
     };
     let record = training_of(
@@ -281,7 +288,7 @@ pub fn train_segmentor(
         &training,
         &(config, recipe.cursor(config.steps * u64::from(config.batch_size))),
         (config.steps, config.seed),
-        report.held_out.metrics(),
+        dice_metrics(&report.held_out),
     );
     let manifest = ModelManifest {
         format_version: FORMAT_VERSION,
@@ -295,6 +302,6 @@ pub fn train_segmentor(
         weights: WeightsFile::default(),
     };
     save_model(job.out, manifest, &weights, config.precision)?;
-    write_report(job.out, &report)?;
+    write_report(job.out, "segmentor", &report)?;
     Ok(report)
 }
