@@ -21,7 +21,7 @@ use crate::checkpoint::{
     load_manifest, save_model, write_atomically,
 };
 use crate::digest::Digest;
-use crate::nn::{Generator, GeneratorConfig, Unet, UnetConfig, weighted_cross_entropy};
+use crate::nn::{Generator, GeneratorConfig, Unet, UnetConfig, total, weighted_cross_entropy};
 use crate::rng::{Purpose, Rng};
 use crate::volume::{ContrastBin, SizeClass};
 
@@ -308,7 +308,7 @@ fn roughness(batch: &HostBatch, residual: Tensor<5>) -> Tensor<1> {
         let pair = |x: &Tensor<5>| (x.clone().narrow(axis, 0, n - 1), x.clone().narrow(axis, 1, n - 1));
         let (t, l) = (pair(&texture), pair(&batch.lesion));
         let inside = l.0 * l.1;
-        ((t.1 - t.0).powi_scalar(2) * inside.clone()).sum() / inside.sum().clamp_min(1.0)
+        total((t.1 - t.0).powi_scalar(2) * inside.clone()) / total(inside).clamp_min(1.0)
     };
     (change(2, d) + change(3, h) + change(4, w)) / (3.0 * 100.0)
 }
