@@ -47,7 +47,7 @@ fn critic_config(steps: u64) -> CriticConfig {
 }
 
 fn weights(out: &Path, role: Role) -> Vec<u8> {
-    std::fs::read(out.join(format!("{}.safetensors", role.name()))).unwrap()
+    std::fs::read(out.join(format!("{}.safetensors", role.name()))).expect("the stage saved its weights")
 }
 
 #[test]

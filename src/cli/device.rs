@@ -72,6 +72,12 @@ mod tests {
     fn names_are_parsed_and_absent_devices_refused() {
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
         assert!("tpu".parse::<DeviceChoice>().unwrap_err().contains("tpu"));
-        assert!(DeviceChoice::Cuda(63).open().unwrap_err().to_string().contains("cuda:63"));
+        assert!(
+            DeviceChoice::Cuda(63)
+                .open()
+                .unwrap_err()
+                .to_string()
+                .contains("cuda:63")
+        );
     }
 }

@@ -17,7 +17,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(3))).build().into();
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(3)))
+        .build()
+        .into();
     let url = format!("{}/readyz", args.url.trim_end_matches('/'));
     agent.get(&url).call().with_context(|| format!("{url}: not ready"))?;
     Ok(ExitCode::SUCCESS)

@@ -37,7 +37,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     });
     if let Some(dir) = &args.store {
         let store = open_store(dir)?;
-        let labelled = store.records().iter().filter(|record| record.kind == CaseKind::Labelled).count();
+        let labelled = store
+            .records()
+            .iter()
+            .filter(|record| record.kind == CaseKind::Labelled)
+            .count();
         facts["store"] = serde_json::json!({
             "snapshot": store.snapshot(),
             "cases": store.records().len(),
@@ -67,7 +71,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn print(prefix: &str, value: &serde_json::Value) {
     match value {
         serde_json::Value::Object(facts) => facts.iter().for_each(|(key, fact)| {
-            let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            let name = if prefix.is_empty() {
+                key.clone()
+            } else {
+                format!("{prefix}.{key}")
+            };
             print(&name, fact);
         }),
         other => say(&format!("{prefix:32} {other}")),

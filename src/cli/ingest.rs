@@ -22,7 +22,12 @@ pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
     /// Medical Segmentation Decathlon JSON with `training`, `validation`, `unlabeled`
-    #[arg(long, value_name = "FILE", conflicts_with = "image", required_unless_present = "image")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "image",
+        required_unless_present = "image"
+    )]
     datalist: Option<PathBuf>,
     /// One image
     #[arg(long, value_name = "FILE")]
@@ -51,10 +56,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, Some(image)) => vec![datalist::single(image, args.labels.as_deref())],
         (None, None) => bail!("nothing to ingest: name --datalist or --image"),
     };
-    let request = IngestRequest { entries, preset: Preset::open(&args.preset)?, shard: args.shard };
+    let request = IngestRequest {
+        entries,
+        preset: Preset::open(&args.preset)?,
+        shard: args.shard,
+    };
     let counter = Counter::new(request.entries.len(), "ingest");
-    let report = ingest(&request, &args.store, &plan, &|progress| counter.done(&progress.case.id))
-        .with_context(|| format!("cannot ingest into {}", args.store.display()))?;
+    let report = ingest(&request, &args.store, &plan, &|progress| {
+        counter.done(&progress.case.id)
+    })
+    .with_context(|| format!("cannot ingest into {}", args.store.display()))?;
     if args.json {
         say_json(&report)?;
     } else {
@@ -73,7 +84,13 @@ fn print(report: &IngestReport) {
             say_error(&format!("{}: refused: {reason}", case.id));
         }
     }
-    report.damaged.iter().for_each(|file| say_error(&format!("left out of the index: {file}")));
+    report
+        .damaged
+        .iter()
+        .for_each(|file| say_error(&format!("left out of the index: {file}")));
     let [ok, skipped, refused] = [Status::Ok, Status::Skipped, Status::Refused].map(|status| report.count(status));
-    say(&format!("{ok} stored, {skipped} already there, {refused} refused; {} cases in the store", report.indexed));
+    say(&format!(
+        "{ok} stored, {skipped} already there, {refused} refused; {} cases in the store",
+        report.indexed
+    ));
 }

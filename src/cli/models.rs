@@ -21,7 +21,8 @@ pub(super) fn open_store(dir: &Path) -> anyhow::Result<Arc<Store>> {
 
 /// Loads a folder of models, if one is named.
 pub(super) fn open_models(dir: Option<&Path>, device: &Device) -> anyhow::Result<Option<Arc<Bundle>>> {
-    let load = |dir: &Path| Bundle::load(dir, device).with_context(|| format!("cannot load models from {}", dir.display()));
+    let load =
+        |dir: &Path| Bundle::load(dir, device).with_context(|| format!("cannot load models from {}", dir.display()));
     Ok(dir.map(load).transpose()?.map(Arc::new))
 }
 

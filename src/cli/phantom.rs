@@ -35,7 +35,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = ConfigArgs { config: Some(args.config.clone()) }.load()?;
+    let config = ConfigArgs {
+        config: Some(args.config.clone()),
+    }
+    .load()?;
     let made = make(&args.store, &config.plan, [args.labelled, args.unlabelled], args.seed)?;
     say(&format!("{} cases in {}", made, args.store.display()));
     Ok(ExitCode::SUCCESS)

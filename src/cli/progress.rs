@@ -30,7 +30,11 @@ impl Counter {
     pub(super) fn done(&self, item: &str) {
         self.bar.inc(1);
         if self.bar.is_hidden() {
-            say_error(&format!("[{}/{}] {item}", self.bar.position(), self.bar.length().unwrap_or(0)));
+            say_error(&format!(
+                "[{}/{}] {item}",
+                self.bar.position(),
+                self.bar.length().unwrap_or(0)
+            ));
         }
     }
 }
@@ -39,7 +43,8 @@ fn bar(total: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
     }
-    let style = ProgressStyle::with_template("{msg:24} {bar:40} {pos}/{len} {per_sec} eta {eta}").expect("a valid template");
+    let style =
+        ProgressStyle::with_template("{msg:24} {bar:40} {pos}/{len} {per_sec} eta {eta}").expect("a valid template");
     ProgressBar::new(total).with_style(style)
 }
 
@@ -57,12 +62,19 @@ impl Training {
         for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
-        Ok(Self { bar: None, said: None, stop })
+        Ok(Self {
+            bar: None,
+            said: None,
+            stop,
+        })
     }
 }
 
 fn short(metrics: &Metrics) -> String {
-    let parts: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    let parts: Vec<String> = metrics
+        .iter()
+        .map(|(name, value)| format!("{name} {value:.4}"))
+        .collect();
     parts.join("  ")
 }
 

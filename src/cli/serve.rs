@@ -46,7 +46,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let bundle = open_models(args.models.as_deref(), &args.device.open()?)?;
     let (service, recipe) = start_service(&config, store.clone(), bundle)?;
     let server = start(&config, &store, service, recipe)?;
-    say(&format!("serving {} cases on http://{}", crate::store::Cases::records(&*store).len(), server.address()));
+    say(&format!(
+        "serving {} cases on http://{}",
+        crate::store::Cases::records(&*store).len(),
+        server.address()
+    ));
     server.wait()?;
     Ok(ExitCode::SUCCESS)
 }
@@ -61,11 +65,13 @@ pub(super) fn start(
     let server = Server::start(config.server.clone(), recipe, service)?;
     let drain = server.drain();
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
-    std::thread::Builder::new().name("freetumor-signals".into()).spawn(move || {
-        if signals.forever().next().is_some() {
-            drain.start();
-        }
-    })?;
+    std::thread::Builder::new()
+        .name("freetumor-signals".into())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                drain.start();
+            }
+        })?;
     tracing::info!(address = %server.address(), snapshot = %crate::store::Cases::snapshot(&**store), "serving");
     Ok(server)
 }

@@ -63,7 +63,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Stage::Critic(stage) => train(stage, |config, job| Ok(train_critic(&config.critic, job)?)),
         Stage::Synthesizer(stage) => {
             let critic = stage.out.clone();
-            train(stage, |config, job| Ok(train_synthesizer(&config.synthesizer, &critic, job)?))
+            train(stage, |config, job| {
+                Ok(train_synthesizer(&config.synthesizer, &critic, job)?)
+            })
         }
         Stage::Segmentor(stage) => train(stage, |config, job| {
             let bundle = open_models(Some(&stage.out), job.device)?;

@@ -55,12 +55,16 @@ pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, Stri
         let text = fs_err::read_to_string(path)?;
         table = text.parse().map_err(|error: toml::de::Error| {
             let path = path.to_path_buf();
-            ConfigError::Syntax { path, message: error.to_string() }
+            ConfigError::Syntax {
+                path,
+                message: error.to_string(),
+            }
         })?;
         sources.push(path.display().to_string());
     }
-    let mut overrides: Vec<(String, String)> =
-        environment.filter(|(name, _)| name.starts_with(ENVIRONMENT_PREFIX)).collect();
+    let mut overrides: Vec<(String, String)> = environment
+        .filter(|(name, _)| name.starts_with(ENVIRONMENT_PREFIX))
+        .collect();
     overrides.sort();
     if !overrides.is_empty() {
         sources.push(format!("environment ({ENVIRONMENT_PREFIX}...)"));
@@ -68,7 +72,11 @@ pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, Stri
     for (name, text) in &overrides {
         set(&mut table, name, text)?;
     }
-    let source_name = if sources.is_empty() { "defaults".to_string() } else { sources.join(" + ") };
+    let source_name = if sources.is_empty() {
+        "defaults".to_string()
+    } else {
+        sources.join(" + ")
+    };
     let config: Config = serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| ConfigError::Key {
         source_name: source_name.clone(),
         key: error.path().to_string(),
@@ -82,11 +90,16 @@ pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, Stri
 
 /// Puts one variable into the table. A value that reads as TOML is that value, anything else is a text.
 fn set(table: &mut Table, name: &str, text: &str) -> Result<(), ConfigError> {
-    let keys: Vec<String> = name[ENVIRONMENT_PREFIX.len()..].split("__").map(str::to_lowercase).collect();
+    let keys: Vec<String> = name[ENVIRONMENT_PREFIX.len()..]
+        .split("__")
+        .map(str::to_lowercase)
+        .collect();
     let (last, sections) = keys.split_last().expect("split yields at least one part");
     let mut place = table;
     for section in sections {
-        let entry = place.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
+        let entry = place
+            .entry(section.clone())
+            .or_insert_with(|| Value::Table(Table::new()));
         place = entry.as_table_mut().ok_or_else(|| ConfigError::Key {
             source_name: "environment".into(),
             key: name.to_string(),
@@ -115,14 +128,20 @@ mod tests {
         if let Some(text) = file {
             fs_err::write(&path, text).unwrap();
         }
-        let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let environment = environment
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()));
         load(file.map(|_| path.as_path()), environment).map_err(|error| error.to_string())
     }
 
     #[test]
     fn the_environment_wins_over_the_file_and_the_file_over_defaults() {
         let file = "[plan]\nspacing_mm = [3.0, 3.0, 3.0]\npatch = [32, 32, 32]\n";
-        let config = with(Some(file), &[("FREETUMOR__PLAN__PATCH", "[64, 64, 64]"), ("OTHER", "1")]).unwrap();
+        let config = with(
+            Some(file),
+            &[("FREETUMOR__PLAN__PATCH", "[64, 64, 64]"), ("OTHER", "1")],
+        )
+        .unwrap();
         assert_eq!((config.plan.spacing_mm, config.plan.patch), ([3.0; 3], [64; 3]));
         let config = with(None, &[("FREETUMOR__SERVER__API_KEY", "secret")]).unwrap();
         assert!(config.server.api_key.unwrap().matches(b"secret"));

@@ -41,9 +41,28 @@ impl Config {
         let recipe = || self.recipe.validate().err().map(|error| error.to_string());
         let organs = || {
             let mut names = self.recipe.organs.iter().flat_map(|organs| organs.keys());
-            names.find_map(|name| self.plan.labels.organ(name).err()).map(|error| format!("recipe.organs: {error}"))
+            names
+                .find_map(|name| self.plan.labels.organ(name).err())
+                .map(|error| format!("recipe.organs: {error}"))
         };
         let log = || self.log.filter().err().map(|error| error.to_string());
-        self.plan.refusal().or_else(|| self.server.refusal()).or_else(recipe).or_else(organs).or_else(log)
+        let stream = || self.stream.check().err().map(|error| error.to_string());
+        let stages = || {
+            let checked = self.critic.check().and_then(|()| self.synthesizer.check());
+            let checked = checked.and_then(|()| self.segmentor.check());
+            checked.err().map(|error| error.to_string())
+        };
+        let server = || self.server.refusal();
+        let sections = [
+            &server as &dyn Fn() -> Option<String>,
+            &recipe,
+            &organs,
+            &log,
+            &stream,
+            &stages,
+        ];
+        self.plan
+            .refusal()
+            .or_else(|| sections.iter().find_map(|refusal| refusal()))
     }
 }

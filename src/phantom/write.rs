@@ -47,7 +47,11 @@ fn case_input(spec: &PhantomSpec) -> CaseInput {
     let [depth, height, width] = volume.grid.shape;
     CaseInput {
         id: case_id(spec),
-        kind: if spec.with_tumours { CaseKind::Labelled } else { CaseKind::Unlabelled },
+        kind: if spec.with_tumours {
+            CaseKind::Labelled
+        } else {
+            CaseKind::Unlabelled
+        },
         grid: volume.grid,
         // No assumption: the generator knows that it painted no tumour, so the pool is free of them.
         annotation: Annotation {
