@@ -72,7 +72,7 @@ fn a_resumed_critic_has_the_weights_of_an_uninterrupted_one() {
     assert!(!parts.path().join("critic.json").exists());
     run(parts.path(), true, &mut Quiet).unwrap();
     assert_eq!(weights(whole.path(), Role::Critic), weights(parts.path(), Role::Critic));
-    let lines = |out: &Path| std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let lines = |out: &Path| std::fs::read_to_string(out.join("critic.metrics.jsonl")).unwrap();
     assert_eq!(lines(whole.path()), lines(parts.path()));
     assert_eq!(lines(parts.path()).lines().count(), 6);
 }
@@ -90,7 +90,7 @@ fn a_critic_learns_says_what_it_saw_and_calibrates_the_gate() {
         progress: &mut Quiet,
     };
     let report = train_critic(&critic_config(40), &mut job).unwrap();
-    let lines = std::fs::read_to_string(out.path().join("metrics.jsonl")).unwrap();
+    let lines = std::fs::read_to_string(out.path().join("critic.metrics.jsonl")).unwrap();
     let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["metrics"]["loss"].as_f64();
     let losses: Vec<f64> = lines.lines().filter_map(loss).collect();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
@@ -101,7 +101,7 @@ fn a_critic_learns_says_what_it_saw_and_calibrates_the_gate() {
     let manifest = load_manifest(out.path(), Role::Critic).unwrap();
     assert_eq!(manifest.training.unwrap().source_hashes.len(), 8);
     assert_eq!(manifest.calibration.unwrap().entries.len(), 1);
-    assert!(out.path().join("report.json").exists());
+    assert!(out.path().join("critic.report.json").exists());
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_loss_that_is_not_finite_stops_and_saves_nothing() {
         .unwrap()
         .map(|f| f.unwrap().file_name())
         .collect();
-    assert_eq!(files, ["metrics.jsonl"]);
+    assert_eq!(files, ["critic.metrics.jsonl"]);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The command line: one file per subcommand. Wires everything; nothing imports it.
 
 mod check_config;
+mod demo;
 mod device;
+mod evaluate;
 mod healthcheck;
 mod info;
 mod ingest;
@@ -30,10 +32,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Phantom(phantom::Args),
     Ingest(ingest::Args),
     Train(train::Args),
     Serve(serve::Args),
+    Evaluate(evaluate::Args),
     Info(info::Args),
     CheckConfig(check_config::Args),
     Healthcheck(healthcheck::Args),
@@ -63,10 +67,12 @@ fn load(path: Option<&Path>) -> anyhow::Result<Config> {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Demo(args) => demo::run(&args),
         Command::Phantom(args) => phantom::run(&args),
         Command::Ingest(args) => ingest::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Info(args) => info::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),

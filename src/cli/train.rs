@@ -10,9 +10,9 @@ use serde::Serialize;
 use super::device::DeviceChoice;
 use super::models::{open_models, open_store, start_service};
 use super::progress::Training;
-use super::{ConfigArgs, say_json};
+use super::{ConfigArgs, say_error, say_json};
 use crate::config::Config;
-use crate::learn::{Job, train_critic, train_segmentor, train_synthesizer};
+use crate::learn::{Job, LearnError, train_critic, train_segmentor, train_synthesizer};
 use crate::store::Cases;
 
 /// Train the critic (stage 1), the synthesizer (stage 2) or the segmentor (stage 3)
@@ -91,7 +91,21 @@ fn train<R: Serialize>(
         device: &device,
         progress: &mut Training::new()?,
     };
-    let report = stage(&config, &mut job).with_context(|| format!("training in {}", args.out.display()))?;
+    let report = match stage(&config, &mut job) {
+        Ok(report) => report,
+        Err(error) => return stopped(error).with_context(|| format!("training in {}", args.out.display())),
+    };
     say_json(&report)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A run that was asked to stop has saved its state: that is no failure.
+fn stopped(error: anyhow::Error) -> anyhow::Result<ExitCode> {
+    match error.downcast_ref() {
+        Some(LearnError::Stopped { step }) => {
+            say_error(&format!("saved and stopped after step {step}; go on with --resume"));
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => Err(error),
+    }
 }

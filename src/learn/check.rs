@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use super::{HeldOutSettings, LearnError, OptimizerSettings, Split};
+use super::{LearnError, OptimizerSettings, Split};
+use crate::evaluate::HeldOutSettings;
 use crate::volume::SizeClass;
 
 /// The most resolutions of a network that sees cubes: the smallest has 16 voxels a side, which halve four times.

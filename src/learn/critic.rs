@@ -10,14 +10,14 @@ use super::calibrate::{calibrate, judge_real};
 use super::check::{MAX_CUBE_LEVELS, Section};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
-use super::held_out::{HeldOut, HeldOutSettings, score_held_out};
-use super::models::{check_finite, training_of, write_report};
+use super::models::{check_finite, dice_metrics, held_out_scores, training_of, write_report};
 use super::{Adam, LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
     Architecture, Calibration, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, collect, fill,
     save_model,
 };
 use crate::digest::Digest;
+use crate::evaluate::{HeldOut, HeldOutSettings};
 use crate::nn::{Unet, UnetConfig, marginal_loss};
 use crate::rng::{Purpose, Rng};
 use crate::store::CaseKind;
@@ -217,7 +217,7 @@ impl Trainee for CriticTrainee<'_> {
 }
 
 /// Trains the critic, scores it on held-out cases, calibrates the gate and writes `critic.safetensors`, `critic.json`
-/// and `report.json`.
+/// and `critic.report.json`.
 ///
 /// # Errors
 /// [`LearnError`] names the key, the case or the file.
@@ -271,7 +271,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         steps: config.steps,
         parameters: Architecture::Unet(unet.clone()).parameters(),
         training_cases: labelled.len(),
-        held_out: score_held_out(&net, job, &held_out, &config.held_out)?,
+        held_out: held_out_scores(&net, job, &held_out, &config.held_out)?,
         calibration_lesions: scores.len(),
         calibration: calibration.clone(),
         last_step,
@@ -288,12 +288,12 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
             &labelled,
             config,
             (config.steps, config.seed),
-            report.held_out.metrics(),
+            dice_metrics(&report.held_out),
         )),
         calibration: Some(calibration),
         weights: WeightsFile::default(),
     };
     save_model(job.out, manifest, &weights, config.precision)?;
-    write_report(job.out, &report)?;
+    write_report(job.out, "critic", &report)?;
     Ok(report)
 }

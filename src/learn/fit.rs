@@ -91,7 +91,7 @@ impl FitSettings<'_> {
     }
 
     fn metrics_path(&self) -> PathBuf {
-        self.out.join("metrics.jsonl")
+        self.out.join(format!("{}.metrics.jsonl", self.stage))
     }
 }
 

@@ -7,7 +7,6 @@ mod check;
 mod critic;
 mod cubes;
 mod fit;
-mod held_out;
 mod models;
 mod optimise;
 mod painted;
@@ -23,7 +22,6 @@ mod toy;
 pub use augment::LookSettings;
 pub use critic::{CriticConfig, CriticReport, train_critic};
 pub use fit::{FitSettings, Job, Metrics, Progress, Quiet, Trainee, fit};
-pub use held_out::{HeldOut, HeldOutSettings};
 pub use optimise::{Adam, OptimizerSettings};
 pub use painting::PaintingScore;
 pub use segmentor::{SegmentorConfig, SegmentorReport, train_segmentor};
@@ -34,6 +32,7 @@ pub use synthesizer_settings::{LossWeights, SynthesizerConfig, SynthesizerReport
 use std::path::PathBuf;
 
 use crate::checkpoint::CheckpointError;
+use crate::evaluate::EvaluateError;
 use crate::store::StoreError;
 use crate::stream::StreamError;
 use crate::volume::LabelError;
@@ -90,6 +89,9 @@ pub enum LearnError {
     /// A patch could not be streamed.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// Held-out cases could not be scored.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
     /// A case's classes are not those of the plan.
     #[error(transparent)]
     Label(#[from] LabelError),

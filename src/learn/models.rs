@@ -5,8 +5,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{LearnError, Metrics};
+use super::{Job, LearnError, Metrics};
 use crate::checkpoint::{Training, Weights, write_atomically};
+use crate::evaluate::{Examination, HeldOut, HeldOutSettings, score_held_out};
+use crate::nn::Unet;
 use crate::store::Cases;
 
 /// Refuses a number that is not finite.
@@ -46,11 +48,14 @@ pub(super) fn training_of<C: Serialize>(
     }
 }
 
-/// Writes a stage's report as `report.json`.
-pub(super) fn write_report<R: Serialize>(out: &Path, report: &R) -> Result<(), LearnError> {
+/// Writes a stage's report as `<stage>.report.json`.
+pub(super) fn write_report<R: Serialize>(out: &Path, stage: &str, report: &R) -> Result<(), LearnError> {
     let mut json = serde_json::to_string_pretty(report).expect("a report is representable in JSON");
     json.push('\n');
-    Ok(write_atomically(&out.join("report.json"), json.as_bytes())?)
+    Ok(write_atomically(
+        &out.join(format!("{stage}.report.json")),
+        json.as_bytes(),
+    )?)
 }
 
 /// Averages numbers; 0 where there are none.
@@ -66,4 +71,29 @@ pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
 /// Collects named numbers.
 pub(super) fn metrics<const N: usize>(entries: [(&str, f64); N]) -> Metrics {
     BTreeMap::from(entries.map(|(name, value)| (name.to_string(), value)))
+}
+
+/// Returns the mean Dice of each class by name.
+pub(super) fn dice_metrics(scores: &HeldOut) -> Metrics {
+    let classes = scores.classes.iter();
+    classes
+        .filter_map(|(name, score)| Some((format!("dice_{name}"), score.dice?)))
+        .collect()
+}
+
+/// Scores a network on a job's held-out cases.
+pub(super) fn held_out_scores(
+    net: &Unet,
+    job: &mut Job,
+    held_out: &[usize],
+    settings: &HeldOutSettings,
+) -> Result<HeldOut, LearnError> {
+    let exam = Examination {
+        net,
+        device: job.device,
+        cases: job.cases,
+        held_out,
+        settings,
+    };
+    Ok(score_held_out(&exam, &mut |note| job.progress.on_note(note))?)
 }

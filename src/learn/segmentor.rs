@@ -9,14 +9,14 @@ use super::augment::SlabMix;
 use super::check::Section;
 use super::cubes::{normalise, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
-use super::held_out::{HeldOut, HeldOutSettings, score_held_out};
-use super::models::{check_finite, metrics, training_of, under, write_report};
-use super::{Adam, LearnError, OptimizerSettings};
+use super::models::{check_finite, dice_metrics, held_out_scores, metrics, training_of, under, write_report};
+use super::{Adam, LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
     Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, check_plan, collect, fill,
     save_model,
 };
 use crate::digest::Digest;
+use crate::evaluate::{HeldOut, HeldOutSettings};
 use crate::nn::{Targets, Unet, UnetConfig, marginal_loss};
 use crate::rng::{Purpose, Rng};
 use crate::stream::delivery::Delivery;
@@ -47,6 +47,8 @@ pub struct SegmentorConfig {
     pub checkpoint_every: u64,
     /// How the final weights are stored.
     pub precision: Precision,
+    /// Which cases are held out, beside those that the recipe names: the fold of the models that gate the stream.
+    pub split: Split,
     /// How held-out cases are scored.
     pub held_out: HeldOutSettings,
 }
@@ -63,6 +65,7 @@ impl Default for SegmentorConfig {
             optimizer: OptimizerSettings::default(),
             checkpoint_every: 100,
             precision: Precision::default(),
+            split: Split::default(),
             held_out: HeldOutSettings::default(),
         }
     }
@@ -197,6 +200,7 @@ impl SegmentorConfig {
         section.count("batch_size", self.batch_size.into())?;
         section.count("checkpoint_every", self.checkpoint_every)?;
         section.unit("slab_mix", self.slab_mix)?;
+        section.split(&self.split)?;
         section.optimizer("optimizer", &self.optimizer)?;
         section.held_out(&self.held_out, self.widths.len())?;
         self.recipe.validate().map_err(|error| LearnError::Config {
@@ -227,7 +231,7 @@ fn cases_of(job: &Job, recipe: &Recipe) -> (Vec<usize>, Vec<usize>) {
 }
 
 /// Trains the segmentor on a service's patches, scores it on the recipe's held-out cases and writes
-/// `segmentor.safetensors`, `segmentor.json` and `report.json`.
+/// `segmentor.safetensors`, `segmentor.json` and `segmentor.report.json`.
 ///
 /// # Errors
 /// [`LearnError`] names the key, the patch or the file.
@@ -239,7 +243,11 @@ pub fn train_segmentor(
     config.check()?;
     let plan = service.plan().clone();
     check_plan(("the service", &plan), ("the store", job.cases.plan()))?;
-    let recipe = service.resolve(config.recipe.clone())?;
+    let mut wanted = config.recipe.clone();
+    let (_, held_out) = config.split.divide(job.cases);
+    let ids = held_out.iter().map(|case| job.cases.records()[*case].id.clone());
+    wanted.select.hold_out.extend(ids);
+    let recipe = service.resolve(wanted)?;
     config.check_patch(recipe.patch)?;
     let unet = UnetConfig {
         in_channels: 1,
@@ -279,7 +287,7 @@ pub fn train_segmentor(
         parameters: Architecture::Unet(unet.clone()).parameters(),
         recipe: recipe.hash,
         training_cases: training.len(),
-        held_out: score_held_out(&net, job, &held_out, &config.held_out)?,
+        held_out: held_out_scores(&net, job, &held_out, &config.held_out)?,
         last_step,
     };
     let record = training_of(
@@ -287,7 +295,7 @@ pub fn train_segmentor(
         &training,
         &(config, recipe.cursor(config.steps * u64::from(config.batch_size))),
         (config.steps, config.seed),
-        report.held_out.metrics(),
+        dice_metrics(&report.held_out),
     );
     let manifest = ModelManifest {
         format_version: FORMAT_VERSION,
@@ -301,6 +309,6 @@ pub fn train_segmentor(
         weights: WeightsFile::default(),
     };
     save_model(job.out, manifest, &weights, config.precision)?;
-    write_report(job.out, &report)?;
+    write_report(job.out, "segmentor", &report)?;
     Ok(report)
 }

@@ -359,7 +359,7 @@ fn networks(config: &SynthesizerConfig, organs: usize) -> (GeneratorConfig, Unet
 }
 
 /// Trains generator and discriminator against the critic of a folder, measures the generator on held-out hosts, and
-/// writes a complete bundle (the critic is copied) and `report.json`.
+/// writes a complete bundle (the critic is copied) and `synthesizer.report.json`.
 ///
 /// # Errors
 /// [`LearnError`] names the key, the case or the file.
@@ -444,7 +444,7 @@ pub fn train_synthesizer(
     );
     save_models(config, &critic_manifest, (models, record), job.out)?;
     copy_critic(critic_folder, job.out)?;
-    write_report(job.out, &report)?;
+    write_report(job.out, "synthesizer", &report)?;
     Ok(report)
 }
 

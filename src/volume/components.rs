@@ -15,6 +15,21 @@ pub enum Connectivity {
     Corners,
 }
 
+impl Connectivity {
+    /// Lists the steps to a voxel's neighbours in scan order.
+    fn steps(self) -> Vec<[isize; 3]> {
+        let most = match self {
+            Self::Faces => 1,
+            Self::Corners => 3,
+        };
+        ndarray::indices([3; 3])
+            .into_iter()
+            .map(|(z, y, x)| [z, y, x].map(|at| at as isize - 1))
+            .filter(|step| (1..=most).contains(&step.iter().map(|along| along.abs()).sum::<isize>()))
+            .collect()
+    }
+}
+
 /// Lists the voxels of every component of a mask, in scan order of their first voxels and outwards from them.
 pub fn components(mut mask: Array3<bool>, connectivity: Connectivity) -> Vec<Vec<Shape>> {
     let shape: Shape = mask.dim().into();
@@ -33,21 +48,15 @@ pub fn take_component(mask: &mut Array3<bool>, start: Shape, connectivity: Conne
     if !std::mem::take(&mut mask[start]) {
         return members;
     }
-    let shape: Shape = mask.dim().into();
+    let steps = connectivity.steps();
     let mut queue = VecDeque::from([start]);
     while let Some(voxel) = queue.pop_front() {
         members.push(voxel);
-        let reach = |axis: usize| voxel[axis].saturating_sub(1)..(voxel[axis] + 2).min(shape[axis]);
-        for z in reach(0) {
-            for y in reach(1) {
-                for x in reach(2) {
-                    let next = [z, y, x];
-                    let steps: usize = (0..3).map(|axis| next[axis].abs_diff(voxel[axis])).sum();
-                    let connects = connectivity == Connectivity::Corners || steps <= 1;
-                    if connects && std::mem::take(&mut mask[next]) {
-                        queue.push_back(next);
-                    }
-                }
+        for step in &steps {
+            // A step past the first voxel wraps round to one past the last.
+            let next: Shape = std::array::from_fn(|axis| voxel[axis].wrapping_add_signed(step[axis]));
+            if mask.get_mut(next).is_some_and(std::mem::take) {
+                queue.push_back(next);
             }
         }
     }

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Job, LearnError, Metrics};
-use crate::evaluate::{ClassScore, LesionScore, Overlap, SlidingWindow, lesion_level, mean_scores, overlap, predict};
+use burn::tensor::Device;
+
+use super::{
+    ClassScore, EvaluateError, LesionScore, Overlap, SlidingWindow, lesion_level, mean_scores, overlap, predict,
+};
 use crate::nn::Unet;
-use crate::store::CaseKind;
+use crate::store::{CaseKind, Cases};
 
 /// How held-out cases are scored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,24 +42,32 @@ pub struct HeldOut {
     pub lesions: BTreeMap<String, LesionScore>,
 }
 
-impl HeldOut {
-    /// Returns the mean Dice of each class by name.
-    pub(super) fn metrics(&self) -> Metrics {
-        let scores = self.classes.iter();
-        scores
-            .filter_map(|(name, score)| Some((format!("dice_{name}"), score.dice?)))
-            .collect()
-    }
+/// A network to be scored, and what on.
+pub struct Examination<'a> {
+    /// The network.
+    pub net: &'a Unet,
+    /// Where it runs.
+    pub device: &'a Device,
+    /// The store.
+    pub cases: &'a dyn Cases,
+    /// Which of its cases; those without labelled tumours are passed over.
+    pub held_out: &'a [usize],
+    /// How.
+    pub settings: &'a HeldOutSettings,
 }
 
-/// Predicts the labelled cases among `held_out` and compares.
-pub(super) fn score_held_out(
-    net: &Unet,
-    job: &mut Job,
-    held_out: &[usize],
-    settings: &HeldOutSettings,
-) -> Result<HeldOut, LearnError> {
-    let cases = job.cases;
+/// Predicts the labelled cases among `held_out` and compares; `note` hears of every case that is done.
+///
+/// # Errors
+/// [`EvaluateError`] where a case cannot be read or its classes are not the plan's.
+pub fn score_held_out(exam: &Examination, note: &mut dyn FnMut(&str)) -> Result<HeldOut, EvaluateError> {
+    let Examination {
+        net,
+        device,
+        cases,
+        held_out,
+        settings,
+    } = *exam;
     let labels = &cases.plan().labels;
     let mut overlaps = Vec::new();
     let mut out = HeldOut::default();
@@ -65,7 +76,7 @@ pub(super) fn score_held_out(
         .filter(|case| cases.records()[**case].kind == CaseKind::Labelled);
     for &case in labelled.take(settings.cases) {
         let record = &cases.records()[case];
-        let prediction = predict(net, cases, case, &settings.window, job.device)?;
+        let prediction = predict(net, cases, case, &settings.window, device)?;
         let truth = cases
             .read(case, crate::volume::Region::whole(record.grid.shape))?
             .labels;
@@ -83,7 +94,7 @@ pub(super) fn score_held_out(
             }
         }
         out.cases.push(record.id.clone());
-        job.progress.on_note(&format!("scored {}", record.id));
+        note(&format!("scored {}", record.id));
     }
     out.classes = mean_scores(&overlaps, labels);
     Ok(out)

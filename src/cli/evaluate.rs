@@ -1,0 +1,115 @@
+//! `freetumor evaluate`: scores a model on the labelled cases of a store.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::ValueEnum;
+
+use super::device::DeviceChoice;
+use super::models::open_store;
+use super::{ConfigArgs, say, say_error, say_json};
+use crate::checkpoint::{Bundle, load_segmentor};
+use crate::digest::Digest;
+use crate::evaluate::{Examination, HeldOut, score_held_out};
+use crate::store::Cases;
+
+/// Which network of a folder to score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Network {
+    /// Stage 1's critic.
+    Critic,
+    /// Stage 3's segmentor.
+    Segmentor,
+}
+
+/// Score a critic or segmentor on the labelled cases of a store: Dice per class, lesions found by size
+///
+/// Cases that the model was trained on are left out; their number is printed.
+///
+/// Example: freetumor evaluate --config configs/demo.toml --store store --models models --network segmentor --json
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The store's folder
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// The folder of models
+    #[arg(long, value_name = "DIR")]
+    models: PathBuf,
+    /// Which network
+    #[arg(long, value_enum, default_value = "segmentor")]
+    network: Network,
+    /// Where networks run: auto, cpu, cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = args.config.load()?;
+    let device = args.device.open()?;
+    let store = open_store(&args.store)?;
+    let (net, seen): (_, BTreeSet<Digest>) = match args.network {
+        Network::Critic => {
+            let bundle = Bundle::load_critic(&args.models, &device)?;
+            bundle.check_plan(store.plan())?;
+            (bundle.critic, bundle.provenance.source_hashes)
+        }
+        Network::Segmentor => {
+            let loaded = load_segmentor(&args.models, &device)?;
+            crate::checkpoint::check_plan(("the segmentor", &loaded.manifest.plan), ("the store", store.plan()))?;
+            let training = loaded.manifest.training;
+            (
+                loaded.model,
+                training
+                    .into_iter()
+                    .flat_map(|training| training.source_hashes)
+                    .collect(),
+            )
+        }
+    };
+    let records = store.records();
+    let unseen: Vec<usize> = (0..records.len())
+        .filter(|case| !seen.contains(&records[*case].source_hash))
+        .collect();
+    if unseen.len() < records.len() {
+        say_error(&format!(
+            "{} cases left out: the model was trained on them",
+            records.len() - unseen.len()
+        ));
+    }
+    let exam = Examination {
+        net: &net,
+        device: &device,
+        cases: &*store,
+        held_out: &unseen,
+        settings: &config.segmentor.held_out,
+    };
+    let scores = score_held_out(&exam, &mut |note| say_error(note))?;
+    if scores.cases.is_empty() {
+        bail!(
+            "no labelled case in {} that the model was not trained on",
+            args.store.display()
+        );
+    }
+    if args.json {
+        say_json(&scores)?
+    } else {
+        print(&scores)
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(scores: &HeldOut) {
+    say(&format!("{} cases", scores.cases.len()));
+    for (class, score) in &scores.classes {
+        let dice = score.dice.map_or("-".into(), |dice| format!("{dice:.3}"));
+        say(&format!("{class:20} dice {dice}"));
+    }
+}
