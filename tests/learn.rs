@@ -8,9 +8,10 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Role, load_manifest};
+use freetumor::evaluate::HeldOutSettings;
 use freetumor::learn::{
-    CriticConfig, HeldOutSettings, Job, LearnError, Metrics, Progress, Quiet, SegmentorConfig, SynthesizerConfig,
-    train_critic, train_segmentor, train_synthesizer,
+    CriticConfig, Job, LearnError, Metrics, Progress, Quiet, SegmentorConfig, SynthesizerConfig, train_critic,
+    train_segmentor, train_synthesizer,
 };
 use freetumor::store::Cases;
 use freetumor::volume::SizeClass;
