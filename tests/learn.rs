@@ -216,6 +216,7 @@ fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
     };
     config.optimizer.learning_rate = 2e-2;
     config.optimizer.warmup = 1;
+    config.split.folds = 1;
     config.recipe.select.hold_out = vec!["case_003".into()];
     config.held_out.window.window = [16; 3];
     let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
