@@ -16,7 +16,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("rng", ""),
         ("store", ""),
         ("ingest", "store"),
-        ("phantom", "store"),
+        ("phantom", "store ingest"),
         ("sampler", "store"),
         ("lesion", "store"),
         ("kernel", ""),
@@ -31,7 +31,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
             "learn",
             "nn stream checkpoint evaluate synth lesion store sampler telemetry kernel",
         ),
-        ("http", "stream wire checkpoint telemetry"),
+        ("http", "stream sampler wire checkpoint telemetry"),
     ];
     edges
         .into_iter()

@@ -1,5 +1,7 @@
 //! Models on disk: what is saved is what is loaded, and nothing else is.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};

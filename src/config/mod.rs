@@ -46,11 +46,23 @@ impl Config {
                 .map(|error| format!("recipe.organs: {error}"))
         };
         let log = || self.log.filter().err().map(|error| error.to_string());
+        let stream = || self.stream.check().err().map(|error| error.to_string());
+        let stages = || {
+            let checked = self.critic.check().and_then(|()| self.synthesizer.check());
+            let checked = checked.and_then(|()| self.segmentor.check());
+            checked.err().map(|error| error.to_string())
+        };
+        let server = || self.server.refusal();
+        let sections = [
+            &server as &dyn Fn() -> Option<String>,
+            &recipe,
+            &organs,
+            &log,
+            &stream,
+            &stages,
+        ];
         self.plan
             .refusal()
-            .or_else(|| self.server.refusal())
-            .or_else(recipe)
-            .or_else(organs)
-            .or_else(log)
+            .or_else(|| sections.iter().find_map(|refusal| refusal()))
     }
 }

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use ndarray::{Array3, Zip};
+use ndarray::Array3;
 use serde::{Deserialize, Serialize};
 
-use super::components;
-use crate::volume::SizeClass;
+use crate::volume::{Connectivity, Shape, SizeClass, components};
 
 /// Counts over one or several cases.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,26 +33,19 @@ impl LesionScore {
 
 /// Counts the lesions of one tumour class in one case (masks: 1 inside).
 pub fn lesion_level(prediction: &Array3<u8>, truth: &Array3<u8>, spacing_mm: [f64; 3]) -> LesionScore {
-    let (lesions, count) = components(truth);
-    let (alarms, alarm_count) = components(prediction);
-    let mut voxels = vec![(0_u64, 0_u64); count as usize + 1];
-    let mut touches = vec![false; alarm_count as usize + 1];
-    Zip::from(&lesions).and(&alarms).for_each(|lesion, alarm| {
-        let entry = &mut voxels[*lesion as usize];
-        entry.0 += u64::from(*alarm > 0);
-        entry.1 += 1;
-        touches[*alarm as usize] |= *lesion > 0;
-    });
-    let voxel_mm3: f64 = spacing_mm.iter().product();
+    let list = |mask: &Array3<u8>| components(mask.mapv(|inside| inside != 0), Connectivity::Corners);
+    let alone = |members: &Vec<Shape>| members.iter().all(|voxel| truth[*voxel] == 0);
     let mut score = LesionScore {
-        false_alarms: touches[1..].iter().filter(|touches| !**touches).count() as u32,
+        false_alarms: list(prediction).iter().filter(|members| alone(members)).count() as u32,
         cases: 1,
         ..LesionScore::default()
     };
-    for (predicted, all) in &voxels[1..] {
-        let diameter = libm::cbrt(*all as f64 * voxel_mm3 * 6.0 / std::f64::consts::PI);
+    let voxel_mm3: f64 = spacing_mm.iter().product();
+    for members in list(truth) {
+        let predicted = members.iter().filter(|voxel| prediction[**voxel] != 0).count();
+        let diameter = libm::cbrt(members.len() as f64 * voxel_mm3 * 6.0 / std::f64::consts::PI);
         let entry = score.found.entry(SizeClass::of_diameter(diameter)).or_default();
-        entry.0 += u32::from(predicted * 10 >= *all);
+        entry.0 += u32::from(predicted * 10 >= members.len());
         entry.1 += 1;
     }
     score

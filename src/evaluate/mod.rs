@@ -1,15 +1,11 @@
 //! How good a network is on held-out cases: whole volumes through a sliding window, overlap per class, lesions found.
 
-mod components;
 mod dice;
-mod distance;
 mod held_out;
 mod lesion_level;
 mod sliding_window;
 
-pub use components::{component_of, components};
 pub use dice::{ClassScore, Overlap, mean_scores, overlap};
-pub use distance::{dilated, squared_distance_mm};
 pub use held_out::{Examination, HeldOut, HeldOutSettings, score_held_out};
 pub use lesion_level::{LesionScore, lesion_level};
 pub(crate) use sliding_window::forward;

@@ -46,7 +46,10 @@ struct Datalist {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "an entry: expected the path of an image, or an object with `image` and perhaps `label` and `id`"
+)]
 enum Item {
     Image(String),
     Pair {

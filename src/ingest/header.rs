@@ -58,7 +58,7 @@ impl Header {
             ));
         }
         let widen = |row: [f32; 4]| row.map(f64::from);
-        let shape = shape_of(&header.dim.map(i64::from))?;
+        let shape = shape_of(&header.dim.map(|size| size.cast_signed().into()))?;
         let frame = Frame {
             sform_code: header.sform_code.into(),
             rows: [header.srow_x, header.srow_y, header.srow_z].map(widen),

@@ -7,10 +7,10 @@ use super::LearnError;
 use super::augment::Look;
 use super::cubes::{Catalogue, read_cube, side_of};
 use crate::checkpoint::{Calibration, CalibrationEntry, Thresholds};
-use crate::evaluate::{argmax, component_of, forward};
+use crate::evaluate::{argmax, forward};
 use crate::nn::Unet;
 use crate::synth::gate::{Judged, scores};
-use crate::volume::{ContrastBin, SizeClass};
+use crate::volume::{Connectivity, ContrastBin, SizeClass, take_component};
 
 /// A bin of fewer lesions is pooled with its neighbours.
 const LEAST_LESIONS: usize = 5;
@@ -43,8 +43,11 @@ pub(super) fn judge_real(
         let cube = read_cube(catalogue.cases, case, tumour.centre, side, &Look::none())?;
         let image = cube.image.mapv(|hu| plan.window_hu.normalise(hu as i16));
         let after = argmax(&forward(critic, &image, device));
-        let is_tumour = cube.labels.mapv(|id| u8::from(id == tumour.id));
-        let lesion = component_of(&is_tumour, [side / 2; 3]);
+        let mut lesion = Array3::zeros(cube.labels.dim());
+        let mut is_tumour = cube.labels.mapv(|id| id == tumour.id);
+        for voxel in take_component(&mut is_tumour, [side / 2; 3], Connectivity::Corners) {
+            lesion[voxel] = 1;
+        }
         let any = |id: u8| catalogue.organs.iter().any(|organ| organ.tumour_id == id);
         let mut others = cube.labels.mapv(|id| u8::from(any(id)));
         Zip::from(&mut others)

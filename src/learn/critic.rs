@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::augment::{Look, LookSettings};
 use super::calibrate::{calibrate, judge_real};
+use super::check::{MAX_CUBE_LEVELS, Section};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, dice_metrics, held_out_scores, training_of, write_report};
@@ -77,31 +78,22 @@ pub(super) fn default_cube_mix() -> BTreeMap<SizeClass, f64> {
     SizeClass::ALL.into_iter().zip(shares).collect()
 }
 
-/// Checks what critic and synthesizer have in common.
-pub(super) fn check_network(widths: &[usize], max_cube: usize, steps: u64) -> Result<(), LearnError> {
-    let refused = |key, expected: &str, got: String| {
-        Err(LearnError::Config {
-            key,
-            expected: expected.into(),
-            got,
-        })
-    };
-    if !(1..=7).contains(&widths.len()) || !widths.iter().all(|width| (1..=1024).contains(width)) {
-        return refused("widths", "1 to 7 numbers from 1 to 1024", format!("{widths:?}"));
+impl CriticConfig {
+    /// Checks every value that can be checked without a store.
+    ///
+    /// # Errors
+    /// [`LearnError::Config`] names the key and its range.
+    pub fn check(&self) -> Result<(), LearnError> {
+        let section = Section("critic");
+        section.widths("widths", &self.widths, MAX_CUBE_LEVELS)?;
+        section.max_cube(self.max_cube)?;
+        section.count("steps", self.steps)?;
+        section.count("checkpoint_every", self.checkpoint_every)?;
+        section.shares("cube_mix", &self.cube_mix)?;
+        section.split(&self.split)?;
+        section.optimizer("optimizer", &self.optimizer)?;
+        section.held_out(&self.held_out, self.widths.len())
     }
-    // The smallest cube is capped as well, so it decides how often resolution may be halved.
-    let stride = 1 << (widths.len() - 1);
-    if !(16..=96).contains(&max_cube) || !max_cube.is_multiple_of(16) || 16 % stride != 0 {
-        return refused(
-            "max_cube",
-            "a multiple of 16 from 16 to 96, with at most 5 widths",
-            max_cube.to_string(),
-        );
-    }
-    if steps == 0 {
-        return refused("steps", "at least 1", steps.to_string());
-    }
-    Ok(())
 }
 
 /// What stage 1 ended with.
@@ -230,7 +222,7 @@ impl Trainee for CriticTrainee<'_> {
 /// # Errors
 /// [`LearnError`] names the key, the case or the file.
 pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport, LearnError> {
-    check_network(&config.widths, config.max_cube, config.steps)?;
+    config.check()?;
     let (training, held_out) = config.split.divide(job.cases);
     let labelled: Vec<usize> = training
         .into_iter()

@@ -3,6 +3,7 @@
 
 mod augment;
 mod calibrate;
+mod check;
 mod critic;
 mod cubes;
 mod fit;
@@ -43,7 +44,7 @@ pub enum LearnError {
     #[error("{key}: expected {expected}, got {got}")]
     Config {
         /// The key, with its section.
-        key: &'static str,
+        key: String,
         /// The allowed range.
         expected: String,
         /// What was found.

@@ -52,7 +52,10 @@ pub(super) fn training_of<C: Serialize>(
 pub(super) fn write_report<R: Serialize>(out: &Path, stage: &str, report: &R) -> Result<(), LearnError> {
     let mut json = serde_json::to_string_pretty(report).expect("a report is representable in JSON");
     json.push('\n');
-    Ok(write_atomically(&out.join(format!("{stage}.report.json")), json.as_bytes())?)
+    Ok(write_atomically(
+        &out.join(format!("{stage}.report.json")),
+        json.as_bytes(),
+    )?)
 }
 
 /// Averages numbers; 0 where there are none.

@@ -6,11 +6,10 @@ use ndarray::{Array3, Zip};
 use super::LearnError;
 use super::augment::Look;
 use super::cubes::{Catalogue, normalise, read_cube, stack};
-use crate::evaluate::dilated;
 use crate::lesion::{LESION_FROM, LesionForm, MaskRequest, Shape, ShapeRequest, choose_centre, soft_mask};
 use crate::nn::{Condition, Generator};
 use crate::rng::{Purpose, Rng};
-use crate::volume::{HuWindow, Region, SizeClass};
+use crate::volume::{HuWindow, Region, SizeClass, dilated};
 
 /// Places tried in one host, and hosts tried for one lesion.
 const TRIES: [u32; 2] = [6, 12];
@@ -148,7 +147,7 @@ impl Host {
             .and(&self.labels)
             .for_each(|out, near, touched, label| {
                 let is_tumour = catalogue.organs.iter().any(|organ| organ.tumour_id == *label);
-                *out = f32::from(u8::from(*near == 1 && *touched == 0 && !is_tumour));
+                *out = f32::from(u8::from(*near && !*touched && !is_tumour));
             });
         out
     }

@@ -10,18 +10,18 @@ use super::models::{mean, metrics};
 use super::painted::{Host, HostBatch, Wanted, draw_noise};
 use super::{LearnError, Metrics, SynthesizerConfig};
 use crate::checkpoint::{Bundle, Thresholds};
-use crate::evaluate::{argmax, forward, squared_distance_mm};
+use crate::evaluate::{argmax, forward};
 use crate::nn::Generator;
 use crate::rng::{Purpose, Rng};
 use crate::synth::gate::{Judged, judge, scores};
-use crate::volume::{ContrastBin, Organ, SizeClass};
+use crate::volume::{ContrastBin, Organ, SizeClass, dilated};
 
 /// Noise fields that diversity is measured over.
 const NOISES: u64 = 3;
 /// Added to the seed, so that no lesion of training is painted again.
 const SEED_OFFSET: u64 = 0x5eed;
 /// How far from the lesion the organ counts as its surroundings, in mm.
-const AROUND_MM: f32 = 10.0;
+const AROUND_MM: f64 = 10.0;
 
 /// Means over lesions painted into given hosts.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -190,13 +190,11 @@ impl Painter<'_> {
 
     /// Marks the organ's healthy voxels within 10 mm that the lesion leaves as they were.
     fn ring(&self, host: &Host, organ: &Organ, spacing_mm: [f64; 3]) -> Array3<u8> {
-        let squared = squared_distance_mm(&host.lesion, spacing_mm);
-        Zip::from(&squared)
+        let around = dilated(&host.lesion, spacing_mm, AROUND_MM);
+        Zip::from(&around)
             .and(&host.soft)
             .and(&host.labels)
-            .map_collect(|squared, soft, label| {
-                u8::from(*squared <= AROUND_MM * AROUND_MM && *soft == 0.0 && *label == organ.id)
-            })
+            .map_collect(|around, soft, label| u8::from(*around && *soft == 0.0 && *label == organ.id))
     }
 }
 

@@ -6,6 +6,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::augment::SlabMix;
+use super::check::Section;
 use super::cubes::{normalise, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, dice_metrics, held_out_scores, metrics, training_of, under, write_report};
@@ -187,29 +188,34 @@ impl Trainee for SegmentorTrainee<'_> {
     }
 }
 
-fn check(config: &SegmentorConfig, patch: [usize; 3]) -> Result<(), LearnError> {
-    let refused = |key, expected: String, got: String| Err(LearnError::Config { key, expected, got });
-    let widths = &config.widths;
-    if !(1..=7).contains(&widths.len()) || !widths.iter().all(|width| (1..=1024).contains(width)) {
-        return refused(
-            "segmentor.widths",
-            "1 to 7 numbers from 1 to 1024".into(),
-            format!("{widths:?}"),
-        );
+impl SegmentorConfig {
+    /// Checks every value that can be checked without a store.
+    ///
+    /// # Errors
+    /// [`LearnError::Config`] names the key and its range.
+    pub fn check(&self) -> Result<(), LearnError> {
+        let section = Section("segmentor");
+        section.widths("widths", &self.widths, 7)?;
+        section.count("steps", self.steps)?;
+        section.count("batch_size", self.batch_size.into())?;
+        section.count("checkpoint_every", self.checkpoint_every)?;
+        section.unit("slab_mix", self.slab_mix)?;
+        section.split(&self.split)?;
+        section.optimizer("optimizer", &self.optimizer)?;
+        section.held_out(&self.held_out, self.widths.len())?;
+        self.recipe.validate().map_err(|error| LearnError::Config {
+            key: format!("segmentor.recipe.{}", error.field),
+            expected: error.expected,
+            got: error.got,
+        })
     }
-    let stride = 1 << (widths.len() - 1);
-    for (key, size) in [
-        ("segmentor.recipe.patch", patch),
-        ("segmentor.held_out.window.window", config.held_out.window.window),
-    ] {
-        if !size.iter().all(|side| *side > 0 && side.is_multiple_of(stride)) {
-            return refused(key, format!("multiples of {stride}"), format!("{size:?}"));
-        }
+
+    /// Checks that the network can halve the patch as often as it does.
+    fn check_patch(&self, patch: [usize; 3]) -> Result<(), LearnError> {
+        let stride = 1 << (self.widths.len() - 1);
+        let ok = patch.iter().all(|side| side.is_multiple_of(stride));
+        Section("segmentor").check("recipe.patch", ok, &format!("multiples of {stride}"), patch)
     }
-    if config.steps == 0 || config.batch_size == 0 {
-        return refused("segmentor.steps, batch_size", "at least 1".into(), "0".into());
-    }
-    Ok(())
 }
 
 /// Returns the cases that a recipe may stream and those it holds out, as positions in the store.
@@ -234,6 +240,7 @@ pub fn train_segmentor(
     service: &dyn PatchService,
     job: &mut Job,
 ) -> Result<SegmentorReport, LearnError> {
+    config.check()?;
     let plan = service.plan().clone();
     check_plan(("the service", &plan), ("the store", job.cases.plan()))?;
     let mut wanted = config.recipe.clone();
@@ -241,7 +248,7 @@ pub fn train_segmentor(
     let ids = held_out.iter().map(|case| job.cases.records()[*case].id.clone());
     wanted.select.hold_out.extend(ids);
     let recipe = service.resolve(wanted)?;
-    check(config, recipe.patch)?;
+    config.check_patch(recipe.patch)?;
     let unet = UnetConfig {
         in_channels: 1,
         out_channels: plan.labels.class_count(),

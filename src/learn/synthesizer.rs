@@ -8,7 +8,6 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 use ndarray::Array3;
 
 use super::augment::Look;
-use super::critic::check_network;
 use super::cubes::{Catalogue, Cube, admissible, normalise, read_cube, side_of, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, metrics, training_of, under, write_report};
@@ -369,8 +368,7 @@ pub fn train_synthesizer(
     critic_folder: &Path,
     job: &mut Job,
 ) -> Result<SynthesizerReport, LearnError> {
-    check_network(&config.widths, config.max_cube, config.steps)?;
-    check_network(&config.discriminator_widths, config.max_cube, config.steps)?;
+    config.check()?;
     let critic_manifest = load_manifest(critic_folder, Role::Critic)?;
     let device = job.device.clone().autodiff();
     let critic_plain = Bundle::load_critic(critic_folder, job.device)?;

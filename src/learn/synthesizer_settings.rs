@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::augment::LookSettings;
+use super::check::{MAX_CUBE_LEVELS, Section};
 use super::critic::default_cube_mix;
 use super::painting::PaintingScore;
-use super::{Metrics, OptimizerSettings, Split};
+use super::{LearnError, Metrics, OptimizerSettings, Split};
 use crate::checkpoint::Precision;
 use crate::lesion::LesionForm;
 use crate::volume::SizeClass;
@@ -119,6 +120,30 @@ impl Default for SynthesizerConfig {
             precision: Precision::default(),
             held_out_lesions: 48,
         }
+    }
+}
+
+impl SynthesizerConfig {
+    /// Checks every value that can be checked without a store.
+    ///
+    /// # Errors
+    /// [`LearnError::Config`] names the key and its range.
+    pub fn check(&self) -> Result<(), LearnError> {
+        let section = Section("synthesizer");
+        section.widths("widths", &self.widths, MAX_CUBE_LEVELS)?;
+        section.widths("discriminator_widths", &self.discriminator_widths, MAX_CUBE_LEVELS)?;
+        section.max_cube(self.max_cube)?;
+        section.count("steps", self.steps)?;
+        section.count("checkpoint_every", self.checkpoint_every)?;
+        section.count("held_out_lesions", self.held_out_lesions as u64)?;
+        section.shares("cube_mix", &self.cube_mix)?;
+        section.split(&self.split)?;
+        section.optimizer("optimizer", &self.optimizer)?;
+        section.optimizer("discriminator_optimizer", &self.discriminator_optimizer)?;
+        section.unit("broad_contrast", self.broad_contrast)?;
+        section.unit("recall_margin", self.recall_margin)?;
+        let spread = self.spread_hu;
+        section.check("spread_hu", (0.0..=1000.0).contains(&spread), "0 to 1000", spread)
     }
 }
 

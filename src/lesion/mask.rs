@@ -1,10 +1,10 @@
 //! A placed lesion's soft mask: where it changes the image, and by how much of its full effect.
 
-use ndarray::Array3;
+use ndarray::{Array3, s};
 
 use super::shape::FAR_MM;
 use super::{LesionForm, Shape};
-use crate::volume::Region;
+use crate::volume::{Connectivity, Region, components, dilated};
 
 /// Beyond this distance from the lesion the soft mask is exactly 0 (promise P5).
 pub const SUPPORT_MM: f64 = 3.0;
@@ -63,16 +63,14 @@ pub fn soft_mask(request: &MaskRequest) -> LesionMask {
     let mut voxels = 0;
     if !part.is_empty() && free > 0 {
         let mut local = depths.softened(request, part);
-        voxels = keep_largest(&mut local, part.size);
-        confine(&mut local, (part.size, request.spacing_mm));
+        voxels = keep_largest(&mut local);
+        confine(&mut local, request.spacing_mm);
         if voxels < free {
             soften_border(&mut local, request, part);
         }
-        let at = part.relative_to(request.region.start).start;
-        for (i, value) in local.iter().enumerate().filter(|(_, value)| **value > 0) {
-            let [z, y, x] = unflatten(i, part.size);
-            soft[[at[0] as usize + z, at[1] as usize + y, at[2] as usize + x]] = *value;
-        }
+        let [z, y, x] = part.relative_to(request.region.start).start.map(|v| v as usize);
+        let [d, h, w] = part.size;
+        soft.slice_mut(s![z..z + d, y..y + h, x..x + w]).assign(&local);
     }
     let volume_mm3 = voxels as f64 * request.spacing_mm.iter().product::<f64>();
     LesionMask {
@@ -84,8 +82,9 @@ pub fn soft_mask(request: &MaskRequest) -> LesionMask {
     }
 }
 
-fn unflatten(i: usize, [_, h, w]: [usize; 3]) -> [usize; 3] {
-    [i / w / h, i / w % h, i % w]
+/// Tells whether the lesion may take a host value.
+fn is_allowed(host: u8, form: &LesionForm) -> bool {
+    host == 1 || (form.exophytic && host == 0)
 }
 
 /// Distances to the unclipped lesion's surface over its own box.
@@ -131,27 +130,24 @@ impl Depths {
     }
 
     /// Returns the soft mask of the lesion clipped to its host, over `part`.
-    fn softened(&self, request: &MaskRequest, part: Region) -> Vec<u8> {
+    fn softened(&self, request: &MaskRequest, part: Region) -> Array3<u8> {
         let edge_mm = request.form.edge_mm.clamp(SHARPEST_EDGE_MM, SUPPORT_MM);
         let own = part.relative_to(self.region.start).start.map(|v| v as usize);
         let there = part.relative_to(request.region.start).start.map(|v| v as usize);
-        let mut soft = vec![0; part.voxels()];
-        for (i, value) in soft.iter_mut().enumerate() {
-            let [z, y, x] = unflatten(i, part.size);
-            let host = request.host[[there[0] + z, there[1] + y, there[2] + x]];
-            if host == 1 || (request.form.exophytic && host == 0) {
-                let voxel = [own[0] + z, own[1] + y, own[2] + x];
-                let [_, h, w] = self.region.size;
-                let depth = self.values[(voxel[0] * h + voxel[1]) * w + voxel[2]];
-                // The slope only matters near the edge.
-                *value = if depth.abs() < FAR_MM {
-                    effect(self.distance(voxel, request.spacing_mm), edge_mm)
-                } else {
-                    effect(depth, edge_mm)
-                };
+        Array3::from_shape_fn(part.size, |(z, y, x)| {
+            if !is_allowed(request.host[[there[0] + z, there[1] + y, there[2] + x]], request.form) {
+                return 0;
             }
-        }
-        soft
+            let voxel = [own[0] + z, own[1] + y, own[2] + x];
+            let [_, h, w] = self.region.size;
+            let depth = self.values[(voxel[0] * h + voxel[1]) * w + voxel[2]];
+            // The slope only matters near the edge.
+            if depth.abs() < FAR_MM {
+                effect(self.distance(voxel, request.spacing_mm), edge_mm)
+            } else {
+                effect(depth, edge_mm)
+            }
+        })
     }
 }
 
@@ -162,105 +158,46 @@ fn effect(distance_mm: f64, edge_mm: f64) -> u8 {
 }
 
 /// Sets lesion voxels outside the largest face-connected piece to 0; returns the piece's size.
-fn keep_largest(soft: &mut [u8], size: [usize; 3]) -> usize {
-    let mut piece_of = vec![0u32; soft.len()];
-    let mut sizes = vec![0usize];
-    let mut queue = Vec::new();
-    for start in 0..soft.len() {
-        if soft[start] < LESION_FROM || piece_of[start] != 0 {
-            continue;
-        }
-        let piece = sizes.len() as u32;
-        piece_of[start] = piece;
-        queue.push(start);
-        let mut count = 0;
-        while let Some(i) = queue.pop() {
-            count += 1;
-            neighbours(i, size, |next, _| {
-                if soft[next] >= LESION_FROM && piece_of[next] == 0 {
-                    piece_of[next] = piece;
-                    queue.push(next);
-                }
-            });
-        }
-        sizes.push(count);
-    }
+fn keep_largest(soft: &mut Array3<u8>) -> usize {
+    let pieces = components(soft.mapv(|value| value >= LESION_FROM), Connectivity::Faces);
     // The first of equally large pieces, so that the choice is defined.
-    let largest = (1..sizes.len()).rev().max_by_key(|piece| sizes[*piece]).unwrap_or(0);
-    for (value, piece) in soft.iter_mut().zip(&piece_of) {
-        if *piece != 0 && *piece as usize != largest {
-            *value = 0;
+    let largest = (0..pieces.len()).rev().max_by_key(|piece| pieces[*piece].len());
+    for (piece, members) in pieces.iter().enumerate() {
+        if Some(piece) != largest {
+            members.iter().for_each(|voxel| soft[*voxel] = 0);
         }
     }
-    sizes[largest]
-}
-
-/// Calls `f` with the places of a voxel's face neighbours and the axis on which they lie.
-fn neighbours(i: usize, size: [usize; 3], mut f: impl FnMut(usize, usize)) {
-    let voxel = unflatten(i, size);
-    let strides = [size[1] * size[2], size[2], 1];
-    for axis in 0..3 {
-        if voxel[axis] > 0 {
-            f(i - strides[axis], axis);
-        }
-        if voxel[axis] + 1 < size[axis] {
-            f(i + strides[axis], axis);
-        }
-    }
+    largest.map_or(0, |piece| pieces[piece].len())
 }
 
 /// Sets everything farther than [`SUPPORT_MM`] from a lesion voxel to 0.
-fn confine(soft: &mut [u8], (size, spacing_mm): ([usize; 3], [f64; 3])) {
-    let reach: [i64; 3] = spacing_mm.map(|mm| (SUPPORT_MM / mm).floor() as i64);
-    let mut offsets = Vec::new();
-    for z in -reach[0]..=reach[0] {
-        for y in -reach[1]..=reach[1] {
-            for x in -reach[2]..=reach[2] {
-                let mm = [
-                    z as f64 * spacing_mm[0],
-                    y as f64 * spacing_mm[1],
-                    x as f64 * spacing_mm[2],
-                ];
-                let squared: f64 = mm.iter().map(|v| v * v).sum();
-                if squared <= SUPPORT_MM * SUPPORT_MM {
-                    offsets.push((squared, [z, y, x]));
-                }
-            }
-        }
-    }
-    // Nearest first: most edge voxels touch the lesion.
-    offsets.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let extent = size.map(|n| n as i64);
-    for i in 0..soft.len() {
-        if soft[i] == 0 || soft[i] >= LESION_FROM {
-            continue;
-        }
-        let voxel = unflatten(i, size).map(|v| v as i64);
-        let near = offsets.iter().any(|(_, offset)| {
-            let [z, y, x] = std::array::from_fn(|axis| voxel[axis] + offset[axis]);
-            let inside = (0..extent[0]).contains(&z) && (0..extent[1]).contains(&y) && (0..extent[2]).contains(&x);
-            inside && soft[((z * extent[1] + y) * extent[2] + x) as usize] >= LESION_FROM
-        });
-        if !near {
-            soft[i] = 0;
-        }
-    }
+fn confine(soft: &mut Array3<u8>, spacing_mm: [f64; 3]) {
+    let lesion = soft.mapv(|value| u8::from(value >= LESION_FROM));
+    let near = dilated(&lesion, spacing_mm, SUPPORT_MM);
+    soft.zip_mut_with(&near, |value, near| *value *= u8::from(*near));
 }
 
 /// Lowers the effect of lesion voxels next to forbidden ground, which lie half a voxel inside their surface.
-fn soften_border(soft: &mut [u8], request: &MaskRequest, part: Region) {
+fn soften_border(soft: &mut Array3<u8>, request: &MaskRequest, part: Region) {
     let edge_mm = request.form.edge_mm.clamp(SHARPEST_EDGE_MM, SUPPORT_MM);
     let there = part.relative_to(request.region.start).start.map(|v| v as usize);
-    let is_allowed = |[z, y, x]: [usize; 3]| {
+    let is_forbidden = |[z, y, x]: [usize; 3]| {
         let host = request.host[[there[0] + z, there[1] + y, there[2] + x]];
-        host == 1 || (request.form.exophytic && host == 0)
+        !is_allowed(host, request.form)
     };
-    for (i, value) in soft.iter_mut().enumerate().filter(|(_, value)| **value >= LESION_FROM) {
-        neighbours(i, part.size, |next, axis| {
-            if !is_allowed(unflatten(next, part.size)) {
-                *value = (*value).min(effect(request.spacing_mm[axis] / 2.0, edge_mm));
+    for ((z, y, x), value) in soft.indexed_iter_mut().filter(|(_, value)| **value >= LESION_FROM) {
+        for axis in 0..3 {
+            let voxel = [z, y, x];
+            let (before, after) = (voxel[axis].checked_sub(1), voxel[axis] + 1);
+            let after = (after < part.size[axis]).then_some(after);
+            for beside in [before, after].into_iter().flatten() {
+                let mut next = voxel;
+                next[axis] = beside;
+                if is_forbidden(next) {
+                    *value = (*value).min(effect(request.spacing_mm[axis] / 2.0, edge_mm));
+                }
             }
-        });
+        }
     }
 }
 
@@ -340,8 +277,7 @@ mod tests {
                 }).fold(f64::INFINITY, f64::min);
                 prop_assert!(nearest <= SUPPORT_MM * SUPPORT_MM + 1e-9, "{} mm away", nearest.sqrt());
             }
-            let mut again: Vec<u8> = mask.soft.iter().copied().collect();
-            prop_assert_eq!(keep_largest(&mut again, [30, 34, 32]), mask.voxels);
+            prop_assert_eq!(keep_largest(&mut mask.soft.clone()), mask.voxels);
         }
     }
 

@@ -1,13 +1,12 @@
 //! What a case holds, computed once when it is written: organs, real tumours, and where lesions may be centred.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
-use ndarray::{Array3, ArrayView3, s};
+use ndarray::{Array3, s};
 
-use super::distance::squared_distance;
 use super::memory::cut;
 use super::{Candidate, OrganRecord, TumourRecord};
-use crate::volume::{Grid, Organ, Region};
+use crate::volume::{Connectivity, Grid, Organ, Region, components, squared_distance_mm};
 
 /// The most candidates kept per organ.
 pub(super) const MAX_CANDIDATES: usize = 4096;
@@ -36,7 +35,7 @@ pub(super) fn organ(voxels: Voxels, organ: &Organ, region: Region) -> (OrganReco
     // A rim of one voxel stands for everything outside: the organ's surface, or the volume's border.
     let grown = region.grown([1; 3]);
     let outside = voxels.labels_in(grown).mapv(|label| label != organ.id);
-    let squared = squared_distance(outside.view(), voxels.grid.spacing_mm());
+    let squared = squared_distance_mm(outside.view(), voxels.grid.spacing_mm());
     let mut ranked: Vec<(f64, u64, [u16; 3])> = squared
         .indexed_iter()
         .filter(|(_, squared_mm)| **squared_mm > 0.0)
@@ -112,8 +111,8 @@ pub(super) fn boxes(labels: &Array3<u8>) -> BTreeMap<u8, Region> {
 
 /// Finds the connected real tumours of an organ (26 neighbours) within the box around their class.
 pub(super) fn tumours(voxels: Voxels, organ: &Organ, region: Region) -> Vec<TumourRecord> {
-    let labels = voxels.labels_in(region);
-    components(labels.view(), organ.tumour_id)
+    let mask = voxels.labels_in(region).mapv(|label| label == organ.tumour_id);
+    components(mask, Connectivity::Corners)
         .into_iter()
         .filter(|members| members.len() >= MIN_TUMOUR_VOXELS)
         .map(|members| {
@@ -121,35 +120,6 @@ pub(super) fn tumours(voxels: Voxels, organ: &Organ, region: Region) -> Vec<Tumo
             tumour(voxels, organ, &members.into_iter().map(shift).collect::<Vec<_>>())
         })
         .collect()
-}
-
-/// Lists the members of every 26-connected component of a label, in scan order of their first voxels.
-fn components(labels: ArrayView3<u8>, label: u8) -> Vec<Vec<[usize; 3]>> {
-    let shape: [usize; 3] = labels.dim().into();
-    let mut open = labels.mapv(|found| found == label);
-    let mut found = Vec::new();
-    for (start, _) in labels.indexed_iter() {
-        if !std::mem::take(&mut open[start]) {
-            continue;
-        }
-        let mut members = Vec::new();
-        let mut queue = VecDeque::from([<[usize; 3]>::from(start)]);
-        while let Some(voxel) = queue.pop_front() {
-            members.push(voxel);
-            let reach = |axis: usize| voxel[axis].saturating_sub(1)..(voxel[axis] + 2).min(shape[axis]);
-            for z in reach(0) {
-                for y in reach(1) {
-                    for x in reach(2) {
-                        if std::mem::take(&mut open[[z, y, x]]) {
-                            queue.push_back([z, y, x]);
-                        }
-                    }
-                }
-            }
-        }
-        found.push(members);
-    }
-    found
 }
 
 fn tumour(voxels: Voxels, organ: &Organ, members: &[[i64; 3]]) -> TumourRecord {
@@ -199,7 +169,7 @@ fn contrast(voxels: Voxels, organ: &Organ, members: &[[i64; 3]], region: Region)
         inside[at] = true;
         inside_sum += i64::from(voxels.image[member.map(|v| v as usize)]);
     }
-    let squared = squared_distance(inside.view(), spacing_mm);
+    let squared = squared_distance_mm(inside.view(), spacing_mm);
     let [z, y, x] = around.start.map(|v| v as usize);
     let [d, h, w] = around.size;
     let window = s![z..z + d, y..y + h, x..x + w];

@@ -1,5 +1,6 @@
 //! `index.bin`: the plan and every case's record, so that opening a store reads one file.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
@@ -52,11 +53,20 @@ pub(super) fn write(dir: &Path, plan: &Plan, records: Vec<CaseRecord>) -> Result
     super::writer::replace(&path, &[&bytes])
 }
 
+/// Says what a missing index means.
+fn no_index(path: &Path, error: std::io::Error) -> std::io::Error {
+    if error.kind() != ErrorKind::NotFound {
+        return error;
+    }
+    let meaning = "not found: there is no store, or its ingest has not ended";
+    std::io::Error::new(ErrorKind::NotFound, format!("{}: {meaning}", path.display()))
+}
+
 /// Reads and checks the index of a store.
 pub(super) fn read(dir: &Path) -> Result<(Plan, Vec<CaseRecord>), StoreError> {
     let path = dir.join(INDEX_NAME);
     let damaged = |what: String| StoreError::damaged(&path, what);
-    let file_bytes = fs_err::metadata(&path)?.len();
+    let file_bytes = fs_err::metadata(&path).map_err(|error| no_index(&path, error))?.len();
     if file_bytes > MAX_BYTES as u64 {
         return Err(damaged(format!("{file_bytes} bytes, at most {MAX_BYTES}")));
     }

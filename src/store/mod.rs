@@ -10,7 +10,6 @@
 mod analyse;
 mod codec;
 mod disk;
-mod distance;
 mod format;
 mod index;
 mod memory;

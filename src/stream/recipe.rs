@@ -186,13 +186,9 @@ impl Recipe {
                 patch,
             )?;
         }
-        let epoch = self.patches_per_epoch;
-        check(
-            "patches_per_epoch",
-            epoch.is_none_or(|n| (1..=1 << 40).contains(&n)),
-            "1 to 2^40",
-            epoch,
-        )
+        self.patches_per_epoch.map_or(Ok(()), |epoch| {
+            check("patches_per_epoch", (1..=1 << 40).contains(&epoch), "1 to 2^40", epoch)
+        })
     }
 
     /// Returns the patch size that streams of this recipe have.

@@ -43,6 +43,22 @@ impl Default for StreamConfig {
     }
 }
 
+impl StreamConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`StartError::Config`] names the key and its range.
+    pub fn check(&self) -> Result<(), StartError> {
+        let check = |key, most: usize, expected, got: usize| {
+            let ok = (1..=most).contains(&got);
+            ok.then_some(()).ok_or(StartError::Config { key, expected, got })
+        };
+        check("preparation_threads", 1024, "1 to 1024", self.preparation_threads)?;
+        check("window", 1024, "1 to 1024", self.window)?;
+        check("max_patches", 65_536, "1 to 65536", self.max_patches)
+    }
+}
+
 /// Why the service cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -102,7 +118,7 @@ impl Streams {
         bundle: Option<Arc<Bundle>>,
         config: StreamConfig,
     ) -> Result<Arc<Self>, StartError> {
-        check_config(&config)?;
+        config.check()?;
         if let Some(bundle) = &bundle {
             check_plans(&bundle.plan, cases.plan())?;
         }
@@ -150,20 +166,6 @@ impl Streams {
     pub fn stop(&self) {
         self.core.stopped.store(true, Ordering::Release);
     }
-}
-
-fn check_config(config: &StreamConfig) -> Result<(), StartError> {
-    let check = |key, range: std::ops::RangeInclusive<usize>, expected, got| {
-        let outside = !range.contains(&got);
-        if outside {
-            Err(StartError::Config { key, expected, got })
-        } else {
-            Ok(())
-        }
-    };
-    check("preparation_threads", 1..=1024, "1 to 1024", config.preparation_threads)?;
-    check("window", 1..=1024, "1 to 1024", config.window)?;
-    check("max_patches", 1..=65_536, "1 to 65536", config.max_patches)
 }
 
 /// Refuses models whose labels, window or grid differ from the store's.

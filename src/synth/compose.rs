@@ -3,8 +3,8 @@
 use ndarray::{Array3, Zip};
 
 use super::LESION_FROM;
-use super::gate::dilate_mm;
 use crate::sampler::HU_RANGE;
+use crate::volume::dilated;
 
 /// How far from the lesion the organ counts as its surroundings, in mm.
 const AROUND_MM: f64 = 10.0;
@@ -30,7 +30,7 @@ pub fn realised_hu(
     spacing_mm: [f64; 3],
 ) -> f64 {
     let lesion = soft.map(|soft| u8::from(*soft >= LESION_FROM));
-    let around = dilate_mm(&lesion, spacing_mm, AROUND_MM);
+    let around = dilated(&lesion, spacing_mm, AROUND_MM);
     let (mut inside, mut outside) = ([0i64; 2], [0i64; 2]);
     Zip::from(image)
         .and(labels)

@@ -3,10 +3,10 @@
 //! Sets are those of the cube's voxels. With L the lesion and P the voxels that the critic calls tumour of the organ,
 //! N = L dilated by max(6 mm, its radius), without P_before and without the other lesions dilated by one voxel.
 
-use ndarray::{Array3, ArrayViewMut1, Axis, Zip};
+use ndarray::{Array3, Axis, Zip};
 
 use crate::checkpoint::Thresholds;
-use crate::volume::ClassSet;
+use crate::volume::{ClassSet, dilated};
 
 /// A place the critic called tumour before synthesis, to more than this share, makes the host suspect.
 pub const SUSPECT_SHARE: f64 = 0.1;
@@ -63,7 +63,7 @@ pub fn scores(judged: &Judged) -> Scores {
         spacing_mm,
         radius_mm,
     } = *judged;
-    let near = dilate_mm(lesion, spacing_mm, radius_mm.max(NEAR_MM));
+    let near = dilated(lesion, spacing_mm, radius_mm.max(NEAR_MM));
     let touched = dilate_voxel(lesion);
     let taken = dilate_voxel(others);
     // Whole counts until the last division: the scores are exact whatever the order of the voxels.
@@ -142,43 +142,6 @@ pub fn judge_published(recall: f64) -> Verdict {
         borderline: margin.abs() < BORDERLINE,
         host_suspect: false,
         margin,
-    }
-}
-
-/// Returns the voxels at most `radius_mm` from the mask, by exact Euclidean distance between voxel centres.
-pub(crate) fn dilate_mm(mask: &Array3<u8>, spacing_mm: [f64; 3], radius_mm: f64) -> Array3<bool> {
-    let mut squared = mask.map(|inside| if *inside != 0 { 0.0 } else { f64::INFINITY });
-    // The squared distance separates: the minimum over a plane is that over its rows' minima. Only offsets within the
-    // radius are tried, so every distance within the radius is exact and every other one stays above it.
-    for axis in (0..3).rev() {
-        let steps: Vec<f64> = (0..)
-            .map(|n| f64::from(n) * spacing_mm[axis])
-            .take_while(|mm| *mm <= radius_mm)
-            .map(|mm| mm * mm)
-            .collect();
-        for lane in squared.lanes_mut(Axis(axis)) {
-            nearest(lane, &steps);
-        }
-    }
-    // A hair of slack: the sum of three rounded squares must not lose a voxel that lies on the radius.
-    squared.map(|d| *d <= radius_mm * radius_mm * (1.0 + 1e-12))
-}
-
-/// Replaces each value of a line by the minimum of its neighbours' values plus the squared distance to them.
-fn nearest(mut lane: ArrayViewMut1<f64>, steps: &[f64]) {
-    let line: Vec<f64> = lane.iter().copied().collect();
-    if line.iter().all(|value| value.is_infinite()) {
-        return;
-    }
-    for (at, value) in lane.iter_mut().enumerate() {
-        for (n, step) in steps.iter().enumerate().skip(1) {
-            if let Some(other) = at.checked_sub(n).map(|i| line[i]) {
-                *value = value.min(other + step);
-            }
-            if let Some(other) = line.get(at + n) {
-                *value = value.min(other + step);
-            }
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -35,12 +36,8 @@ impl Default for LogConfig {
 
 /// A level that is not one.
 #[derive(Debug, thiserror::Error)]
-#[error("log.level: expected a level such as info or info,freetumor::http=debug, got {level:?}")]
-pub struct LevelError {
-    level: String,
-    #[source]
-    source: tracing_subscriber::filter::ParseError,
-}
+#[error("log.level: expected a level such as info or info,freetumor::http=debug, got {0:?}")]
+pub struct LevelError(String);
 
 impl LogConfig {
     /// Checks the level.
@@ -48,10 +45,11 @@ impl LogConfig {
     /// # Errors
     /// [`LevelError`] names the key.
     pub fn filter(&self) -> Result<EnvFilter, LevelError> {
-        EnvFilter::builder().parse(&self.level).map_err(|source| LevelError {
-            level: self.level.clone(),
-            source,
-        })
+        // Alone, a word that is no level would be taken for a module and log everything of it.
+        let mut bare = self.level.split(',').filter(|part| !part.contains('='));
+        let is_known = bare.all(|part| part.trim().parse::<LevelFilter>().is_ok());
+        let filter = EnvFilter::builder().parse(&self.level).ok().filter(|_| is_known);
+        filter.ok_or_else(|| LevelError(self.level.clone()))
     }
 
     /// Starts logging; later calls in the same process change nothing.

@@ -1,5 +1,7 @@
-//! The domain's types: grids, labels, intensity windows and regions. No I/O; everything else builds on this module.
+//! The domain's types: grids, labels, intensity windows and regions, and the geometry of masks. No I/O; everything else builds on this module.
 
+mod components;
+mod distance;
 mod grid;
 mod labels;
 mod plan;
@@ -7,6 +9,8 @@ mod region;
 mod size;
 mod window;
 
+pub use components::{Connectivity, components, take_component};
+pub use distance::{dilated, squared_distance_mm};
 pub use grid::{Affine, Grid, Shape};
 pub use labels::{Annotation, BACKGROUND, ClassSet, IGNORE, LabelError, LabelMap, Organ};
 pub use plan::{MAX_PATCH_SIDE, Plan};

@@ -53,7 +53,8 @@ impl Plan {
             ));
         }
         if !self.window_hu.is_valid() {
-            return Some(format!("plan.window_hu: expected low < high, got {:?}", self.window_hu));
+            let HuWindow { low, high } = self.window_hu;
+            return Some(format!("plan.window_hu: expected low < high, got {low} and {high}"));
         }
         None
     }

@@ -1,8 +1,9 @@
 //! Runs the real binary: commands, and a server on a free port that dies with the test.
 
 #![allow(dead_code, reason = "every test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,11 +25,39 @@ pub struct Said {
     pub text: String,
 }
 
-/// Runs a command to its end.
+/// The longest that any command of a test may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs a command to its end; one that hangs is ended and fails the test.
 pub fn run(arguments: &[&str]) -> Said {
-    let output = freetumor().args(arguments).output().expect("the binary starts");
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    Said { code: output.status.code(), text }
+    let log = tempfile::tempfile().unwrap();
+    let outputs = [log.try_clone().unwrap(), log.try_clone().unwrap()].map(Stdio::from);
+    let [stdout, stderr] = outputs;
+    let mut child = freetumor()
+        .args(arguments)
+        .stdout(stdout)
+        .stderr(stderr)
+        .spawn()
+        .expect("the binary starts");
+    let started = Instant::now();
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if started.elapsed() > PATIENCE => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("{arguments:?} hangs");
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let (mut log, mut bytes) = (log, Vec::new());
+    log.rewind().unwrap();
+    log.read_to_end(&mut bytes).unwrap();
+    Said {
+        code: status.code(),
+        text: String::from_utf8_lossy(&bytes).into_owned(),
+    }
 }
 
 /// A phantom store of four small cases, made once per test process.
@@ -37,7 +66,17 @@ pub fn phantom_store() -> &'static Path {
     let folder = STORE.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("store");
-        let said = run(&["phantom", "--store", path.to_str().unwrap(), "--labelled", "2", "--unlabelled", "2", "--seed", "5"]);
+        let said = run(&[
+            "phantom",
+            "--store",
+            path.to_str().unwrap(),
+            "--labelled",
+            "2",
+            "--unlabelled",
+            "2",
+            "--seed",
+            "5",
+        ]);
         assert_eq!(said.code, Some(0), "{}", said.text);
         folder
     });
@@ -64,9 +103,41 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// The bundled demo models.
+/// The smallest critic: one step on cubes of 16 voxels.
+const TINY_CRITIC: &str = "[plan]
+spacing_mm = [2.0, 2.0, 2.0]
+patch = [64, 64, 64]
+[critic]
+widths = [2, 2]
+steps = 1
+max_cube = 16
+voxels_per_step = 4096
+[critic.held_out]
+cases = 0
+";
+
+/// A folder of models: a critic that has learned nothing, trained once per test process.
 pub fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo")
+    static MODELS: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let folder = MODELS.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+        std::fs::write(path("tiny.toml"), TINY_CRITIC).unwrap();
+        let store = phantom_store().to_str().unwrap();
+        let said = run(&[
+            "train",
+            "critic",
+            "--config",
+            &path("tiny.toml"),
+            "--store",
+            store,
+            "--out",
+            &path("models"),
+        ]);
+        assert_eq!(said.code, Some(0), "{}", said.text);
+        folder
+    });
+    folder.path().join("models")
 }
 
 /// A running server.
@@ -80,11 +151,28 @@ impl Server {
     /// Starts a server on a free port and waits until it is ready.
     pub fn start(store: &Path, extra: &[&str]) -> Self {
         let mut command = freetumor();
-        command.args(["serve", "--config", "configs/demo.toml", "--bind", "127.0.0.1:0", "--store"]).arg(store).args(extra);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the server starts");
+        command
+            .args([
+                "serve",
+                "--config",
+                "configs/demo.toml",
+                "--bind",
+                "127.0.0.1:0",
+                "--store",
+            ])
+            .arg(store)
+            .args(extra);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let address = loop {
-            let line = lines.next().expect("the server prints its address before it ends").unwrap();
+            let line = lines
+                .next()
+                .expect("the server prints its address before it ends")
+                .unwrap();
             if let Some((_, rest)) = line.split_once("http://") {
                 break rest.split(['/', ' ']).next().unwrap().to_string();
             }
@@ -93,7 +181,10 @@ impl Server {
         let server = Self { child, address };
         let started = Instant::now();
         while server.get("/readyz").status != 200 {
-            assert!(started.elapsed() < Duration::from_secs(60), "the server is not ready after a minute");
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "the server is not ready after a minute"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         server
@@ -112,13 +203,23 @@ impl Server {
 
     /// Asks the server to drain and returns its exit code.
     pub fn terminate(mut self) -> Option<i32> {
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()
+            .unwrap();
         self.child.wait().unwrap().code()
     }
 
     /// GET.
     pub fn get(&self, path: &str) -> Answer {
-        request(&self.address, &format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address), b"")
+        request(
+            &self.address,
+            &format!(
+                "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+                self.address
+            ),
+            b"",
+        )
     }
 
     /// POST of JSON.
@@ -175,19 +276,31 @@ impl Answer {
 }
 
 fn request(address: &str, head: &str, body: &[u8]) -> Answer {
-    let none = Answer { status: 0, head: String::new(), body: Vec::new() };
-    let Ok(mut socket) = TcpStream::connect(address) else { return none };
+    let none = Answer {
+        status: 0,
+        head: String::new(),
+        body: Vec::new(),
+    };
+    let Ok(mut socket) = TcpStream::connect(address) else {
+        return none;
+    };
     socket.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
     socket.write_all(head.as_bytes()).unwrap();
     // A server that refuses a body by its length may close before it has read it all.
     drop(socket.write_all(body));
     let mut bytes = Vec::new();
     drop(socket.read_to_end(&mut bytes));
-    let Some(split) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return none };
+    let Some(split) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return none;
+    };
     let head = String::from_utf8_lossy(&bytes[..split]).to_lowercase();
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
     let raw = &bytes[split + 4..];
-    let body = if head.contains("transfer-encoding: chunked") { unchunk(raw) } else { raw.to_vec() };
+    let body = if head.contains("transfer-encoding: chunked") {
+        unchunk(raw)
+    } else {
+        raw.to_vec()
+    };
     Answer { status, head, body }
 }
 
@@ -195,7 +308,9 @@ fn request(address: &str, head: &str, body: &[u8]) -> Answer {
 pub fn unchunk(mut raw: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     while let Some(line) = raw.windows(2).position(|window| window == b"\r\n") {
-        let Ok(size) = usize::from_str_radix(String::from_utf8_lossy(&raw[..line]).trim(), 16) else { break };
+        let Ok(size) = usize::from_str_radix(String::from_utf8_lossy(&raw[..line]).trim(), 16) else {
+            break;
+        };
         let rest = &raw[line + 2..];
         let take = size.min(rest.len());
         body.extend_from_slice(&rest[..take]);

@@ -54,7 +54,7 @@ fn push(store: &mut MemoryStore, number: usize, kind: CaseKind) {
         let hu = [-80.0, 100.0, 50.0][usize::from(*label)];
         (hu + 8.0 * noise) as i16
     });
-    let image = Array3::from_shape_vec((SIDE, SIDE, SIDE), image.collect()).unwrap();
+    let image = Array3::from_shape_vec((SIDE, SIDE, SIDE), image.collect()).expect("a value for every voxel");
     let classes: &[&str] = match kind {
         CaseKind::Labelled => &["liver", "liver_tumour"],
         CaseKind::Unlabelled => &["liver"],

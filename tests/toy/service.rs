@@ -90,7 +90,7 @@ fn patch(index: u64) -> StreamedPatch {
             organ: "liver".into(),
             region: Region::whole([16; 3]),
             affine: Affine::axis_aligned([1.5; 3], [0.0; 3]),
-            outcome: if index % 2 == 0 {
+            outcome: if index.is_multiple_of(2) {
                 Outcome::Accepted
             } else {
                 Outcome::Real

@@ -1,13 +1,13 @@
 //! The exact Euclidean distance transform, in millimetres, on anisotropic grids.
 
-use ndarray::{Array3, ArrayView3, Axis};
+use ndarray::{Array3, ArrayView3, Axis, s};
 
 /// Returns the squared distance in mm^2 from every voxel to the nearest true one; infinite where none is true.
 ///
 /// # Source
 /// Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions" (2012): one lower envelope of parabolas
 /// per line and axis. Sums, products and one division of f64: the same on every platform.
-pub(super) fn squared_distance(targets: ArrayView3<bool>, spacing_mm: [f64; 3]) -> Array3<f64> {
+pub fn squared_distance_mm(targets: ArrayView3<bool>, spacing_mm: [f64; 3]) -> Array3<f64> {
     let mut field = targets.mapv(|is_target| if is_target { 0.0 } else { f64::INFINITY });
     for axis in [2, 1, 0] {
         let side = field.len_of(Axis(axis));
@@ -20,6 +20,35 @@ pub(super) fn squared_distance(targets: ArrayView3<bool>, spacing_mm: [f64; 3]) 
         }
     }
     field
+}
+
+/// Returns the voxels at most `radius_mm` from a mask (1 inside), by distance between voxel centres.
+///
+/// The work is bounded by the mask's own box and the radius, whatever the size of the volume.
+pub fn dilated(mask: &Array3<u8>, spacing_mm: [f64; 3], radius_mm: f64) -> Array3<bool> {
+    let shape: [usize; 3] = mask.dim().into();
+    let mut out = Array3::from_elem(shape, false);
+    let (mut low, mut high) = (shape, [0; 3]);
+    for ((z, y, x), _) in mask.indexed_iter().filter(|(_, inside)| **inside != 0) {
+        for (axis, at) in [z, y, x].into_iter().enumerate() {
+            low[axis] = low[axis].min(at);
+            high[axis] = high[axis].max(at + 1);
+        }
+    }
+    if low == shape {
+        return out;
+    }
+    for axis in 0..3 {
+        let reach = libm::ceil(radius_mm / spacing_mm[axis]) as usize;
+        low[axis] = low[axis].saturating_sub(reach);
+        high[axis] = high[axis].saturating_add(reach).min(shape[axis]);
+    }
+    let near = s![low[0]..high[0], low[1]..high[1], low[2]..high[2]];
+    let squared = squared_distance_mm(mask.slice(near).mapv(|inside| inside != 0).view(), spacing_mm);
+    // A hair more, so that no rounding loses a voxel that lies on the radius.
+    let limit = radius_mm * radius_mm * (1.0 + 1e-9);
+    out.slice_mut(near).assign(&squared.mapv(|squared| squared <= limit));
+    out
 }
 
 /// The lower envelope of the parabolas of one line, reused from line to line.
@@ -93,7 +122,7 @@ mod tests {
         let mut rng = Rng::keyed(3, 0, 0, Purpose::Test);
         for spacing in [[1.0, 1.0, 1.0], [5.0, 0.8, 1.5]] {
             let targets = Array3::from_shape_fn((7, 9, 8), |_| rng.chance(0.03));
-            let got = squared_distance(targets.view(), spacing);
+            let got = squared_distance_mm(targets.view(), spacing);
             for ((z, y, x), distance) in got.indexed_iter() {
                 let naive = targets
                     .indexed_iter()
@@ -107,7 +136,22 @@ mod tests {
                 assert!((distance - naive).abs() < 1e-9, "{z} {y} {x}: {distance} {naive}");
             }
         }
-        let none = squared_distance(Array3::from_elem((2, 2, 2), false).view(), [1.0; 3]);
+        let none = squared_distance_mm(Array3::from_elem((2, 2, 2), false).view(), [1.0; 3]);
         assert!(none.iter().all(|distance| *distance == f64::INFINITY));
+    }
+    #[test]
+    fn a_mask_grows_by_its_radius_and_no_more() {
+        let mut rng = Rng::keyed(4, 0, 0, Purpose::Test);
+        let mask = Array3::from_shape_fn((9, 11, 10), |_| u8::from(rng.chance(0.02)));
+        for (spacing_mm, radius_mm) in [([1.0; 3], 3.0), ([5.0, 0.8, 1.5], 6.0), ([2.0, 1.0, 1.0], 0.5)] {
+            let squared = squared_distance_mm(mask.mapv(|inside| inside != 0).view(), spacing_mm);
+            let expected = squared.mapv(|squared| squared <= radius_mm * radius_mm + 1e-6);
+            assert_eq!(dilated(&mask, spacing_mm, radius_mm), expected);
+        }
+        assert!(
+            !dilated(&Array3::zeros((3, 3, 3)), [1.0; 3], 9.0)
+                .iter()
+                .any(|inside| *inside)
+        );
     }
 }
