@@ -138,6 +138,21 @@ def test_a_missing_end_is_never_a_short_epoch(golden, serve):
         assert freetumor.Cursor.from_dict(caught.value.cursor.to_dict()) == caught.value.cursor
 
 
+@pytest.mark.parametrize("reason", ["shutdown", "rebalance"])
+def test_an_early_end_is_never_a_short_epoch(golden, serve, reason):
+    whole = [data for _, data in frames(golden)]
+    cursor = pb.Cursor(recipe="r", snapshot="s", bundle="b", revision=1, next_index=1)
+    end = pb.End(reason=pb.EndReason.Value(f"END_REASON_{reason.upper()}"), cursor=cursor)
+    url, _ = serve(b"".join(whole[:3]) + encode(4, end))
+    stream = freetumor.stream(url)
+    next(stream)
+    with pytest.raises(freetumor.StreamCut, match=reason) as caught:
+        next(stream)
+    assert caught.value.cursor.next_index == 1 and stream.end_reason == reason
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
 def test_damage_names_the_tensor(golden, serve):
     damaged = bytearray(golden)
     end = sum(len(data) for _, data in list(frames(golden))[:3])  # the first batch ends here
