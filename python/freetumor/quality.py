@@ -6,9 +6,12 @@ For every patch that a synthesizer changed:
 
 - **edge**: distance in mm over which the lesion's intensity change rises from 10 to 90 % of its plateau. The plateau is the
   median change at least 2 mm (or half the radius) inside; distances are signed Euclidean distances to the label's border.
+  Not measured where the plateau is under 15 HU or under three times the spread of the change on it: there the lesion's own
+  texture is what rises and falls.
 - **noise**: spread of the high-pass image (voxel minus the mean of its 3x3x3 neighbourhood, over voxels whose
-  neighbourhood lies in the same tissue), inside the lesion over that of the organ within 10 mm around it. The spread is the
-  median absolute deviation, so that a stone or a vessel in either does not count as noise.
+  neighbourhood lies in the same tissue), inside the lesion over that of the organ within 10 mm around it; beside it the
+  same ratio of the untouched source, which differs from 1 too. The spread is the median absolute deviation, so that a stone
+  or a vessel in either does not count as noise.
 - **HU**: least and greatest intensity inside the lesion.
 - **place**: share of lesion voxels whose position, through the patch's affine, falls into the organ in the *source*
   segmentation file (``--labels FILE --ids liver=5,kidney=2+3``): its nearest voxel, or one of them where several are.
@@ -39,8 +42,16 @@ import freetumor
 
 #: An edge or plateau cannot be told from noise in weaker lesions, nor a lesion be seen.
 MIN_CONTRAST_HU = 15.0
+#: Least plateau over the spread of the change on it, for an edge to be one.
+MIN_PLATEAU_SPREADS = 3.0
+#: A spread has a standard error of a quarter from this few voxels, which a small pancreas does not exceed: read medians.
 MIN_NOISE_VOXELS = 20
 RING_MM = 10.0
+#: Upright and in true HU; hosts without tumours of their own.
+BASE_RECIPE = {
+    "pools": {"unlabelled_host": 1.0},
+    "augment": {"flip": [0, 0, 0], "rotate90": 0, "intensity": 0},
+}
 #: Positions that lie this near to the middle between two voxels have two nearest ones.
 TIE_VOXELS = 1e-3
 
@@ -57,6 +68,7 @@ class Organ:
     changed_elsewhere: int = 0
     edge_mm: list[float] = field(default_factory=list)
     noise_ratio: list[float] = field(default_factory=list)
+    noise_ratio_before: list[float] = field(default_factory=list)
     low_hu: list[int] = field(default_factory=list)
     high_hu: list[int] = field(default_factory=list)
     inside_organ: list[float] = field(default_factory=list)
@@ -85,6 +97,7 @@ class Organ:
             "voxels_changed_elsewhere": self.changed_elsewhere,
             "edge_10_90_mm": spread(self.edge_mm),
             "noise_inside_over_ring": spread(self.noise_ratio),
+            "noise_inside_over_ring_before": spread(self.noise_ratio_before),
             "lowest_hu": spread([float(v) for v in self.low_hu]),
             "highest_hu": spread([float(v) for v in self.high_hu]),
             "lesion_voxels_inside_organ": spread(self.inside_organ),
@@ -112,7 +125,7 @@ def edge_width_mm(change: np.ndarray, inside: np.ndarray, free: np.ndarray, spac
     if deep.sum() < 8:
         return None
     plateau = float(np.median(change[deep]))
-    if abs(plateau) < MIN_CONTRAST_HU:
+    if abs(plateau) < max(MIN_CONTRAST_HU, MIN_PLATEAU_SPREADS * float(np.std(change[deep]))):
         return None
     bins = np.arange(-4.0, 4.01, 0.5)
     centres, profile = [], []
@@ -186,8 +199,10 @@ def measure(organ: Organ, patch: dict[str, Any], ids: dict[str, int], labels: An
     if width is not None:
         organ.edge_mm.append(width)
     ratio = noise_ratio(image, lesion, healthy & near)
-    if ratio is not None:
+    before = noise_ratio(source, lesion, healthy & near)
+    if ratio is not None and before is not None:
         organ.noise_ratio.append(ratio)
+        organ.noise_ratio_before.append(before)
     if labels is not None:
         organ.inside_organ.append(inside_organ(lesion, affine, labels, file_ids))
     for one in meta.lesions:
@@ -209,29 +224,40 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 def panel(patch: dict[str, Any], tumour: int, window: tuple[float, float], zoom: int) -> np.ndarray:
     """Draws before, after and label of the axial slice through a lesion's largest section, side by side."""
-    lesion = patch["soft_mask"] >= 128
-    z = int(lesion.sum(axis=(1, 2)).argmax())
+    from scipy import ndimage
+
+    z = int((patch["soft_mask"] >= 128).sum(axis=(1, 2)).argmax())
     low, high = window
 
-    def grey(image: np.ndarray) -> np.ndarray:
-        # Radiological convention: anterior on top, the patient's right on the viewer's left.
-        level = np.clip((image[z][::-1, ::-1].astype(np.float64) - low) / (high - low), 0, 1) * 255
-        return np.repeat(level.astype(np.uint8)[..., None], 3, axis=2)
+    def upright(volume: np.ndarray) -> np.ndarray:
+        # Radiological convention: anterior on top, the patient's right on the viewer's left. Indices grow towards R and A.
+        return volume[z][::-1, ::-1]
+
+    def grey(volume: np.ndarray) -> np.ndarray:
+        level = np.clip((upright(volume).astype(np.float64) - low) / (high - low), 0, 1) * 255
+        smooth = ndimage.zoom(level, zoom, order=1, grid_mode=True, mode="nearest")
+        return np.repeat(smooth[..., None], 3, axis=2)
 
     before, after = grey(patch["source"]), grey(patch["image"])
+    label = upright(patch["label"]).repeat(zoom, 0).repeat(zoom, 1)
     labelled = after.copy()
-    label = patch["label"][z][::-1, ::-1]
-    labelled[(label == tumour)] = (labelled[label == tumour] // 2) + np.array([127, 30, 30], np.uint8)
-    organ = (label > 0) & (label != 255) & (label != tumour)
-    labelled[organ] = (labelled[organ] * 0.8).astype(np.uint8) + np.array([0, 40, 25], np.uint8)
-    row = np.concatenate([before, after, labelled], axis=1)
-    return row.repeat(zoom, 0).repeat(zoom, 1)
+    for mask, colour in [((label > 0) & (label != 255) & (label != tumour), (40, 140, 90)), (label == tumour, (220, 60, 60))]:
+        labelled[mask] = 0.6 * labelled[mask] + 0.4 * np.array(colour)
+    gap = np.full((before.shape[0], zoom, 3), 255.0)
+    return np.concatenate([before, gap, after, gap, labelled], axis=1).astype(np.uint8)
+
+
+def shown(patches: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Returns the lesions for the picture: those of the middle of the sizes among the visible ones."""
+    visible = [patch for patch in patches if any(abs(one.realised_hu) >= MIN_CONTRAST_HU for one in patch["meta"].lesions)]
+    visible.sort(key=lambda patch: int((patch["soft_mask"] >= 128).sum()))
+    start = max(0, (len(visible) - count) // 2)
+    return visible[start : start + count]
 
 
 def fetch(url: str, organ: str, arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Fetches patches of one organ."""
-    recipe = json.loads(arguments.recipe)
-    recipe |= {"organs": {organ: 1.0}, "pools": {"unlabelled_host": 1.0}}
+    recipe = {**BASE_RECIPE, **json.loads(arguments.recipe), "organs": {organ: 1.0}}
     outputs = ("source", "soft_mask")
     stream = freetumor.stream(url, recipe=recipe, batch_size=1, count=arguments.patches, image="i16", outputs=outputs)
     patches = []
@@ -252,10 +278,10 @@ def main() -> int:
     parser.add_argument("--url", default="http://127.0.0.1:8080")
     parser.add_argument("--organs", default="liver,pancreas,kidney")
     parser.add_argument("--patches", type=int, default=16, help="patches per organ")
-    parser.add_argument("--recipe", default="{}", help="JSON laid over the default recipe")
+    parser.add_argument("--recipe", default="{}", help="JSON: what differs from the default recipe, beside organs and no augmentation")
     parser.add_argument("--labels", type=Path, help="the source segmentation (NIfTI)")
     parser.add_argument("--ids", default="", help="its ids, such as liver=5,pancreas=7,kidney=2+3")
-    parser.add_argument("--window", default="-110,190", help="HU shown as black and white")
+    parser.add_argument("--window", default="-100,160", help="HU shown as black and white")
     parser.add_argument("--json", type=Path, dest="json_path")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--rows", type=int, default=2, help="lesions per organ in the picture")
@@ -277,10 +303,7 @@ def main() -> int:
         for patch in patches:
             measure(organ, patch, ids, labels, file_ids.get(name, set()))
         report[name] = organ.summary()
-        shown = [p for p in patches if (p["soft_mask"] >= 128).any()]
-        # The lesions whose section fills the picture best without filling it wholly: the middle of the sizes, upwards.
-        shown.sort(key=lambda p: int((p["soft_mask"] >= 128).sum()))
-        rows += [panel(p, ids[f"{name}_tumour"], (low, high), 3) for p in shown[-1 - arguments.rows : -1] or shown]
+        rows += [panel(patch, ids[f"{name}_tumour"], (low, high), zoom=4) for patch in shown(patches, arguments.rows)]
     print(json.dumps(report, indent=2))
     if arguments.json_path:
         arguments.json_path.write_text(json.dumps(report, indent=2) + "\n")
