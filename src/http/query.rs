@@ -194,7 +194,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!((query.delivery.from, query.delivery.count), (8, Some(1)));
-        assert_eq!(query.recipe.synthesizer, SynthesizerKind::Analytic);
+        assert_eq!(query.recipe.synthesizer, Some(SynthesizerKind::Analytic));
         assert!(!query.recipe.gate.enabled && query.recipe.augment == Augmentation::off());
         assert_eq!(query.recipe.organs.unwrap().len(), 2);
         assert_eq!(query.delivery.outputs, [Output::Source, Output::SoftMask]);
