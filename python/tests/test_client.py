@@ -3,7 +3,6 @@
 import http.server
 import io
 import json
-import os
 import threading
 import zlib
 from pathlib import Path
@@ -222,16 +221,3 @@ def test_numpy_reads_the_archive_without_pickle():
         assert json.loads(archive["meta"].item()) == {"case": "Müller", "n": 1}
         inside = archive["soft_mask"] >= 128
         assert ((archive["label"] == 2) == inside).all()
-
-
-@pytest.mark.skipif("FREETUMOR_URL" not in os.environ, reason="needs a running server in FREETUMOR_URL")
-def test_a_real_server_streams():
-    url = os.environ["FREETUMOR_URL"]
-    first = list(freetumor.stream(url, count=2, outputs=["source", "soft_mask"], image="i16", codec="zstd"))
-    assert [batch.step for batch in first] == [0, 1]
-    again = list(freetumor.stream(url, count=1, outputs=["source", "soft_mask"], image="i16", cursor=first[0].cursor))
-    assert (again[0].image == first[1].image).all()
-    for batch in first:
-        outside = batch.soft_mask == 0
-        assert batch.image.shape == batch.label.shape == batch.source.shape
-        assert outside.any()
