@@ -705,6 +705,7 @@ fn a_damaged_case_is_an_error_or_a_failed_item() {
     for patch in &patches {
         assert_eq!(patch.meta.failed.is_some(), patch.meta.case == "case-3");
         assert!(patch.meta.failed.is_none() || patch.image.iter().all(|hu| *hu == 0));
+        assert!(patch.meta.failed.is_none() || patch.label.iter().all(|label| *label == 255));
     }
     assert!(patches.iter().any(|patch| patch.meta.failed.is_some()));
 }

@@ -12,9 +12,11 @@ import numpy as np
 from . import freetumor_pb2 as pb
 from .errors import FrameError, PatchError, ProblemError, StreamCut
 from .frames import BATCH, END, ERROR, HEADER, Cut, Frame, read_frame, tensors_of
-from .meta import Cursor, Header, PatchMeta, cursor_of, header_of, patch_of
+from .meta import Cursor, Header, PatchMeta, cursor_of, header_of, patch_of, reason_of
 
 _FAILED = "urn:freetumor:problem:failed"
+#: Reasons for which everything that was asked for has arrived.
+_WHOLE = ("end_of_epoch", "count")
 
 
 class Batch:
@@ -61,7 +63,8 @@ class Stream(Iterator[Batch]):
     Attributes:
         header: what the stream holds.
         cursor: where to go on after the batches consumed so far: a batch counts once the next one is asked for.
-        end_reason: ``end_of_epoch``, ``count``, ``shutdown`` or ``rebalance`` once the stream ended, else ``None``.
+        end_reason: ``end_of_epoch`` or ``count`` once the stream ended; ``shutdown`` or ``rebalance`` where the server
+            ended it early, which the iterator raises as :class:`StreamCut`; else ``None``.
     """
 
     def __init__(self, url: str, request: Mapping[str, Any], api_key: Optional[str], timeout: float) -> None:
@@ -114,7 +117,10 @@ class Stream(Iterator[Batch]):
             if frame.kind == END:
                 end = pb.End.FromString(frame.header)
                 self.cursor = cursor_of(end.cursor)
-                self.end_reason = pb.EndReason.Name(end.reason)[len("END_REASON_") :].lower()
+                self.end_reason = reason_of(end.reason)
+                if self.end_reason not in _WHOLE:
+                    # A loop that just ended here would take an early end for a short epoch.
+                    raise StreamCut(f"the server ended the stream early: {self.end_reason}", self.cursor)
                 raise StopIteration
             # Heartbeats and kinds of later versions say nothing that a trainer needs.
 
@@ -165,13 +171,13 @@ def stream(
         start: the first global index.
         api_key: the server's key, where it asks for one.
         on_failed: ``error`` raises :class:`PatchError` for a patch that could not be made; ``skip`` delivers it with
-            zeros and ``meta.failed``.
+            ``meta.failed``, 0 HU and the label 255 everywhere.
         timeout: seconds without any byte after which the connection counts as cut; the server sends a sign of life
             every 15 s.
 
     Raises:
         ProblemError: the server refused the request.
-        StreamCut: the connection failed.
+        StreamCut: the connection failed, or the server ended the stream early (``shutdown``, ``rebalance``).
     """
     if isinstance(cursor, Cursor):
         cursor = cursor.to_dict()

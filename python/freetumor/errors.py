@@ -54,7 +54,9 @@ class FrameError(FreeTumorError):
 
 
 class StreamCut(FreeTumorError, ConnectionError):
-    """The connection ended without an end frame. Never a short epoch: go on with ``cursor``.
+    """The stream ended before all was sent: the connection broke, or the server said ``shutdown`` or ``rebalance``.
+
+    Never a short epoch: go on with ``cursor``.
 
     Attributes:
         cursor: where to go on after the last batch that was consumed, or ``None`` before the stream's header.

@@ -70,7 +70,7 @@ class PatchMeta:
     ``affine`` is 4x4 from the patch's (z, y, x, 1) indices to RAS mm, after augmentation. ``region_start`` and
     ``region_size`` are the crop in the case's voxels, before augmentation. ``outcome`` is one of ``real``,
     ``accepted``, ``healthy_after_k``, ``best_after_k``, ``real_after_k``, ``unplaceable``. ``failed`` says why a patch
-    could not be made; its arrays are then zeros.
+    could not be made; it then holds 0 HU and the label 255 (ignore) everywhere.
     """
 
     index: int
@@ -122,6 +122,10 @@ def _name(enum: Any, number: int, prefix: str) -> str:
         return str(enum.Name(number))[len(prefix) :].lower()
     except ValueError:
         return f"unknown_{number}"
+
+
+def reason_of(number: int) -> str:
+    return _name(pb.EndReason, number, "END_REASON_")
 
 
 def cursor_of(message: pb.Cursor) -> Cursor:

@@ -3,7 +3,6 @@
 import http.server
 import io
 import json
-import os
 import threading
 import zlib
 from pathlib import Path
@@ -138,6 +137,21 @@ def test_a_missing_end_is_never_a_short_epoch(golden, serve):
         assert freetumor.Cursor.from_dict(caught.value.cursor.to_dict()) == caught.value.cursor
 
 
+@pytest.mark.parametrize("reason", ["shutdown", "rebalance"])
+def test_an_early_end_is_never_a_short_epoch(golden, serve, reason):
+    whole = [data for _, data in frames(golden)]
+    cursor = pb.Cursor(recipe="r", snapshot="s", bundle="b", revision=1, next_index=1)
+    end = pb.End(reason=pb.EndReason.Value(f"END_REASON_{reason.upper()}"), cursor=cursor)
+    url, _ = serve(b"".join(whole[:3]) + encode(4, end))
+    stream = freetumor.stream(url)
+    next(stream)
+    with pytest.raises(freetumor.StreamCut, match=reason) as caught:
+        next(stream)
+    assert caught.value.cursor.next_index == 1 and stream.end_reason == reason
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
 def test_damage_names_the_tensor(golden, serve):
     damaged = bytearray(golden)
     end = sum(len(data) for _, data in list(frames(golden))[:3])  # the first batch ends here
@@ -207,16 +221,3 @@ def test_numpy_reads_the_archive_without_pickle():
         assert json.loads(archive["meta"].item()) == {"case": "Müller", "n": 1}
         inside = archive["soft_mask"] >= 128
         assert ((archive["label"] == 2) == inside).all()
-
-
-@pytest.mark.skipif("FREETUMOR_URL" not in os.environ, reason="needs a running server in FREETUMOR_URL")
-def test_a_real_server_streams():
-    url = os.environ["FREETUMOR_URL"]
-    first = list(freetumor.stream(url, count=2, outputs=["source", "soft_mask"], image="i16", codec="zstd"))
-    assert [batch.step for batch in first] == [0, 1]
-    again = list(freetumor.stream(url, count=1, outputs=["source", "soft_mask"], image="i16", cursor=first[0].cursor))
-    assert (again[0].image == first[1].image).all()
-    for batch in first:
-        outside = batch.soft_mask == 0
-        assert batch.image.shape == batch.label.shape == batch.source.shape
-        assert outside.any()

@@ -81,6 +81,6 @@ fn make(service: &dyn PatchService, query: BatchQuery) -> Result<Vec<u8>, Proble
             }
         }
     })?;
-    provenance::count(&batch.patches);
+    provenance::count(batch.patches.iter().map(|patch| &patch.meta));
     Ok(bytes)
 }

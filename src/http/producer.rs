@@ -14,7 +14,8 @@ use super::problem::Problem;
 use super::provenance;
 use crate::stream::cursor::Cursor;
 use crate::stream::delivery::Delivery;
-use crate::stream::{PatchService, PatchStream, Resolved, StreamError};
+use crate::stream::patch::PatchMeta;
+use crate::stream::{Batch, PatchService, PatchStream, Resolved, StreamError};
 use crate::telemetry::metrics::{SENT_BYTES_TOTAL, STREAMS_ENDED_TOTAL, Stage};
 use crate::wire::codec::Encoding;
 use crate::wire::frame::{self, Kind};
@@ -119,11 +120,14 @@ impl Producer {
                 Ok(bytes) => bytes,
                 Err(error) => return Stop::Failed(error.into()),
             };
+            let Batch { patches, next, .. } = batch;
+            // The voxels go before the frame waits for its client: one that stopped reading holds no batch beside it.
+            let metas: Vec<PatchMeta> = patches.into_iter().map(|patch| patch.meta).collect();
             if !send(frames, bytes) {
                 return Stop::ClientLeft;
             }
-            provenance::count(&batch.patches);
-            self.cursor = batch.next;
+            provenance::count(&metas);
+            self.cursor = next;
         }
         Stop::End(EndReason::Count)
     }

@@ -10,8 +10,8 @@ use crate::telemetry::metrics as names;
 use crate::volume::{HuWindow, LabelMap};
 
 /// Counts patches that were handed to a client.
-pub(super) fn count(patches: &[StreamedPatch]) {
-    patches.iter().for_each(|patch| count_one(&patch.meta));
+pub(super) fn count<'a>(patches: impl IntoIterator<Item = &'a PatchMeta>) {
+    patches.into_iter().for_each(count_one);
 }
 
 fn count_one(meta: &PatchMeta) {

@@ -171,7 +171,8 @@ struct Validated {
     resolved: Resolved,
     /// Payload of one batch in bytes, before compression.
     batch_bytes: u64,
-    /// Bytes that the server holds for one such stream at most: frames waiting for the client and one being made.
+    /// Bytes that the server holds for one such stream at most, beside the patches of its window: frames waiting for
+    /// the client and one being made.
     stream_bytes: u64,
 }
 

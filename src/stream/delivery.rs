@@ -58,7 +58,7 @@ pub enum OnFailed {
     /// The stream ends with an error that names the index.
     #[default]
     Error,
-    /// The item arrives marked `failed`, with zeros.
+    /// The item arrives marked `failed`, with 0 HU and the label *ignore* everywhere.
     Skip,
 }
 

@@ -20,7 +20,7 @@ use crate::synth::{
     Analytic, Cancelled, Conditional, Engine, GateRule, Judgement, LESION_FROM, LesionCube, PlantRequest, Planted,
     SynthError, Synthesizer, SynthesizerKind, compose, plant, realised_hu,
 };
-use crate::volume::{ClassSet, Region};
+use crate::volume::{ClassSet, IGNORE, Region};
 
 /// The attempt number under which a real patch is drawn in the place of a host that never passed.
 const REAL_DRAW: u64 = u64::MAX;
@@ -400,6 +400,8 @@ impl Maker {
         }
     }
 
+    /// Returns the item that stands for a patch that could not be made. Its labels are *ignore*, so that a trainer that
+    /// overlooks the mark learns nothing from it.
     fn failed(&self, order: &Order, draw: &Draw, what: String) -> StreamedPatch {
         let size = order.prepared.resolved.patch;
         let outcome = match draw.pool {
@@ -411,7 +413,7 @@ impl Maker {
         StreamedPatch {
             meta,
             image: Array3::zeros(size),
-            label: Array3::zeros(size),
+            label: Array3::from_elem(size, IGNORE),
             source: Array3::zeros(size),
             soft_mask: Array3::zeros(size),
             lesion_instance: Array3::zeros(size),
