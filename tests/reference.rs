@@ -15,14 +15,27 @@ fn compare(name: &str, current: &str) {
         std::fs::write(&path, current).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == current, "docs/reference/{name} is out of date: FREETUMOR_BLESS=1 cargo test --release --test reference");
+    assert!(
+        kept == current,
+        "docs/reference/{name} is out of date: FREETUMOR_BLESS=1 cargo test --release --test reference"
+    );
 }
 
 #[test]
 fn flags() {
     let commands = [
-        "demo", "phantom", "ingest", "train", "train critic", "train synthesizer", "train segmentor", "serve", "evaluate",
-        "info", "check-config", "healthcheck",
+        "demo",
+        "phantom",
+        "ingest",
+        "train",
+        "train critic",
+        "train synthesizer",
+        "train segmentor",
+        "serve",
+        "evaluate",
+        "info",
+        "check-config",
+        "healthcheck",
     ];
     let mut text = String::from("# Command line\n\nGenerated from the program by `tests/reference.rs`.\n");
     for command in std::iter::once("").chain(commands) {
@@ -30,8 +43,12 @@ fn flags() {
         arguments.push("--help");
         let said = run(&arguments);
         assert_eq!(said.code, Some(0), "{command}: {}", said.text);
-        let leaf = !command.is_empty() && command != "train" && command != "train critic" && !command.starts_with("train ");
-        assert!(!leaf || said.text.contains("Example"), "{command} --help has no example");
+        let leaf =
+            !command.is_empty() && command != "train" && command != "train critic" && !command.starts_with("train ");
+        assert!(
+            !leaf || said.text.contains("Example"),
+            "{command} --help has no example"
+        );
         text += &format!("\n## freetumor {command}\n\n```text\n{}\n```\n", said.text.trim_end());
     }
     compare("command-line.md", &text);
@@ -47,10 +64,16 @@ fn configuration_keys_and_defaults() {
 
 #[test]
 fn metric_names() {
-    let mut text = String::from("# Metrics\n\nGenerated from the program by `tests/reference.rs`.\n\n| name | kind | labels | meaning |\n|---|---|---|---|\n");
+    let mut text = String::from(
+        "# Metrics\n\nGenerated from the program by `tests/reference.rs`.\n\n| name | kind | labels | meaning |\n|---|---|---|---|\n",
+    );
     for (name, kind, labels, meaning) in freetumor::telemetry::metrics::METRICS {
         assert!(name.starts_with("freetumor_"), "{name}");
-        text += &format!("| `{name}` | {} | {} | {meaning} |\n", format!("{kind:?}").to_lowercase(), labels.join(", "));
+        text += &format!(
+            "| `{name}` | {} | {} | {meaning} |\n",
+            format!("{kind:?}").to_lowercase(),
+            labels.join(", ")
+        );
     }
     compare("metrics.md", &text);
 }
@@ -58,5 +81,8 @@ fn metric_names() {
 #[test]
 fn http_api() {
     let document = freetumor::http::openapi_document();
-    compare("openapi.json", &(serde_json::to_string_pretty(&document).unwrap() + "\n"));
+    compare(
+        "openapi.json",
+        &(serde_json::to_string_pretty(&document).unwrap() + "\n"),
+    );
 }

@@ -51,8 +51,8 @@ pub fn total(x: Tensor<5>) -> Tensor<1> {
 
 /// Returns marginal cross-entropy plus marginal Dice loss, one number.
 ///
-/// Cross-entropy is -log of the probability that the class is admissible, averaged over voxels of which something is
-/// known. Dice is one number per class for the whole batch, over the voxels of which it is known whether they are of
+/// Cross-entropy is -log of the probability that the class is admissible; half of it is averaged over the voxels of which
+/// something is known, half over the classes that the batch is known to hold, each averaged over its own voxels. Dice is one number per class for the whole batch, over the voxels of which it is known whether they are of
 /// that class, averaged over the classes that the batch is known to hold.
 ///
 /// # Shape
@@ -60,7 +60,9 @@ pub fn total(x: Tensor<5>) -> Tensor<1> {
 ///
 /// # Source
 /// Shi et al., Medical Image Analysis 70 (2021) 101979: marginal loss. Departure: their Dice sums merged classes; ours
-/// leaves undecided voxels out, so that a class is never rewarded for a voxel that may be another's.
+/// leaves undecided voxels out, so that a class is never rewarded for a voxel that may be another's. Departure: the
+/// balanced half. With the plain average alone the demo's critic called no voxel tumour after 500 steps (Dice 0 for all
+/// three tumour classes), since they are under 1 % of the voxels.
 pub fn marginal_loss(logits: Tensor<5>, targets: &Targets) -> Tensor<1> {
     let admissible = targets.admissible.clone();
     let classes = logits.dims()[1];
@@ -70,7 +72,7 @@ pub fn marginal_loss(logits: Tensor<5>, targets: &Targets) -> Tensor<1> {
 
     let excluded = (admissible.clone() - 1.0) * 1e4;
     let entropy = log_sum_exp(logits.clone()) - log_sum_exp(logits.clone() + excluded);
-    let cross_entropy = total(entropy * informed.clone()) / total(informed).clamp_min(1.0);
+    let plain = total(entropy.clone() * informed.clone()) / total(informed).clamp_min(1.0);
 
     // [C, N]: one row per class. Decided: known to be of the class (the only admissible one), or known not to be.
     let rows = |x: Tensor<5>| -> Tensor<2> { x.swap_dims(0, 1).flatten(1, 4) };
@@ -80,9 +82,12 @@ pub fn marginal_loss(logits: Tensor<5>, targets: &Targets) -> Tensor<1> {
     let overlap = (chance.clone() * truth.clone()).sum_dim(1);
     let size = truth.clone().sum_dim(1);
     let present = size.clone().greater_elem(0.5).float();
+    let classes_present = present.clone().sum().clamp_min(1.0);
+    let of_class = (truth.clone() * rows(entropy)).sum_dim(1) / size.clone().clamp_min(1.0);
+    let balanced = of_class.sum() / classes_present.clone();
     let dice: Tensor<2> = (overlap * 2.0 + 1e-5) / (chance.sum_dim(1) + size + 1e-5);
-    let dice_loss = ((dice.neg() + 1.0) * present.clone()).sum() / present.sum().clamp_min(1.0);
-    cross_entropy + dice_loss
+    let dice_loss = ((dice.neg() + 1.0) * present).sum() / classes_present;
+    (plain + balanced) * 0.5 + dice_loss
 }
 
 /// Returns - sum of weight x log softmax: a cross-entropy whose weights (`[B, C, D, H, W]`, 0 where a class is not
@@ -102,6 +107,7 @@ mod tests {
         let voxels = sets.len() / batch;
         let (mut entropy, mut informed) = (0.0_f64, 0.0_f64);
         let (mut overlap, mut chance, mut truth) = (vec![0.0; classes], vec![0.0; classes], vec![0.0_f64; classes]);
+        let mut of_class = vec![0.0_f64; classes];
         for (i, set) in sets.iter().enumerate() {
             let at = |c: usize| logits[(i / voxels * classes + c) * voxels + i % voxels].exp();
             let total: f64 = (0..classes).map(at).sum();
@@ -112,6 +118,7 @@ mod tests {
             }
             for c in 0..classes {
                 if set.single() == Some(c as u8) {
+                    of_class[c] -= (at(c) / total).ln();
                     overlap[c] += at(c) / total;
                     truth[c] += 1.0;
                     chance[c] += at(c) / total;
@@ -125,7 +132,9 @@ mod tests {
             .iter()
             .map(|&c| 1.0 - (2.0 * overlap[c] + 1e-5) / (chance[c] + truth[c] + 1e-5))
             .sum();
-        entropy / informed.max(1.0) + dice / present.len().max(1) as f64
+        let balanced: f64 = present.iter().map(|&c| of_class[c] / truth[c]).sum();
+        let held = present.len().max(1) as f64;
+        (entropy / informed.max(1.0) + balanced / held) / 2.0 + dice / held
     }
 
     fn sample() -> (Vec<f64>, Vec<ClassSet>) {
