@@ -134,7 +134,7 @@ def test_p3_readers_that_stop_do_not_grow_the_server(server: Server) -> None:
     fetch(server.url, 8, recipe=ANALYTIC)  # warm: buffers and caches exist
     body = json.dumps({"recipe": ANALYTIC, "delivery": {"batch_size": 8}}).encode()
     stream_mb = json.loads(server.get("/v1/recipes/validate", body)[1])["stream_bytes"] / 2**20
-    window_mb = 8 * 64**3 * 7 / 2**20  # patches ahead x voxels x bytes of image, source, label and masks
+    window_mb = 8 * 48**3 * 7 / 2**20  # patches ahead x voxels x bytes of image, source, label and masks
     grown = [server.memory_mb()]
     stalled = [stalled_reader(server, ANALYTIC) for _ in range(3)]
     deadline = time.monotonic() + 60
@@ -254,7 +254,7 @@ def test_batch_over_plain_http_is_identical_and_numpy_reads_it(server: Server) -
     first, second = server.get(path), server.get(path)
     assert first == second and first[0] == 200
     arrays = np.load(io.BytesIO(first[1]), allow_pickle=False)
-    assert arrays["image"].shape == arrays["label"].shape == (2, 1, 64, 64, 64)
+    assert arrays["image"].shape == arrays["label"].shape == (2, 1, 48, 48, 48)
     assert "time" not in json.dumps(json.loads(str(arrays["meta"])))
 
 
