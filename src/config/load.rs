@@ -77,7 +77,9 @@ pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, Stri
     } else {
         sources.join(" + ")
     };
-    let config: Config = serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| ConfigError::Key {
+    let mut whole = Table::try_from(Config::default()).expect("defaults are representable in TOML");
+    lay_over(&mut whole, table);
+    let config: Config = serde_path_to_error::deserialize(Value::Table(whole)).map_err(|error| ConfigError::Key {
         source_name: source_name.clone(),
         key: error.path().to_string(),
         message: error.into_inner().message().to_string(),
@@ -85,6 +87,24 @@ pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, Stri
     match config.refusal() {
         Some(message) => Err(ConfigError::Value { source_name, message }),
         None => Ok(config),
+    }
+}
+
+/// Tables whose keys are data: a file that names one means all of it.
+const WHOLE_TABLES: [&str; 6] = ["labels", "pools", "organs", "sizes", "contrasts", "cube_mix"];
+
+/// Lays a table over another, section by section. A key that a section leaves out keeps its default there, which may
+/// differ from the default of the same kind of section elsewhere (`critic.look` and `synthesizer.look`).
+fn lay_over(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) if !WHOLE_TABLES.contains(&key.as_str()) => {
+                lay_over(below, above);
+            }
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
     }
 }
 
@@ -145,6 +165,16 @@ mod tests {
         assert_eq!((config.plan.spacing_mm, config.plan.patch), ([3.0; 3], [64; 3]));
         let config = with(None, &[("FREETUMOR__SERVER__API_KEY", "secret")]).unwrap();
         assert!(config.server.api_key.unwrap().matches(b"secret"));
+    }
+
+    #[test]
+    fn a_section_keeps_its_own_defaults_and_shares_are_replaced_whole() {
+        let file = "[synthesizer.look]\nscale = 0.05\n[recipe.sizes]\nsmall = 1.0\n";
+        let config = with(Some(file), &[]).unwrap();
+        let defaults = Config::default();
+        assert_eq!(config.synthesizer.look.noise_hu, defaults.synthesizer.look.noise_hu);
+        assert_ne!(config.synthesizer.look.noise_hu, defaults.critic.look.noise_hu);
+        assert_eq!((config.synthesizer.look.scale, config.recipe.sizes.len()), (0.05, 1));
     }
 
     #[test]
