@@ -107,30 +107,32 @@ pub struct PhantomVolume {
     pub tumours: Vec<PhantomTumour>,
 }
 
-/// The first number of a cohort's healthy patients: a cohort with more labelled ones keeps the same healthy ones.
+/// The first number of a cohort's healthy patients: cohorts of one seed share patients, whatever their sizes.
 const FIRST_HEALTHY: usize = 10_000;
 
 /// Returns the specifications of a cohort: labelled patients with tumours on scanners A and B, then patients without
 /// tumours on scanners C and D; contrast phases are mixed.
 pub fn cohort(seed: u64, labelled: usize, unlabelled: usize) -> Vec<PhantomSpec> {
-    (0..labelled + unlabelled)
-        .map(|i| {
-            let with_tumours = i < labelled;
-            let scanners = if with_tumours {
-                [Scanner::A, Scanner::B]
-            } else {
-                [Scanner::C, Scanner::D]
-            };
-            PhantomSpec {
-                seed,
-                index: if with_tumours { i } else { FIRST_HEALTHY + i - labelled } as u64,
-                scanner: scanners[i % 2],
-                // Two of three are portal, in step with neither scanner.
-                phase: if i % 3 == 2 { Phase::NonContrast } else { Phase::Portal },
-                with_tumours,
-                spacing_mm: [2.0; 3],
-            }
-        })
+    let patient = |number: usize, with_tumours: bool| PhantomSpec {
+        seed,
+        index: if with_tumours { number } else { FIRST_HEALTHY + number } as u64,
+        scanner: match (with_tumours, number % 2) {
+            (true, 0) => Scanner::A,
+            (true, _) => Scanner::B,
+            (false, 0) => Scanner::C,
+            (false, _) => Scanner::D,
+        },
+        // Two of three are portal, in step with neither scanner.
+        phase: if number % 3 == 2 {
+            Phase::NonContrast
+        } else {
+            Phase::Portal
+        },
+        with_tumours,
+        spacing_mm: [2.0; 3],
+    };
+    let sick = (0..labelled).map(|number| patient(number, true));
+    sick.chain((0..unlabelled).map(|number| patient(number, false)))
         .collect()
 }
 

@@ -229,3 +229,10 @@ fn large_pieces(labels: &Array3<u8>, wanted: &[u8]) -> usize {
     }
     pieces
 }
+
+#[test]
+fn cohorts_of_one_seed_share_their_patients() {
+    let (small, large) = (cohort(3, 1, 2), cohort(3, 5, 4));
+    assert!(small.iter().all(|spec| large.contains(spec)));
+    assert_eq!(large.iter().filter(|spec| spec.with_tumours).count(), 5);
+}
