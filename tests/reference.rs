@@ -11,8 +11,8 @@ use support::run;
 fn compare(name: &str, current: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference").join(name);
     if std::env::var_os("FREETUMOR_BLESS").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, current).unwrap();
+        std::fs::create_dir_all(path.parent().expect("a file in a folder")).expect("the folder is ours to make");
+        std::fs::write(&path, current).expect("the file is ours to write");
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
