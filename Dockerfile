@@ -1,6 +1,8 @@
 # syntax=docker/dockerfile:1
 # Build:  docker build -t freetumor .
-# Run:    docker run --gpus all -p 8080:8080 -v /data/store:/store:ro -v /data/models:/models:ro freetumor
+# Run:    docker run --gpus all -p 8080:8080 -v /data/store:/store:ro -v /data/models:/models:ro \
+#           -e 'FREETUMOR__SERVER__ALLOWED_HOSTS=["gpu-node-1"]' freetumor
+# Clients must call it by a name of ALLOWED_HOSTS; any other Host is refused (421).
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
@@ -8,7 +10,8 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY vendor vendor
 COPY proto proto
-RUN mkdir -p src benches && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
+COPY benches benches
+RUN mkdir -p src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
  && cargo build --release --locked --features cuda --bin freetumor && rm -rf src
 COPY src src
 COPY assets assets
