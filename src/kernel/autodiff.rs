@@ -10,8 +10,10 @@ use burn::backend::autodiff::{
 };
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, TensorMetadata};
+use burn::tensor::Shape;
 
 use super::extension::{NormInputs, OperatorGradients, Operators};
+use crate::volume::ClassSet;
 
 impl<B: Operators + OperatorGradients, C: CheckpointStrategy> Operators for Autodiff<B, C> {
     fn same_conv3d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -79,6 +81,16 @@ impl<B: Operators + OperatorGradients, C: CheckpointStrategy> Operators for Auto
                 prep.finish(chosen, out)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::halving_max(x.into_primitive())),
+        }
+    }
+
+    fn marginal_loss(logits: FloatTensor<Self>, sets: Arc<[ClassSet]>) -> FloatTensor<Self> {
+        match MarginalLoss.prepare::<C>([logits.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let [loss, gradient] = B::marginal_loss_gradient(logits.into_primitive(), &sets);
+                prep.finish(gradient, loss)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::marginal_loss(logits.into_primitive(), sets)),
         }
     }
 }
@@ -176,6 +188,24 @@ impl<B: OperatorGradients> Backward<B, 1> for HalvingMax {
         let gradient = grads.consume::<B>(&ops.node);
         if let Some(node) = x_node {
             grads.register::<B>(node.id, B::halving_max_gradient(gradient, &ops.state));
+        }
+    }
+}
+
+/// The backward step of [`Operators::marginal_loss`].
+#[derive(Debug)]
+struct MarginalLoss;
+
+impl<B: OperatorGradients> Backward<B, 1> for MarginalLoss {
+    /// The loss's gradient with respect to the logits.
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [logits_node] = ops.parents;
+        let gradient = grads.consume::<B>(&ops.node);
+        if let Some(node) = logits_node {
+            let factor = B::float_reshape(gradient, Shape::from([1, 1, 1, 1, 1]));
+            grads.register::<B>(node.id, B::float_mul(ops.state, factor));
         }
     }
 }

@@ -1,6 +1,9 @@
 //! The operators as compositions of burn's own, for devices that our kernels do not serve.
 
-use burn::tensor::{Tensor, activation, module, ops::ConvOptions};
+use burn::tensor::{Tensor, TensorData, activation, module, ops::ConvOptions};
+
+use super::loss::DICE_EPSILON;
+use crate::volume::ClassSet;
 
 /// See [`super::conv3d`].
 pub fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, stride: usize) -> Tensor<5> {
@@ -37,4 +40,57 @@ pub fn max_pool3d_k2(x: Tensor<5>) -> Tensor<5> {
     let x: Tensor<4> = x.reshape([n * c * (d / 2), h / 2, 2, w]).max_dim(2);
     let x: Tensor<2> = x.reshape([n * c * (d / 2) * (h / 2) * (w / 2), 2]).max_dim(1);
     x.reshape([n, c, d / 2, h / 2, w / 2])
+}
+
+/// Returns log sum exp over the classes, safe for large logits.
+pub fn log_sum_exp(logits: Tensor<5>) -> Tensor<5> {
+    // The gradient does not depend on the shift, so none needs to flow through it.
+    let shift = logits.clone().max_dim(1).detach();
+    (logits - shift.clone()).exp().sum_dim(1).log() + shift
+}
+
+/// Sums all elements, axis by axis: in one fixed order, which the CPU backend's `sum` leaves to work stealing from four
+/// million elements on, and with less rounding than one long sum.
+pub fn total(x: Tensor<5>) -> Tensor<1> {
+    x.sum_dim(4).sum_dim(3).sum_dim(2).sum_dim(1).sum_dim(0).reshape([1])
+}
+
+/// What every voxel may be: 1 for an admissible class, else 0, shape `[B, C, D, H, W]`.
+fn admissible(sets: &[ClassSet], like: &Tensor<5>) -> Tensor<5> {
+    let shape = like.dims();
+    let voxels: usize = shape[2..].iter().product();
+    let samples = sets.chunks_exact(voxels);
+    let rows = samples.flat_map(|sets| (0..shape[1]).map(move |class| (sets, class as u8)));
+    let values: Vec<f32> = rows
+        .flat_map(|(sets, class)| sets.iter().map(move |set| f32::from(u8::from(set.contains(class)))))
+        .collect();
+    Tensor::from_data(TensorData::new(values, shape), &like.device())
+}
+
+/// See [`super::marginal_loss`].
+pub fn marginal_loss(logits: Tensor<5>, sets: &[ClassSet]) -> Tensor<1> {
+    let admissible = admissible(sets, &logits);
+    let classes = logits.dims()[1];
+    let members = admissible.clone().sum_dim(1);
+    let informed = members.clone().lower_elem(classes as f64 - 0.5).float();
+    let known = members.lower_elem(1.5).float();
+
+    let excluded = (admissible.clone() - 1.0) * 1e4;
+    let entropy = log_sum_exp(logits.clone()) - log_sum_exp(logits.clone() + excluded);
+    let plain = total(entropy.clone() * informed.clone()) / total(informed).clamp_min(1.0);
+
+    // [C, N]: one row per class. Decided: known to be of the class (the only admissible one), or known not to be.
+    let rows = |x: Tensor<5>| -> Tensor<2> { x.swap_dims(0, 1).flatten(1, 4) };
+    let truth = rows(admissible.clone() * known);
+    let decided = truth.clone() + rows(admissible.neg() + 1.0);
+    let chance = rows(activation::softmax(logits, 1)) * decided;
+    let overlap = (chance.clone() * truth.clone()).sum_dim(1);
+    let size = truth.clone().sum_dim(1);
+    let present = size.clone().greater_elem(0.5).float();
+    let classes_present = present.clone().sum().clamp_min(1.0);
+    let of_class = (truth.clone() * rows(entropy)).sum_dim(1) / size.clone().clamp_min(1.0);
+    let balanced = of_class.sum() / classes_present.clone();
+    let dice: Tensor<2> = (overlap * 2.0 + DICE_EPSILON) / (chance.sum_dim(1) + size + DICE_EPSILON);
+    let dice_loss = ((dice.neg() + 1.0) * present).sum() / classes_present;
+    (plain + balanced) * 0.5 + dice_loss
 }

@@ -9,7 +9,8 @@ use burn::tensor::{Bytes, DType, Shape};
 
 use super::isa::Isa;
 use super::layout::Geometry;
-use super::{convolution, norm, pool, transposed, weight_gradient};
+use super::{convolution, loss, norm, pool, transposed, weight_gradient};
+use crate::volume::ClassSet;
 
 /// Operators that networks call.
 #[backend_extension(Flex, Autodiff)]
@@ -30,6 +31,9 @@ pub trait Operators: Backend {
 
     /// Takes the maximum over blocks of 2x2x2.
     fn halving_max(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Computes the marginal loss, shape `[1]`.
+    fn marginal_loss(logits: FloatTensor<Self>, sets: Arc<[ClassSet]>) -> FloatTensor<Self>;
 }
 
 /// What the norm keeps for its gradients.
@@ -78,6 +82,9 @@ pub trait OperatorGradients: Backend {
 
     /// Returns the gradient of [`Operators::halving_max`].
     fn halving_max_gradient(gradient: FloatTensor<Self>, chosen: &[u8]) -> FloatTensor<Self>;
+
+    /// Completes [`Operators::marginal_loss`] and returns its gradient with it.
+    fn marginal_loss_gradient(logits: FloatTensor<Self>, sets: &[ClassSet]) -> [FloatTensor<Self>; 2];
 }
 
 /// Returns the numbers of a contiguous tensor.
@@ -140,6 +147,11 @@ impl Operators for Flex {
 
     fn halving_max(x: FlexTensor) -> FlexTensor {
         Self::halving_max_chosen(x).0
+    }
+
+    fn marginal_loss(logits: FlexTensor, sets: Arc<[ClassSet]>) -> FlexTensor {
+        let [loss, _] = Self::marginal_loss_gradient(logits, &sets);
+        loss
     }
 }
 
@@ -226,5 +238,12 @@ impl OperatorGradients for Flex {
         let size = [2 * d, 2 * h, 2 * w];
         let dx = pool::gradient(values(&gradient), chosen, size);
         tensor(dx, [n, c, size[0], size[1], size[2]])
+    }
+    fn marginal_loss_gradient(logits: FlexTensor, sets: &[ClassSet]) -> [FlexTensor; 2] {
+        let logits = logits.to_contiguous();
+        let shape: [usize; 5] = logits.shape().dims();
+        let voxels = shape[2..].iter().product();
+        let (loss, gradient) = loss::marginal(values(&logits), sets, shape[1], voxels);
+        [tensor(vec![loss], [1]), tensor(gradient, shape)]
     }
 }

@@ -9,16 +9,22 @@ mod convolution;
 mod extension;
 mod isa;
 mod layout;
+mod loss;
 mod norm;
 mod pool;
 mod reduce;
 mod transposed;
 mod weight_gradient;
 
+use std::sync::Arc;
+
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{DType, Tensor};
 
+use crate::volume::ClassSet;
 use extension::Operators;
+
+pub use composed::{log_sum_exp, total};
 
 /// Returns the class of CPU results that are equal bit for bit: it follows from the vector instructions in use.
 pub fn numerics() -> &'static str {
@@ -88,6 +94,22 @@ pub fn max_pool3d_k2(x: Tensor<5>) -> Tensor<5> {
         return composed::max_pool3d_k2(x);
     }
     Tensor::from_dispatch(Dispatch::halving_max(x.into_dispatch()))
+}
+
+/// Returns marginal cross-entropy plus marginal Dice loss as [`crate::nn::marginal_loss`] defines them.
+///
+/// # Shape
+/// logits `[B, C, D, H, W]`, sets the admissible classes of every voxel, `[B, D, H, W]` flattened.
+///
+/// # Panics
+/// When there are not as many sets as voxels.
+pub fn marginal_loss(logits: Tensor<5>, sets: Arc<[ClassSet]>) -> Tensor<1> {
+    let [b, _, d, h, w] = logits.dims();
+    assert_eq!(sets.len(), b * d * h * w, "one set per voxel");
+    if !is_ours(&logits) {
+        return composed::marginal_loss(logits, &sets);
+    }
+    Tensor::from_dispatch(Dispatch::marginal_loss(logits.into_dispatch(), sets))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::isa::Isa;
 use super::layout::Geometry;
 use super::{convolution, norm, weight_gradient};
 use crate::rng::{Purpose, Rng};
+use crate::volume::ClassSet;
 
 /// Draws standard normal numbers.
 pub fn normals(count: usize, seed: u64) -> Vec<f32> {
@@ -407,4 +408,52 @@ fn gradients_are_slopes() {
             "input {i}: slope {slope}, gradient {norm}"
         );
     }
+}
+
+/// Draws logits `[2, 4, 6, 20, 40]` (more voxels than one block of sums) and sets of one, two and all classes.
+fn marginal_sample() -> (Vec<f32>, Vec<ClassSet>) {
+    let voxels = 2 * 6 * 20 * 40;
+    let mut logits = normals(4 * voxels, 11);
+    logits.iter_mut().for_each(|z| *z *= 4.0);
+    // Far apart, as confident networks are: no probability may become NaN.
+    logits[..8].fill(-300.0);
+    let kinds = [0b0001, 0b0010, 0b1111, 0b0101, 0b0100];
+    let sets = (0..voxels).map(|i| ClassSet(kinds[i * 7 / 3 % 5])).collect();
+    (logits, sets)
+}
+
+#[test]
+fn the_marginal_loss_equals_its_composition() {
+    let (logits, sets) = marginal_sample();
+    let device = Device::flex().autodiff();
+    let [ours, composed] = [true, false].map(|ours| {
+        let x = Tensor::<5>::from_data(TensorData::new(logits.clone(), [2, 4, 6, 20, 40]), &device).require_grad();
+        let loss = match ours {
+            true => super::marginal_loss(x.clone(), sets.clone().into()),
+            false => super::composed::marginal_loss(x.clone(), &sets),
+        };
+        // Twice the loss: the gradient must follow what comes after it.
+        let gradients = (loss.clone() * 2.0).backward();
+        let gradient = x.grad(&gradients).unwrap().into_data().try_to_vec::<f32>().unwrap();
+        (f64::from(loss.into_scalar::<f32>()), gradient)
+    });
+    // The composition sums in f32 over 9600 voxels.
+    assert!(
+        (ours.0 - composed.0).abs() < 1e-5 * composed.0.abs(),
+        "{} {}",
+        ours.0,
+        composed.0
+    );
+    let expected: Vec<f64> = composed.1.iter().map(|v| f64::from(*v)).collect();
+    assert_close(&ours.1, &expected, 1e-4);
+}
+
+#[test]
+fn the_marginal_loss_does_not_depend_on_threads() {
+    let (logits, sets) = marginal_sample();
+    same_for_threads(|| {
+        let (loss, mut gradient) = super::loss::marginal(&logits, &sets, 4, 6 * 20 * 40);
+        gradient.push(loss);
+        gradient
+    });
 }

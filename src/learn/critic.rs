@@ -180,7 +180,7 @@ impl Trainee for CriticTrainee<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
         let cubes = self.batch(step)?;
         let images = stack(cubes.iter().map(|cube| &cube.image), &self.device);
-        let targets = targets(self.catalogue.cases, &cubes, &self.device)?;
+        let targets = targets(self.catalogue.cases, &cubes)?;
         let loss = marginal_loss(
             self.net.forward(normalise(images, &self.plan.window_hu), None),
             &targets,

@@ -61,14 +61,12 @@ pub(super) fn admissible(cases: &dyn Cases, cube: &Cube) -> Result<Vec<ClassSet>
 }
 
 /// The targets of a batch of cubes.
-pub(super) fn targets(cases: &dyn Cases, cubes: &[Cube], device: &Device) -> Result<Targets, LearnError> {
+pub(super) fn targets(cases: &dyn Cases, cubes: &[Cube]) -> Result<Targets, LearnError> {
     let mut sets = Vec::new();
     for cube in cubes {
         sets.extend(admissible(cases, cube)?);
     }
-    let (d, h, w) = cubes[0].labels.dim();
-    let classes = cases.plan().labels.class_count();
-    Ok(Targets::new(&sets, classes, [cubes.len(), d, h, w], device))
+    Ok(Targets::new(sets))
 }
 
 /// What there is to sample from: real tumours by organ and size, and cases that show an organ.

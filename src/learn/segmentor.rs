@@ -140,9 +140,8 @@ impl SegmentorTrainee<'_> {
         let classes = self.plan.labels.class_count();
         let all = ClassSet((1 << classes) - 1);
         let known = |label: &u8| if *label == IGNORE { all } else { ClassSet::of(*label) };
-        let sets: Vec<ClassSet> = labels.iter().flatten().map(known).collect();
-        let (d, h, w) = labels[0].dim();
-        let targets = Targets::new(&sets, classes, [labels.len(), d, h, w], &self.device);
+        let sets = labels.iter().flatten().map(known).collect();
+        let targets = Targets::new(sets);
         let images = normalise(stack(images.iter(), &self.device), &self.plan.window_hu);
         marginal_loss(self.net.forward(images, None), &targets)
     }

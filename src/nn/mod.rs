@@ -6,7 +6,8 @@ mod generator;
 mod loss;
 mod unet;
 
+pub use crate::kernel::total;
 pub use condition::{Condition, cube_side};
 pub use generator::{Generator, GeneratorConfig};
-pub use loss::{Targets, marginal_loss, total, weighted_cross_entropy};
+pub use loss::{Targets, marginal_loss, weighted_cross_entropy};
 pub use unet::{Unet, UnetConfig};
