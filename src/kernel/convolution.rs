@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, Lanes, MAX_LANES};
-use super::layout::{BLOCK, Geometry, Padded, Shared, Vectors, pack, transpose};
+use super::layout::{BLOCK, Geometry, Padded, Shared, Vectors, from_zeros, pack, transpose};
 
 /// Input channels whose weights and rows stay in the first-level cache while a plane is worked on.
 const CHANNELS_AT_A_TIME: usize = 8;
@@ -23,7 +23,7 @@ pub fn forward(isa: Isa, g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) 
     let mut biases = bias.to_vec();
     biases.resize(g.blocks() * BLOCK, 0.0);
     let (size_in, size_out) = (g.ci * g.voxels(), g.co * g.voxels());
-    let mut out = vec![0.0; x.len() / size_in * size_out];
+    let mut out = from_zeros(x.len() / size_in * size_out, g.voxels(), |_, _| ());
     for (x, out) in x.chunks_exact(size_in).zip(out.chunks_exact_mut(size_out)) {
         sample(isa, g, x, [&packed, &biases], out);
     }
@@ -85,7 +85,11 @@ pub fn planes(
         || vec![0.0; BLOCK * vectors.plane],
         |sums, task| {
             let (z, block) = (task / blocks, task % blocks);
-            for (sums, &bias) in sums.chunks_exact_mut(vectors.plane).zip(&biases[block * BLOCK..]) {
+            let live = BLOCK.min(g.co - block * BLOCK);
+            for (sums, &bias) in sums
+                .chunks_exact_mut(vectors.plane)
+                .zip(&biases[block * BLOCK..][..live])
+            {
                 sums.fill(bias);
             }
             for first in (0..g.ci).step_by(CHANNELS_AT_A_TIME) {
@@ -97,6 +101,7 @@ pub fn planes(
                     k: g.k,
                     weights: &packed[at..],
                     starts: &starts,
+                    live,
                 };
                 plane.add(isa, sums, vectors.plane);
             }
@@ -126,6 +131,8 @@ struct Plane<'a> {
     weights: &'a [f32],
     /// Starts of the vectors in input and sums.
     starts: &'a [[usize; 2]],
+    /// Output channels that the block really has.
+    live: usize,
 }
 
 impl Plane<'_> {
@@ -160,7 +167,13 @@ impl Plane<'_> {
     #[target_feature(enable = "avx512f,avx2,fma")]
     unsafe fn add_avx512(&self, sums: *mut f32, plane: usize) {
         // SAFETY: promised by the caller.
-        unsafe { self.add_kernel::<std::arch::x86_64::__m512, 8>(sums, plane) }
+        unsafe {
+            match self.live {
+                // Half a tile: a network of 12 channels would waste a quarter of the work otherwise.
+                ..=4 => self.add_kernel::<std::arch::x86_64::__m512, 4>(sums, plane),
+                _ => self.add_kernel::<std::arch::x86_64::__m512, 8>(sums, plane),
+            }
+        }
     }
 
     /// # Safety
@@ -194,8 +207,8 @@ impl Plane<'_> {
     #[inline(always)]
     unsafe fn add_tiles<L: Lanes, const K: usize, const N: usize>(&self, sums: *mut f32, plane: usize) {
         for starts in self.starts.chunks(TILE) {
-            for first in (0..BLOCK).step_by(N) {
-                // SAFETY: promised by the caller; `first + N <= BLOCK`.
+            for first in (0..self.live).step_by(N) {
+                // SAFETY: promised by the caller; N divides BLOCK, so that `first + N <= BLOCK`.
                 unsafe {
                     let sums = sums.add(first * plane);
                     match *starts {

@@ -243,7 +243,7 @@ impl OperatorGradients for Flex {
         let logits = logits.to_contiguous();
         let shape: [usize; 5] = logits.shape().dims();
         let voxels = shape[2..].iter().product();
-        let (loss, gradient) = loss::marginal(values(&logits), sets, shape[1], voxels);
+        let (loss, gradient) = loss::marginal(Isa::chosen(), values(&logits), sets, shape[1], voxels);
         [tensor(vec![loss], [1]), tensor(gradient, shape)]
     }
 }

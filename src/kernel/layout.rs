@@ -3,6 +3,8 @@
 //! Legend: `ci`, `co` channels in and out; `k` side of the cubic kernel; `(d, h, w)` voxels. Output channels are worked
 //! on in blocks of [`BLOCK`]; voxels in vectors of the instruction set's lanes.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 /// Output channels that one register tile holds.
@@ -67,18 +69,16 @@ impl Padded {
         let row = w + 2 * p;
         let plane = (h + 2 * p) * row;
         let channel = (d + 2 * p) * plane;
-        let mut values = vec![0.0; channels * channel + slack];
-        values[..channels * channel]
-            .par_chunks_mut(channel)
-            .zip(x.par_chunks(d * h * w))
-            .for_each(|(to, from)| {
-                for (z, from) in from.chunks_exact(h * w).enumerate() {
-                    let to = &mut to[(z + p) * plane + p * row..];
-                    for (y, from) in from.chunks_exact(w).enumerate() {
-                        to[y * row + p..][..w].copy_from_slice(from);
-                    }
+        let values = from_zeros(channels * channel + slack, channel, |at, to| {
+            // The slack, which follows the last channel, has nothing to copy.
+            let of_channel = x.chunks_exact(d * h * w).nth(at).unwrap_or_default();
+            for (z, from) in of_channel.chunks_exact(h * w).enumerate() {
+                let to = &mut to[(z + p) * plane + p * row..];
+                for (y, from) in from.chunks_exact(w).enumerate() {
+                    to[y * row + p..][..w].copy_from_slice(from);
                 }
-            });
+            }
+        });
         Self {
             values,
             row,
@@ -150,6 +150,26 @@ pub fn transpose(weight: &[f32], g: &Geometry) -> Vec<f32> {
             }
         }
     }
+    out
+}
+
+/// Makes a buffer of `length` numbers in parts of `part`, the last one possibly shorter: each is set to 0 and handed to
+/// `fill` with its position, on whatever thread comes first.
+///
+/// What `vec![0.0; length]` does on one thread (and the page faults of a large buffer with it) is shared this way, and a
+/// part is still in the cache when it is filled.
+pub fn from_zeros(length: usize, part: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut out: Vec<f32> = Vec::with_capacity(length);
+    out.spare_capacity_mut()[..length]
+        .par_chunks_mut(part)
+        .enumerate()
+        .for_each(|(at, part): (usize, &mut [MaybeUninit<f32>])| {
+            part.fill(MaybeUninit::new(0.0));
+            // SAFETY: every number was just written.
+            fill(at, unsafe { part.assume_init_mut() });
+        });
+    // SAFETY: the parts cover the first `length` numbers, and every one was written.
+    unsafe { out.set_len(length) };
     out
 }
 

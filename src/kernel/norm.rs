@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use super::isa::Isa;
+use super::layout::{Shared, from_zeros};
 use super::reduce;
 
 /// Compiles a function for every instruction set; none of them changes its result, because nothing is fused.
@@ -154,12 +155,9 @@ pub fn statistics(isa: Isa, x: &[f32], voxels: usize) -> Vec<f32> {
 
 /// Computes the output, shaped like x.
 pub fn forward(isa: Isa, x: &[f32], parameters: Parameters, voxels: usize) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    out.par_chunks_exact_mut(voxels)
-        .zip(x.par_chunks_exact(voxels))
-        .enumerate()
-        .for_each(|(row, (out, x))| apply(isa, x, parameters.at(row), out));
-    out
+    from_zeros(x.len(), voxels, |row, out| {
+        apply(isa, &x[row * voxels..][..voxels], parameters.at(row), out);
+    })
 }
 
 /// Computes the gradients with respect to x (shaped like x), gamma and beta (`[B, C]`).
@@ -167,21 +165,21 @@ pub fn forward(isa: Isa, x: &[f32], parameters: Parameters, voxels: usize) -> Ve
 /// # Source
 /// Ioffe and Szegedy, arXiv 1502.03167, section 3, with an instance in place of the batch.
 pub fn gradients(isa: Isa, x: &[f32], gradient: &[f32], parameters: Parameters, voxels: usize) -> [Vec<f32>; 3] {
-    let mut dx = vec![0.0; x.len()];
-    let sums: Vec<[f32; 2]> = dx
-        .par_chunks_exact_mut(voxels)
-        .zip(x.par_chunks_exact(voxels).zip(gradient.par_chunks_exact(voxels)))
-        .enumerate()
-        .map(|(row, (dx, (x, gradient)))| {
-            let affine = parameters.at(row);
-            through_activation(isa, x, gradient, affine, dx);
-            let [plain, centred] = gradient_sums(isa, x, dx, f64::from(affine.mean));
-            let r = f64::from(affine.inverse_deviation);
-            let n = voxels as f64;
-            finish(isa, x, affine, [plain / n, centred * r * r / n].map(|v| v as f32), dx);
-            [(centred * r) as f32, plain as f32]
-        })
-        .collect();
-    let [gamma, beta] = [0, 1].map(|i| sums.iter().map(|s| s[i]).collect());
+    // Gradients of (gamma, beta), a pair per channel of a sample.
+    let mut of_affine = vec![0.0; x.len() / voxels * 2];
+    let pairs = Shared::new(&mut of_affine);
+    let dx = from_zeros(x.len(), voxels, |row, dx| {
+        let (x, gradient) = (&x[row * voxels..][..voxels], &gradient[row * voxels..][..voxels]);
+        let affine = parameters.at(row);
+        through_activation(isa, x, gradient, affine, dx);
+        let [plain, centred] = gradient_sums(isa, x, dx, f64::from(affine.mean));
+        let r = f64::from(affine.inverse_deviation);
+        let n = voxels as f64;
+        finish(isa, x, affine, [plain / n, centred * r * r / n].map(|v| v as f32), dx);
+        // SAFETY: every row has its own pair.
+        let pair = unsafe { pairs.slice(2 * row, 2) };
+        pair.copy_from_slice(&[(centred * r) as f32, plain as f32]);
+    });
+    let [gamma, beta] = [0, 1].map(|i| of_affine.iter().skip(i).step_by(2).copied().collect());
     [dx, gamma, beta]
 }

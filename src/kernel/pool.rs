@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::isa::Isa;
+use super::layout::from_zeros;
 use super::norm::for_every_isa;
 
 for_every_isa! {
@@ -49,16 +50,13 @@ pub fn forward(isa: Isa, x: &[f32], size: [usize; 3]) -> (Vec<f32>, Vec<u8>) {
 /// Computes the gradient with respect to x, whose voxels are `[d, h, w]`.
 pub fn gradient(gradient: &[f32], chosen: &[u8], size: [usize; 3]) -> Vec<f32> {
     let [_, h, w] = size;
-    let mut dx = vec![0.0; gradient.len() * 8];
     let plane = h * w / 4;
-    dx.par_chunks_exact_mut(2 * h * w)
-        .zip(gradient.par_chunks_exact(plane).zip(chosen.par_chunks_exact(plane)))
-        .for_each(|(dx, (gradient, chosen))| {
-            for (at, (&gradient, &chosen)) in gradient.iter().zip(chosen).enumerate() {
-                let [z, dy, side] = [chosen >> 2, chosen >> 1 & 1, chosen & 1].map(usize::from);
-                let (y, x) = (2 * (at / (w / 2)) + dy, 2 * (at % (w / 2)) + side);
-                dx[(z * h + y) * w + x] = gradient;
-            }
-        });
-    dx
+    from_zeros(gradient.len() * 8, 2 * h * w, |pair, dx| {
+        let own = pair * plane..(pair + 1) * plane;
+        for (at, (&gradient, &chosen)) in gradient[own.clone()].iter().zip(&chosen[own]).enumerate() {
+            let [z, dy, side] = [chosen >> 2, chosen >> 1 & 1, chosen & 1].map(usize::from);
+            let (y, x) = (2 * (at / (w / 2)) + dy, 2 * (at % (w / 2)) + side);
+            dx[(z * h + y) * w + x] = gradient;
+        }
+    })
 }

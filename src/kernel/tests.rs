@@ -452,8 +452,16 @@ fn the_marginal_loss_equals_its_composition() {
 fn the_marginal_loss_does_not_depend_on_threads() {
     let (logits, sets) = marginal_sample();
     same_for_threads(|| {
-        let (loss, mut gradient) = super::loss::marginal(&logits, &sets, 4, 6 * 20 * 40);
+        let (loss, mut gradient) = super::loss::marginal(Isa::chosen(), &logits, &sets, 4, 6 * 20 * 40);
         gradient.push(loss);
         gradient
     });
+}
+
+#[test]
+fn every_instruction_set_gives_the_marginal_loss_the_same_bits() {
+    let (logits, sets) = marginal_sample();
+    let run = |isa| super::loss::marginal(isa, &logits, &sets, 4, 6 * 20 * 40);
+    let portable = run(Isa::Portable);
+    assert!(self::sets().into_iter().all(|isa| run(isa) == portable));
 }

@@ -1,10 +1,8 @@
 //! Transposed convolution of kernel and stride 2: output blocks of 2x2x2 do not overlap, so it is a convolution of
 //! side 1 to eight channels per output channel, which are then interleaved.
 
-use rayon::prelude::*;
-
 use super::isa::Isa;
-use super::layout::{BLOCK, Geometry, Shared};
+use super::layout::{BLOCK, Geometry, Shared, from_zeros};
 use super::{convolution, weight_gradient};
 
 /// Doubles the resolution of a batch.
@@ -24,7 +22,7 @@ pub fn forward(isa: Isa, g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) 
     let [d, h, w] = g.size;
     let flat = as_pointwise(g);
     let (size_in, size_out) = (g.ci * g.voxels(), g.co * g.voxels() * BLOCK);
-    let mut out = vec![0.0; x.len() / size_in * size_out];
+    let mut out = from_zeros(x.len() / size_in * size_out, g.voxels() * BLOCK, |_, _| ());
     for (x, out) in x.chunks_exact(size_in).zip(out.chunks_exact_mut(size_out)) {
         let out = Shared::new(out);
         convolution::planes(isa, &flat, x, [&packed, &biases], |c, z, sums| {
@@ -69,8 +67,7 @@ fn as_pointwise(g: &Geometry) -> Geometry {
 /// Reorders `[m, 2d, 2h, 2w]` to `[m, 2 x 2 x 2, d, h, w]`.
 fn split(gradient: &[f32], size: [usize; 3]) -> Vec<f32> {
     let [d, h, w] = size;
-    let mut out = vec![0.0; gradient.len()];
-    out.par_chunks_exact_mut(d * h * w).enumerate().for_each(|(i, out)| {
+    from_zeros(gradient.len(), d * h * w, |i, out| {
         let (c, [dz, dy, dx]) = (i / BLOCK, [i >> 2 & 1, i >> 1 & 1, i & 1]);
         let of_channel = &gradient[c * BLOCK * d * h * w..][..BLOCK * d * h * w];
         for (at, out) in out.chunks_exact_mut(w).enumerate() {
@@ -80,6 +77,5 @@ fn split(gradient: &[f32], size: [usize; 3]) -> Vec<f32> {
                 *out = pair[dx];
             }
         }
-    });
-    out
+    })
 }

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, Lanes, MAX_LANES};
-use super::layout::{BLOCK, Geometry, Padded, Vectors};
+use super::layout::{BLOCK, Geometry, Padded, Vectors, from_zeros};
 use super::reduce;
 
 /// Numbers of the gradient's block in a strip (24 KiB), which is read again for every input channel and row of taps.
@@ -75,16 +75,31 @@ fn sample(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32], total: &mut [f64]
                     channel: d * vectors.plane,
                     vectors,
                     strip,
+                    live: BLOCK.min(g.co - block * BLOCK),
                 };
                 work.all_channels(isa, g, padded.channel, &mut sums);
             }
-            let of_lanes = |lanes: &[f32]| lanes.iter().map(|&v| f64::from(v)).sum();
-            sums.chunks_exact(lanes).map(of_lanes).collect()
+            sums.chunks_exact(lanes).map(across).collect()
         })
         .collect();
     for (task, part) in parts.iter().enumerate() {
         let total = &mut total[task / groups * per_block..][..per_block];
         total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+    }
+}
+
+/// Sums the lanes of one register: halves of it first, so that the additions fit registers, too.
+fn across(lanes: &[f32]) -> f64 {
+    match lanes {
+        [a, b, c, d] => (f64::from(*a) + f64::from(*c)) + (f64::from(*b) + f64::from(*d)),
+        _ => {
+            let mut sums: [f64; MAX_LANES / 2] = [0.0; MAX_LANES / 2];
+            for half in lanes.chunks(MAX_LANES / 2) {
+                sums.iter_mut().zip(half).for_each(|(sum, v)| *sum += f64::from(*v));
+            }
+            let quarters: [f64; 4] = std::array::from_fn(|i| sums[i] + sums[i + 4]);
+            (quarters[0] + quarters[2]) + (quarters[1] + quarters[3])
+        }
     }
 }
 
@@ -129,17 +144,16 @@ fn strips(vectors: &Vectors, d: usize, [plane, row]: [usize; 2], lanes: usize) -
 /// Copies a gradient `[co, d, h, w]` to `[blocks * BLOCK, d, vectors.plane]`, zero where there is no voxel.
 fn spread(gradient: &[f32], g: &Geometry, vectors: &Vectors) -> Vec<f32> {
     let [d, h, w] = g.size;
-    let mut out = vec![0.0; g.blocks() * BLOCK * d * vectors.plane];
-    out.par_chunks_mut(d * vectors.plane)
-        .zip(gradient.par_chunks(d * h * w))
-        .for_each(|(to, from)| {
-            for (to, from) in to.chunks_exact_mut(vectors.plane).zip(from.chunks_exact(h * w)) {
-                for (y, from) in from.chunks_exact(w).enumerate() {
-                    to[y * vectors.pitch..][..w].copy_from_slice(from);
-                }
+    let channel = d * vectors.plane;
+    from_zeros(g.blocks() * BLOCK * channel, channel, |c, to| {
+        // The last block's channels may outnumber the gradient's.
+        let of_channel = gradient.chunks_exact(d * h * w).nth(c).unwrap_or_default();
+        for (to, from) in to.chunks_exact_mut(vectors.plane).zip(of_channel.chunks_exact(h * w)) {
+            for (y, from) in from.chunks_exact(w).enumerate() {
+                to[y * vectors.pitch..][..w].copy_from_slice(from);
             }
-        });
-    out
+        }
+    })
 }
 
 /// One strip of one block of output channels.
@@ -156,6 +170,8 @@ struct Work<'a> {
     vectors: Vectors,
     /// The strip.
     strip: Strip,
+    /// Output channels that the block really has.
+    live: usize,
 }
 
 impl Work<'_> {
@@ -203,7 +219,13 @@ impl Work<'_> {
     #[target_feature(enable = "avx512f,avx2,fma")]
     unsafe fn row_avx512<const K: usize>(&self, offset: usize, sums: &mut [f32]) {
         // SAFETY: promised by the caller.
-        unsafe { self.row::<std::arch::x86_64::__m512, K, 8>(offset, sums) }
+        unsafe {
+            match self.live {
+                // Half a tile: a network of 12 channels would waste a quarter of the work otherwise.
+                ..=4 => self.row::<std::arch::x86_64::__m512, K, 4>(offset, sums),
+                _ => self.row::<std::arch::x86_64::__m512, K, 8>(offset, sums),
+            }
+        }
     }
 
     /// # Safety
@@ -226,7 +248,8 @@ impl Work<'_> {
     #[inline(always)]
     unsafe fn row<L: Lanes, const K: usize, const N: usize>(&self, offset: usize, sums: &mut [f32]) {
         let (v, [planes, rows, columns]) = (self.vectors, self.strip.counts);
-        for (part, sums) in sums.chunks_exact_mut(N * K * L::COUNT).enumerate() {
+        let live = self.live.div_ceil(N);
+        for (part, sums) in sums.chunks_exact_mut(N * K * L::COUNT).take(live).enumerate() {
             // SAFETY: `check` bounds every read, and the chunk holds N x K registers.
             unsafe {
                 let mut acc = [[L::splat(0.0); K]; N];
