@@ -1,4 +1,5 @@
-//! Direct 3D convolution of stride 1 on the CPU: no im2col, a register tile of 8 output channels by 3 vectors of voxels.
+//! 3D convolution of stride 1 on the CPU. Where it pays, `winograd` does it; else directly: no im2col, a register tile of
+//! 8 output channels by 3 vectors of voxels.
 //!
 //! Every output is one chain of additions: bias, then input channels in order, taps in order within each. The chain does
 //! not depend on threads, batch mates, or how the plane is cut into vectors.
@@ -7,6 +8,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, Lanes, MAX_LANES};
 use super::layout::{BLOCK, Geometry, Padded, Shared, Vectors, from_zeros, pack, transpose};
+use super::winograd;
 
 /// Input channels whose weights and rows stay in the first-level cache while a plane is worked on.
 const CHANNELS_AT_A_TIME: usize = 8;
@@ -19,6 +21,15 @@ const TILE: usize = 3;
 /// # Shape
 /// x `[n, ci, d, h, w]`, weight `[co, ci, k, k, k]`, bias `[co]` or empty -> `[n, co, d, h, w]`.
 pub fn forward(isa: Isa, g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    if winograd::pays(g) {
+        winograd::forward(isa, g, x, weight, bias)
+    } else {
+        direct(isa, g, x, weight, bias)
+    }
+}
+
+/// Convolves as [`forward`] does, without filtering.
+pub fn direct(isa: Isa, g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
     let packed = pack(weight, g);
     let mut biases = bias.to_vec();
     biases.resize(g.blocks() * BLOCK, 0.0);

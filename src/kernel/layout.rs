@@ -3,6 +3,7 @@
 //! Legend: `ci`, `co` channels in and out; `k` side of the cubic kernel; `(d, h, w)` voxels. Output channels are worked
 //! on in blocks of [`BLOCK`]; voxels in vectors of the instruction set's lanes.
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
@@ -171,6 +172,25 @@ pub fn from_zeros(length: usize, part: usize, fill: impl Fn(usize, &mut [f32]) +
     // SAFETY: the parts cover the first `length` numbers, and every one was written.
     unsafe { out.set_len(length) };
     out
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends `f` a buffer of the thread, at least as long as asked for, which holds whatever was left in it.
+///
+/// A kernel's tasks would otherwise each take a new one from the operating system, page by page.
+///
+/// # Panics
+/// Where `f` asks for another one.
+pub fn with_scratch<R>(length: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    SCRATCH.with_borrow_mut(|buffer| {
+        if buffer.len() < length {
+            buffer.resize(length, 0.0);
+        }
+        f(&mut buffer[..length])
+    })
 }
 
 /// A buffer that tasks write disjoint parts of.

@@ -15,6 +15,8 @@ mod pool;
 mod reduce;
 mod transposed;
 mod weight_gradient;
+mod winograd;
+mod winograd_gradient;
 
 use std::sync::Arc;
 

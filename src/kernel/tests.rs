@@ -79,6 +79,8 @@ fn shapes() -> Vec<Geometry> {
         shape(17, 11, 3, [2, 3, 33]),
         shape(4, 9, 3, [6, 8, 8]),
         shape(2, 24, 3, [20, 9, 40]),
+        // More than one unit of tiles along z and y.
+        shape(40, 4, 3, [9, 31, 29]),
         shape(7, 3, 1, [3, 5, 7]),
         shape(16, 2, 1, [4, 4, 32]),
     ]
@@ -103,10 +105,14 @@ fn convolution_equals_the_loop() {
             });
         }
         for isa in sets() {
-            // f32 rounding of at most 27 x 24 products of order 1.
+            // f32 rounding of at most 27 x 24 products of order 1, and of the sums of up to 16 numbers that filtering
+            // multiplies in their place.
             assert_close(&convolution::forward(isa, &g, &x, &weight, &bias), &out, 2e-6);
             assert_close(&convolution::input_gradient(isa, &g, &gradient, &weight), &dx, 2e-6);
             assert_close(&weight_gradient::weight(isa, &g, &x, &gradient), &dw, 2e-6);
+            // The direct kernels, too, where filtering would take their place.
+            assert_close(&convolution::direct(isa, &g, &x, &weight, &bias), &out, 2e-6);
+            assert_close(&weight_gradient::direct(isa, &g, &x, &gradient), &dw, 2e-6);
         }
         let db: Vec<f64> = (0..g.co)
             .map(|c| {
@@ -128,8 +134,10 @@ fn fused_instruction_sets_convolve_to_the_same_bits() {
     }
     for g in shapes() {
         let (x, weight) = (normals(g.ci * g.voxels(), 1), normals(g.co * g.ci * g.taps(), 2));
-        let run = |isa| convolution::forward(isa, &g, &x, &weight, &[]);
-        assert_eq!(run(Isa::Avx512), run(Isa::Avx2));
+        for convolve in [convolution::forward, convolution::direct] {
+            let run = |isa| convolve(isa, &g, &x, &weight, &[]);
+            assert_eq!(run(Isa::Avx512), run(Isa::Avx2));
+        }
     }
 }
 

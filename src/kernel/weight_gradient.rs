@@ -1,4 +1,5 @@
-//! Gradients of a convolution with respect to its weights and bias.
+//! Gradients of a convolution with respect to its weights and bias; those of the weights directly where
+//! `winograd_gradient` does not pay.
 //!
 //! Every lane is summed in `f32` over a strip that fits the first-level cache, then over the strips of a task; lanes,
 //! tasks and samples are added in `f64`. The shape alone fixes strips, tasks and the order of additions.
@@ -7,7 +8,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, Lanes, MAX_LANES};
 use super::layout::{BLOCK, Geometry, Padded, Vectors, from_zeros};
-use super::reduce;
+use super::{reduce, winograd, winograd_gradient};
 
 /// Numbers of the gradient's block in a strip (24 KiB), which is read again for every input channel and row of taps.
 const STRIP: usize = 6 * 1024;
@@ -32,6 +33,15 @@ pub fn bias(gradient: &[f32], co: usize, voxels: usize) -> Vec<f32> {
 /// # Shape
 /// x `[n, ci, d, h, w]`, gradient `[n, co, d, h, w]` -> `[co, ci, k, k, k]`.
 pub fn weight(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32]) -> Vec<f32> {
+    if winograd::pays(g) {
+        winograd_gradient::weight(isa, g, x, gradient)
+    } else {
+        direct(isa, g, x, gradient)
+    }
+}
+
+/// Computes what [`weight`] does, without filtering.
+pub fn direct(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32]) -> Vec<f32> {
     let taps = g.taps();
     let mut total = vec![0.0_f64; g.blocks() * BLOCK * g.ci * taps];
     let samples = x.chunks_exact(g.ci * g.voxels());
