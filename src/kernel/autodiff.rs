@@ -31,6 +31,26 @@ impl<B: Operators + OperatorGradients, C: CheckpointStrategy> Operators for Auto
         }
     }
 
+    fn paired_conv3d(
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let step = PairedConv3d.prepare::<C>([first.node(), second.node(), weight.node(), bias.node()]);
+        match step.compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = [&first, &second, &weight].map(|t| prep.checkpoint(t));
+                let [first, second, weight, bias] = [first, second, weight, bias].map(|t| t.into_primitive());
+                prep.finish(state, B::paired_conv3d(first, second, weight, bias))
+            }
+            OpsKind::UnTracked(prep) => {
+                let [first, second, weight, bias] = [first, second, weight, bias].map(|t| t.into_primitive());
+                prep.finish(B::paired_conv3d(first, second, weight, bias))
+            }
+        }
+    }
+
     fn doubling_conv3d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         let step = DoublingConv3d.prepare::<C>([x.node(), weight.node(), bias.node()]);
         match step.compute_bound().stateful() {
@@ -118,6 +138,38 @@ impl<B: OperatorGradients> Backward<B, 3> for SameConv3d {
         }
         if let Some(node) = weight_node {
             grads.register::<B>(node.id, B::same_conv3d_weight(x, gradient, k));
+        }
+    }
+}
+
+/// The backward step of [`Operators::paired_conv3d`].
+#[derive(Debug)]
+struct PairedConv3d;
+
+impl<B: OperatorGradients> Backward<B, 4> for PairedConv3d {
+    /// Nodes of the two inputs and the weight.
+    type State = [NodeId; 3];
+
+    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [first_node, second_node, weight_node, bias_node] = ops.parents;
+        let gradient = grads.consume::<B>(&ops.node);
+        let [first, second, weight] = ops
+            .state
+            .map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
+        let k = weight.shape()[2];
+        if first_node.is_some() || second_node.is_some() {
+            let parts = B::paired_conv3d_inputs(gradient.clone(), weight, first.shape()[1]);
+            for (node, part) in [first_node, second_node].into_iter().zip(parts) {
+                if let Some(node) = node {
+                    grads.register::<B>(node.id, part);
+                }
+            }
+        }
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, B::channel_sums(gradient.clone()));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<B>(node.id, B::paired_conv3d_weight([first, second], gradient, k));
         }
     }
 }

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, Lanes, MAX_LANES};
-use super::layout::{BLOCK, Geometry, Padded, Shared, Vectors, from_zeros, pack, transpose};
+use super::layout::{BLOCK, Channels, Geometry, Padded, Shared, Vectors, from_zeros, pack, transpose};
 use super::winograd;
 
 /// Input channels whose weights and rows stay in the first-level cache while a plane is worked on.
@@ -21,10 +21,15 @@ const TILE: usize = 3;
 /// # Shape
 /// x `[n, ci, d, h, w]`, weight `[co, ci, k, k, k]`, bias `[co]` or empty -> `[n, co, d, h, w]`.
 pub fn forward(isa: Isa, g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    of_channels(isa, g, Channels::one(x, g.ci, g.voxels()), weight, bias)
+}
+
+/// Convolves as [`forward`] does, from channels that may be those of two tensors.
+pub fn of_channels(isa: Isa, g: &Geometry, x: Channels, weight: &[f32], bias: &[f32]) -> Vec<f32> {
     if winograd::pays(g) {
         winograd::forward(isa, g, x, weight, bias)
     } else {
-        direct(isa, g, x, weight, bias)
+        direct(isa, g, &x.joined(), weight, bias)
     }
 }
 

@@ -8,7 +8,7 @@ use burn::backend::{Backend, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{Bytes, DType, Shape};
 
 use super::isa::Isa;
-use super::layout::Geometry;
+use super::layout::{Channels, Geometry, transpose};
 use super::{convolution, loss, norm, pool, transposed, weight_gradient};
 use crate::volume::ClassSet;
 
@@ -17,6 +17,14 @@ use crate::volume::ClassSet;
 pub trait Operators: Backend {
     /// Convolves with stride 1 and padding of half the kernel's side.
     fn same_conv3d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Convolves as [`Self::same_conv3d`] does, the channels of `second` following those of `first`.
+    fn paired_conv3d(
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 
     /// Convolves, transposed, with kernel and stride 2.
     fn doubling_conv3d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -57,6 +65,18 @@ pub trait OperatorGradients: Backend {
 
     /// Returns the gradient of [`Operators::same_conv3d`] with respect to a weight of side k.
     fn same_conv3d_weight(x: FloatTensor<Self>, gradient: FloatTensor<Self>, k: usize) -> FloatTensor<Self>;
+
+    /// Returns the gradients of [`Operators::paired_conv3d`] with respect to its two inputs, of which the first has
+    /// `channels` channels.
+    fn paired_conv3d_inputs(
+        gradient: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        channels: usize,
+    ) -> [FloatTensor<Self>; 2];
+
+    /// Returns the gradient of [`Operators::paired_conv3d`] with respect to a weight of side k.
+    fn paired_conv3d_weight(inputs: [FloatTensor<Self>; 2], gradient: FloatTensor<Self>, k: usize)
+    -> FloatTensor<Self>;
 
     /// Returns the gradients of [`Operators::doubling_conv3d`] with respect to x and weight.
     fn doubling_conv3d_gradients(
@@ -116,6 +136,13 @@ fn geometry(x: &FlexTensor, co: usize, k: usize) -> Geometry {
     }
 }
 
+/// Joins the channels of two tensors as input of a convolution.
+fn channels<'a>([first, second]: [&'a FlexTensor; 2], g: &Geometry) -> Channels<'a> {
+    let counts = [first, second].map(|t| t.shape()[1]);
+    assert_eq!(counts[0] + counts[1], g.ci, "a convolution's input channels");
+    Channels::pair([values(first), values(second)], counts, g.voxels())
+}
+
 impl Operators for Flex {
     fn same_conv3d(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
         let [x, weight, bias] = [x, weight, bias].map(|t| t.to_contiguous());
@@ -123,6 +150,25 @@ impl Operators for Flex {
         let g = geometry(&x, co, k);
         assert_eq!(g.ci, ci, "a convolution's input channels");
         let out = convolution::forward(Isa::chosen(), &g, values(&x), values(&weight), values(&bias));
+        tensor(out, [n, co, d, h, w])
+    }
+
+    fn paired_conv3d(first: FlexTensor, second: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let [first, second, weight, bias] = [first, second, weight, bias].map(|t| t.to_contiguous());
+        let ([n, _, d, h, w], [co, ci, k, _, _]) = (first.shape().dims(), weight.shape().dims());
+        let g = Geometry {
+            ci,
+            co,
+            k,
+            size: [d, h, w],
+        };
+        let out = convolution::of_channels(
+            Isa::chosen(),
+            &g,
+            channels([&first, &second], &g),
+            values(&weight),
+            values(&bias),
+        );
         tensor(out, [n, co, d, h, w])
     }
 
@@ -135,7 +181,26 @@ impl Operators for Flex {
         tensor(out, [n, co, 2 * d, 2 * h, 2 * w])
     }
 
-    fn norm_leaky_relu(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, slope: f32) -> FlexTensor {
+    fn norm_leaky_relu(mut x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, slope: f32) -> FlexTensor {
+        if let (true, Some((start, end))) = (x.is_unique(), x.layout().contiguous_offsets()) {
+            let statistics = Self::norm_statistics(x.clone());
+            let [gamma, beta] = [gamma, beta].map(|t| t.to_contiguous());
+            let parameters = norm::Parameters {
+                statistics: values(&statistics),
+                gamma: values(&gamma),
+                beta: values(&beta),
+                slope,
+            };
+            let [_, _, d, h, w] = x.shape().dims::<5>();
+            // Nobody else sees x: its buffer becomes the output's, which spares a buffer and a pass through memory.
+            norm::replace(
+                Isa::chosen(),
+                &mut x.storage_mut::<f32>()[start..end],
+                parameters,
+                d * h * w,
+            );
+            return x;
+        }
         Self::norm_apply(NormInputs {
             statistics: Self::norm_statistics(x.clone()),
             x,
@@ -183,6 +248,33 @@ impl OperatorGradients for Flex {
         let g = geometry(&x, gradient.shape()[1], k);
         let out = weight_gradient::weight(Isa::chosen(), &g, values(&x), values(&gradient));
         tensor(out, [g.co, g.ci, k, k, k])
+    }
+
+    fn paired_conv3d_inputs(gradient: FlexTensor, weight: FlexTensor, channels: usize) -> [FlexTensor; 2] {
+        let [gradient, weight] = [gradient, weight].map(|t| t.to_contiguous());
+        let ([n, co, d, h, w], [_, ci, k, _, _]) = (gradient.shape().dims(), weight.shape().dims::<5>());
+        let back = transpose(values(&weight), &geometry(&gradient, ci, k).transposed());
+        let (first, second) = back.split_at(channels * co * k * k * k);
+        [(first, channels), (second, ci - channels)].map(|(weight, count)| {
+            let g = geometry(&gradient, count, k);
+            let out = convolution::forward(Isa::chosen(), &g, values(&gradient), weight, &[]);
+            tensor(out, [n, count, d, h, w])
+        })
+    }
+
+    fn paired_conv3d_weight(inputs: [FlexTensor; 2], gradient: FlexTensor, k: usize) -> FlexTensor {
+        let gradient = gradient.to_contiguous();
+        let [first, second] = inputs.map(|t| t.to_contiguous());
+        let [_, co, d, h, w] = gradient.shape().dims();
+        let g = Geometry {
+            ci: first.shape()[1] + second.shape()[1],
+            co,
+            k,
+            size: [d, h, w],
+        };
+        let x = channels([&first, &second], &g);
+        let out = weight_gradient::of_channels(Isa::chosen(), &g, x, values(&gradient));
+        tensor(out, [co, g.ci, k, k, k])
     }
 
     fn doubling_conv3d_gradients(x: FlexTensor, weight: FlexTensor, gradient: FlexTensor) -> [FlexTensor; 2] {

@@ -3,10 +3,13 @@
 //! Legend: `ci`, `co` channels in and out; `k` side of the cubic kernel; `(d, h, w)` voxels. Output channels are worked
 //! on in blocks of [`BLOCK`]; voxels in vectors of the instruction set's lanes.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
+
+use super::isa::MAX_LANES;
 
 /// Output channels that one register tile holds.
 pub const BLOCK: usize = 8;
@@ -50,10 +53,61 @@ impl Geometry {
     }
 }
 
+/// The channels of a batch: those of one tensor `[n, c, voxels]`, or of two side by side, which need not be joined in memory.
+#[derive(Clone, Copy)]
+pub struct Channels<'a> {
+    parts: [&'a [f32]; 2],
+    counts: [usize; 2],
+    voxels: usize,
+}
+
+impl<'a> Channels<'a> {
+    /// Takes the channels of one tensor.
+    pub fn one(x: &'a [f32], count: usize, voxels: usize) -> Self {
+        Self::pair([x, &[]], [count, 0], voxels)
+    }
+
+    /// Takes the channels of two tensors of as many samples and voxels, the first one's first.
+    pub fn pair(parts: [&'a [f32]; 2], counts: [usize; 2], voxels: usize) -> Self {
+        Self { parts, counts, voxels }
+    }
+
+    /// Returns the samples.
+    pub fn samples(&self) -> usize {
+        self.parts[0].len() / (self.counts[0] * self.voxels)
+    }
+
+    /// Returns the voxels of every channel of a sample, in order.
+    pub fn of_sample(&self, sample: usize) -> impl Iterator<Item = &'a [f32]> {
+        let voxels = self.voxels;
+        let [first, second] = [0, 1].map(|i| {
+            let size = self.counts[i] * voxels;
+            self.parts[i][sample * size..][..size].chunks_exact(voxels)
+        });
+        first.chain(second)
+    }
+
+    /// Returns all channels in one buffer.
+    pub fn joined(&self) -> Cow<'a, [f32]> {
+        match self.counts[1] {
+            0 => Cow::Borrowed(self.parts[0]),
+            _ => Cow::Owned(
+                (0..self.samples())
+                    .flat_map(|sample| self.of_sample(sample))
+                    .flatten()
+                    .copied()
+                    .collect(),
+            ),
+        }
+    }
+}
+
 /// A zero-padded copy `[c, d + 2p, h + 2p, w + 2p]` of one sample, p = k / 2, with room for vectors that run over its end.
-pub struct Padded {
+///
+/// Without padding, and where planes are whole vectors, it is the sample itself.
+pub struct Padded<'a> {
     /// The numbers.
-    pub values: Vec<f32>,
+    pub values: Cow<'a, [f32]>,
     /// Numbers from one row to the next.
     pub row: usize,
     /// Numbers from one plane to the next.
@@ -62,14 +116,22 @@ pub struct Padded {
     pub channel: usize,
 }
 
-impl Padded {
-    /// Copies one sample `[c, d, h, w]`.
-    pub fn new(x: &[f32], channels: usize, size: [usize; 3], k: usize, slack: usize) -> Self {
+impl<'a> Padded<'a> {
+    /// Pads one sample `[c, d, h, w]`.
+    pub fn new(x: &'a [f32], channels: usize, size: [usize; 3], k: usize, slack: usize) -> Self {
         let [d, h, w] = size;
         let p = k / 2;
         let row = w + 2 * p;
         let plane = (h + 2 * p) * row;
         let channel = (d + 2 * p) * plane;
+        if p == 0 && plane.is_multiple_of(MAX_LANES) {
+            return Self {
+                values: Cow::Borrowed(x),
+                row,
+                plane,
+                channel,
+            };
+        }
         let values = from_zeros(channels * channel + slack, channel, |at, to| {
             // The slack, which follows the last channel, has nothing to copy.
             let of_channel = x.chunks_exact(d * h * w).nth(at).unwrap_or_default();
@@ -81,7 +143,7 @@ impl Padded {
             }
         });
         Self {
-            values,
+            values: Cow::Owned(values),
             row,
             plane,
             channel,

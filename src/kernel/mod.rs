@@ -54,6 +54,21 @@ pub fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, stride: usize) -
     Tensor::from_dispatch(Dispatch::same_conv3d(x, weight, bias))
 }
 
+/// Convolves as [`conv3d`] does with stride 1, the channels of `second` following those of `first`: what a step up of a
+/// U-Net does with its skip connection, without joining the two in memory.
+///
+/// # Shape
+/// first `[B, C1, D, H, W]`, second `[B, C2, D, H, W]`, weight `[Co, C1 + C2, k, k, k]` (k odd), bias `[Co]`
+/// -> `[B, Co, D, H, W]`.
+pub fn conv3d_of_pair(first: Tensor<5>, second: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+    let k = weight.dims()[2];
+    if (k != 1 && k != 3) || !is_ours(&first) {
+        return composed::conv3d(Tensor::cat(vec![first, second], 1), weight, bias, 1);
+    }
+    let [first, second, weight] = [first, second, weight].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::paired_conv3d(first, second, weight, bias.into_dispatch()))
+}
+
 /// Doubles the resolution with a transposed convolution of kernel and stride 2.
 ///
 /// # Shape

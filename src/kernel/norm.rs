@@ -117,6 +117,16 @@ for_every_isa! {
 }
 
 for_every_isa! {
+    /// Replaces inputs by activations.
+    fn apply_in_place(x: &mut [f32], affine: Affine) {
+        for x in x {
+            let y = affine.apply(*x);
+            *x = if y > 0.0 { y } else { y * affine.slope };
+        }
+    }
+}
+
+for_every_isa! {
     /// Replaces a gradient with respect to the output by that with respect to y; `out` may start as anything.
     fn through_activation(x: &[f32], gradient: &[f32], affine: Affine, out: &mut [f32]) {
         for ((out, &x), &gradient) in out.iter_mut().zip(x).zip(gradient) {
@@ -158,6 +168,12 @@ pub fn forward(isa: Isa, x: &[f32], parameters: Parameters, voxels: usize) -> Ve
     from_zeros(x.len(), voxels, |row, out| {
         apply(isa, &x[row * voxels..][..voxels], parameters.at(row), out);
     })
+}
+
+/// Computes the output in the place of x.
+pub fn replace(isa: Isa, x: &mut [f32], parameters: Parameters, voxels: usize) {
+    let channels = x.par_chunks_exact_mut(voxels).enumerate();
+    channels.for_each(|(row, x)| apply_in_place(isa, x, parameters.at(row)));
 }
 
 /// Computes the gradients with respect to x (shaped like x), gamma and beta (`[B, C]`).

@@ -207,6 +207,37 @@ fn convolution_equals_burns() {
 }
 
 #[test]
+fn a_pair_convolves_as_its_concatenation() {
+    // Filtered and direct, with remainders of channels and rows; the second part alone stays under the direct limit.
+    for (parts, k) in [([5, 3], 3), ([1, 2], 3), ([4, 9], 1)] {
+        let [first, second] = parts;
+        let bias = |t: &Tensor<5>| t.clone().reshape([6]);
+        same_as_burn(
+            [
+                &[2, first, 6, 4, 10],
+                &[2, second, 6, 4, 10],
+                &[6, first + second, k, k, k],
+                &[6],
+            ],
+            |[x, y, w, b]| super::conv3d_of_pair(x.clone(), y.clone(), w.clone(), bias(b)),
+            |[x, y, w, b]| super::composed::conv3d(Tensor::cat(vec![x.clone(), y.clone()], 1), w.clone(), bias(b), 1),
+        );
+    }
+}
+
+#[test]
+fn a_norm_in_place_changes_only_its_own() {
+    let device = Device::flex();
+    let x = Tensor::<5>::from_data(TensorData::new(normals(2 * 64, 1), [1, 2, 4, 4, 4]), &device);
+    let rows = Tensor::<2>::ones([1, 2], &device);
+    let norm = |x: Tensor<5>| super::instance_norm_leaky_relu(x, rows.clone(), rows.clone(), 0.1);
+    let before = x.to_data();
+    let shared = norm(x.clone());
+    assert_eq!(x.to_data(), before, "x is still needed and was changed");
+    assert_eq!(norm(x).into_data(), shared.into_data());
+}
+
+#[test]
 fn frozen_weights_and_views_are_taken() {
     let device = Device::flex();
     let x = Tensor::<5>::from_data(TensorData::new(normals(2 * 2 * 4 * 4 * 4, 1), [2, 4, 4, 4, 2]), &device);

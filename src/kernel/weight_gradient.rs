@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, Lanes, MAX_LANES};
-use super::layout::{BLOCK, Geometry, Padded, Vectors, from_zeros};
+use super::layout::{BLOCK, Channels, Geometry, Padded, Vectors, from_zeros};
 use super::{reduce, winograd, winograd_gradient};
 
 /// Numbers of the gradient's block in a strip (24 KiB), which is read again for every input channel and row of taps.
@@ -33,10 +33,15 @@ pub fn bias(gradient: &[f32], co: usize, voxels: usize) -> Vec<f32> {
 /// # Shape
 /// x `[n, ci, d, h, w]`, gradient `[n, co, d, h, w]` -> `[co, ci, k, k, k]`.
 pub fn weight(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32]) -> Vec<f32> {
+    of_channels(isa, g, Channels::one(x, g.ci, g.voxels()), gradient)
+}
+
+/// Computes what [`weight`] does, from channels that may be those of two tensors.
+pub fn of_channels(isa: Isa, g: &Geometry, x: Channels, gradient: &[f32]) -> Vec<f32> {
     if winograd::pays(g) {
         winograd_gradient::weight(isa, g, x, gradient)
     } else {
-        direct(isa, g, x, gradient)
+        direct(isa, g, &x.joined(), gradient)
     }
 }
 

@@ -18,7 +18,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, Lanes, MAX_LANES};
-use super::layout::{BLOCK, Geometry, Shared, from_zeros, with_scratch};
+use super::layout::{BLOCK, Channels, Geometry, Shared, from_zeros, with_scratch};
 
 /// Combinations of filtered rows.
 pub const POINTS: usize = 16;
@@ -38,12 +38,11 @@ pub fn pays(g: &Geometry) -> bool {
 ///
 /// # Shape
 /// x `[n, ci, d, h, w]`, weight `[co, ci, 3, 3, 3]`, bias `[co]` or empty -> `[n, co, d, h, w]`.
-pub fn forward(isa: Isa, g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+pub fn forward(isa: Isa, g: &Geometry, x: Channels, weight: &[f32], bias: &[f32]) -> Vec<f32> {
     let packed = filter_weights(weight, g);
     let mut biases = bias.to_vec();
     biases.resize(g.blocks() * BLOCK, 0.0);
-    let (size_in, size_out) = (g.ci * g.voxels(), g.co * g.voxels());
-    let samples = x.len() / size_in;
+    let (size_out, samples) = (g.co * g.voxels(), x.samples());
     let units = Unit::list(g.size, V_NUMBERS / (POINTS * g.ci));
     // Where there are few units, blocks of output channels are shared out, too, and V is made more than once.
     let parts = (MIN_TASKS.div_ceil(samples * units.len())).clamp(1, g.blocks());
@@ -61,11 +60,11 @@ pub fn forward(isa: Isa, g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) 
             isa,
             g,
             unit,
-            x: &x[sample * size_in..][..size_in],
+            x,
+            sample,
             packed: &packed,
             biases: &biases,
             out: shared,
-            first: sample * size_out,
         };
         work.run(blocks);
     });
@@ -386,15 +385,15 @@ struct Forward<'a> {
     isa: Isa,
     g: &'a Geometry,
     unit: &'a Unit,
-    /// The sample, `[ci, d, h, w]`.
-    x: &'a [f32],
+    /// `[n, ci, d, h, w]`.
+    x: Channels<'a>,
+    sample: usize,
     /// U.
     packed: &'a [f32],
     /// One per output channel, blocks filled up.
     biases: &'a [f32],
-    /// The whole output, and where the sample starts in it.
+    /// The whole output.
     out: Shared,
-    first: usize,
 }
 
 impl Forward<'_> {
@@ -406,7 +405,7 @@ impl Forward<'_> {
         with_scratch(unit.input_room() + v_size + m_size, |scratch| {
             let (rows, rest) = scratch.split_at_mut(unit.input_room());
             let (v, m) = rest.split_at_mut(v_size);
-            for (channel, x) in self.x.chunks_exact(g.voxels()).enumerate() {
+            for (channel, x) in self.x.of_sample(self.sample).enumerate() {
                 unit.filter_input(self.isa, x, g.size, rows, &mut v[channel * stride..], v_point);
             }
             for block in blocks {
@@ -437,7 +436,7 @@ impl Forward<'_> {
                 let (top, left) = (2 * (self.unit.start[0] + z), 2 * (self.unit.start[1] + y));
                 let row = |dz: usize, dy: usize| {
                     let inside = top + dz < d && left + dy < h;
-                    let start = self.first + ((channel * d + top + dz) * h + left + dy) * w;
+                    let start = (((self.sample * self.g.co + channel) * d + top + dz) * h + left + dy) * w;
                     // SAFETY: sample, channel, plane and row name one row of the output; no other task has the same
                     // block of channels and unit, and no two rows of a tile are the same.
                     inside.then(|| unsafe { self.out.slice(start, w) }.as_mut_ptr())

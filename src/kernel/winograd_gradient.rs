@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, Lanes, MAX_LANES};
-use super::layout::{BLOCK, Geometry, with_scratch};
+use super::layout::{BLOCK, Channels, Geometry, with_scratch};
 use super::winograd::{POINTS, TAPS, Unit, weight_gradient_filter};
 
 /// Numbers of V that a unit aims at (2 MiB): longer units spend less on adding lanes, and one point's part still fits the
@@ -32,8 +32,8 @@ const FILTERS: usize = BLOCK * TAPS;
 ///
 /// # Shape
 /// x `[n, ci, d, h, w]`, gradient `[n, co, d, h, w]` -> `[co, ci, 3, 3, 3]`.
-pub fn weight(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32]) -> Vec<f32> {
-    let samples = x.len() / (g.ci * g.voxels());
+pub fn weight(isa: Isa, g: &Geometry, x: Channels, gradient: &[f32]) -> Vec<f32> {
+    let samples = x.samples();
     let units = Unit::list(g.size, (V_NUMBERS / (POINTS * g.ci)).max(CHUNK));
     let rounds = samples * units.len();
     let parts = g.blocks().div_ceil(BLOCKS_AT_A_TIME);
@@ -52,7 +52,8 @@ pub fn weight(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32]) -> Vec<f32> {
                     isa,
                     g,
                     unit,
-                    x: &x[sample * g.ci * g.voxels()..][..g.ci * g.voxels()],
+                    x,
+                    sample,
                     gradient: &gradient[sample * g.co * g.voxels()..][..g.co * g.voxels()],
                 };
                 work.add(blocks.clone(), &mut totals);
@@ -105,9 +106,10 @@ struct Work<'a> {
     isa: Isa,
     g: &'a Geometry,
     unit: &'a Unit,
-    /// `[ci, d, h, w]`.
-    x: &'a [f32],
-    /// `[co, d, h, w]`.
+    /// `[n, ci, d, h, w]`.
+    x: Channels<'a>,
+    sample: usize,
+    /// The sample's, `[co, d, h, w]`.
     gradient: &'a [f32],
 }
 
@@ -123,7 +125,7 @@ impl Work<'_> {
             let (rows, rest) = scratch.split_at_mut(unit.input_room());
             let (v, rest) = rest.split_at_mut(POINTS * v_point);
             let (t, sums) = rest.split_at_mut(POINTS * t_point);
-            for (channel, x) in self.x.chunks_exact(g.voxels()).enumerate() {
+            for (channel, x) in self.x.of_sample(self.sample).enumerate() {
                 unit.filter_input(self.isa, x, g.size, rows, &mut v[channel * stride..], v_point);
             }
             for (at, channel) in channels.clone().enumerate() {

@@ -75,6 +75,14 @@ impl Conv {
     pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {
         kernel::conv3d(x, self.weight.val(), self.bias.val(), self.stride)
     }
+
+    /// Convolves the channels of two tensors side by side, stride 1 whatever the block's.
+    ///
+    /// # Shape
+    /// `[B, C1, D, H, W]`, `[B, C2, D, H, W]`, C1 + C2 = Ci -> `[B, Co, D, H, W]`.
+    pub fn forward_pair(&self, first: Tensor<5>, second: Tensor<5>) -> Tensor<5> {
+        kernel::conv3d_of_pair(first, second, self.weight.val(), self.bias.val())
+    }
 }
 
 /// Instance norm and leaky ReLU, with FiLM where the network is conditioned.
@@ -142,7 +150,16 @@ impl DoubleConv {
     /// # Shape
     /// `[B, Ci, D, H, W]` -> `[B, Co, D, H, W]`.
     pub fn forward(&self, x: Tensor<5>, condition: Option<&Tensor<2>>) -> Tensor<5> {
-        let x = self.first_norm.forward(self.first.forward(x), condition);
+        self.after_first(self.first.forward(x), condition)
+    }
+
+    /// Takes its channels from two tensors, those of `first` first.
+    pub fn forward_pair(&self, first: Tensor<5>, second: Tensor<5>, condition: Option<&Tensor<2>>) -> Tensor<5> {
+        self.after_first(self.first.forward_pair(first, second), condition)
+    }
+
+    fn after_first(&self, x: Tensor<5>, condition: Option<&Tensor<2>>) -> Tensor<5> {
+        let x = self.first_norm.forward(x, condition);
         self.second_norm.forward(self.second.forward(x), condition)
     }
 }

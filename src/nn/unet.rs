@@ -91,9 +91,7 @@ impl Unet {
         skips.pop();
         for block in &self.up {
             let skip = skips.pop().expect("one skip per step up");
-            x = block
-                .conv
-                .forward(Tensor::cat(vec![skip, block.up.forward(x)], 1), condition);
+            x = block.conv.forward_pair(skip, block.up.forward(x), condition);
         }
         self.head.forward(x)
     }
