@@ -5,11 +5,14 @@
 ...     train(batch.image, batch.label)
 """
 
-from .client import Batch, Stream, stream
+from .aio import AsyncStream, astream
+from .batch import Batch
+from .client import Stream, resolve, stream
 from .errors import FrameError, FreeTumorError, PatchError, ProblemError, StreamCut
 from .meta import Cursor, GateScores, Header, Lesion, PatchMeta
 
 __all__ = [
+    "AsyncStream",
     "Batch",
     "Cursor",
     "FrameError",
@@ -22,5 +25,7 @@ __all__ = [
     "ProblemError",
     "Stream",
     "StreamCut",
+    "astream",
+    "resolve",
     "stream",
 ]

@@ -2,87 +2,43 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
-import numpy as np
+from .batch import Batch
+from .errors import FreeTumorError, ProblemError, StreamCut
+from .meta import Cursor, Header
+from .prefetch import Prefetcher
+from .reader import Patience, Reader
+from .transport import ask
 
-from . import freetumor_pb2 as pb
-from .errors import FrameError, PatchError, ProblemError, StreamCut
-from .frames import BATCH, END, ERROR, HEADER, Cut, Frame, read_frame, tensors_of
-from .meta import Cursor, Header, PatchMeta, cursor_of, header_of, patch_of, reason_of
-
-_FAILED = "urn:freetumor:problem:failed"
 #: Reasons for which everything that was asked for has arrived.
-_WHOLE = ("end_of_epoch", "count")
-
-
-class Batch:
-    """One step's patches of this rank.
-
-    Attributes:
-        image: ``[B, 1, D, H, W]``; f32 or f16 windowed to [0, 1], or i16 in HU. Axes (z, y, x) grow towards S, A, R.
-        label: ``[B, 1, D, H, W]`` u8 ids of ``Stream.header.labels``; 255 is ignore.
-        source: like image: the untouched host. Only where asked for in ``outputs``.
-        soft_mask: ``[B, 1, D, H, W]`` u8 in 1/255. Only where asked for.
-        lesion_instance: ``[B, 1, D, H, W]`` u8, from 1. Only where asked for.
-        meta: the patches' provenance, one per patch.
-        cursor: where to go on once this batch is consumed.
-        step: position in the run.
-
-    All arrays are writable and belong to the caller.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    source: np.ndarray
-    soft_mask: np.ndarray
-    lesion_instance: np.ndarray
-
-    def __init__(self, arrays: Dict[str, np.ndarray], meta: List[PatchMeta], cursor: Cursor, step: int) -> None:
-        self.arrays = arrays
-        self.meta = meta
-        self.cursor = cursor
-        self.step = step
-        for name, array in arrays.items():
-            setattr(self, name, array)
-
-    def __len__(self) -> int:
-        return len(self.meta)
-
-    def __repr__(self) -> str:
-        arrays = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in self.arrays.items())
-        return f"Batch(step={self.step}, {arrays})"
+_WHOLE: Final = ("end_of_epoch", "count")
 
 
 class Stream(Iterator[Batch]):
     """An open stream: iterate over it; close it, or use it in ``with``, to leave early.
+
+    A thread reads and decodes up to ``prefetch`` batches ahead. It belongs to the process that opened the stream: open
+    streams after a fork, not before.
 
     Attributes:
         header: what the stream holds.
         cursor: where to go on after the batches consumed so far: a batch counts once the next one is asked for.
         end_reason: ``end_of_epoch`` or ``count`` once the stream ended; ``shutdown`` or ``rebalance`` where the server
             ended it early, which the iterator raises as :class:`StreamCut`; else ``None``.
+        reconnects: how often the stream went on over a new connection.
+        waited_seconds: how long :meth:`__next__` waited, in all.
     """
 
-    def __init__(self, url: str, request: Mapping[str, Any], api_key: Optional[str], timeout: float) -> None:
-        self.end_reason: Optional[str] = None
-        self._pending: Optional[Cursor] = None
-        self._connection, self._response = _open(url, request, api_key, timeout)
-        self.cursor: Optional[Cursor] = None
-        try:
-            frame = self._next_frame()
-            if frame.kind != HEADER:
-                raise FrameError(f"expected the stream's header first, got a frame of kind {frame.kind}")
-            self.header: Header = header_of(pb.StreamHeader.FromString(frame.header))
-            self.cursor = self.header.cursor
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, reader: Reader, prefetch: int) -> None:
+        self._source = Prefetcher(reader, prefetch)
+        self._pending: Cursor | None = None
+        self.header: Header = reader.header
+        self.cursor: Cursor = reader.header.cursor
+        self.end_reason: str | None = None
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -91,70 +47,59 @@ class Stream(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._pending is not None:
             self.cursor, self._pending = self._pending, None
-        if self.end_reason is not None or self._connection is None:
+        if self._source.is_closed:
             raise StopIteration
         try:
-            return self._next_batch()
+            item = self._source.take()
+        except (StreamCut, ProblemError) as error:
+            error.cursor = self.cursor  # the reader may have been ahead
+            self.close()
+            raise
         except BaseException:
             self.close()
             raise
+        if isinstance(item, Batch):
+            self._pending = item.cursor
+            return item
+        self.close()
+        self.end_reason = str(item)
+        if self.end_reason not in _WHOLE:
+            # A loop that just ended here would take an early end for a short epoch.
+            raise StreamCut(f"the server ended the stream early: {self.end_reason}", self.cursor)
+        raise StopIteration
+
+    @property
+    def reconnects(self) -> int:
+        return self._source.reader.reconnects
+
+    @property
+    def waited_seconds(self) -> float:
+        return self._source.waited_seconds
 
     def close(self) -> None:
         """Leaves the stream; the server stops making patches for it."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._response.close()
-            connection.close()
-
-    def _next_batch(self) -> Batch:
-        while True:
-            frame = self._next_frame()
-            if frame.kind == BATCH:
-                header = pb.BatchHeader.FromString(frame.header)
-                self._pending = cursor_of(header.next)
-                meta = [patch_of(patch) for patch in header.patches]
-                return Batch(tensors_of(header, frame.payload), meta, self._pending, header.step)
-            if frame.kind == END:
-                end = pb.End.FromString(frame.header)
-                self.cursor = cursor_of(end.cursor)
-                self.end_reason = reason_of(end.reason)
-                if self.end_reason not in _WHOLE:
-                    # A loop that just ended here would take an early end for a short epoch.
-                    raise StreamCut(f"the server ended the stream early: {self.end_reason}", self.cursor)
-                raise StopIteration
-            # Heartbeats and kinds of later versions say nothing that a trainer needs.
-
-    def _next_frame(self) -> Frame:
-        try:
-            frame = read_frame(self._response)
-        except (Cut, http.client.HTTPException, OSError) as error:
-            raise StreamCut(f"the stream was cut: {error or 'inside a frame'}", self.cursor) from error
-        if frame is None:
-            raise StreamCut("the stream was cut: the connection ended without an end frame", self.cursor)
-        if frame.kind == ERROR:
-            problem = pb.Error.FromString(frame.header)
-            kind = PatchError if problem.type == _FAILED else ProblemError
-            field = problem.field or None
-            raise kind(problem.status, problem.title, problem.detail, field, problem.type, cursor=self.cursor)
-        return frame
+        self._source.close()
 
 
 def stream(
     url: str,
-    recipe: Optional[Mapping[str, Any]] = None,
+    recipe: Mapping[str, Any] | None = None,
     *,
     rank: int = 0,
     world: int = 1,
     batch_size: int = 2,
-    count: Optional[int] = None,
+    count: int | None = None,
     image: str = "f32",
     codec: str = "raw",
     outputs: Sequence[str] = (),
-    cursor: Optional[Union[Cursor, Mapping[str, Any]]] = None,
+    cursor: Cursor | Mapping[str, Any] | None = None,
     start: int = 0,
-    api_key: Optional[str] = None,
+    api_key: str | None = None,
     on_failed: str = "error",
     timeout: float = 60.0,
+    prefetch: int = 2,
+    patience: float = 300.0,
+    connect_patience: float = 0.0,
 ) -> Stream:
     """Opens a stream of patches.
 
@@ -174,14 +119,17 @@ def stream(
             ``meta.failed``, 0 HU and the label 255 everywhere.
         timeout: seconds without any byte after which the connection counts as cut; the server sends a sign of life
             every 15 s.
+        prefetch: batches that a background thread reads and decodes ahead; 0: none, the caller reads.
+        patience: seconds that an outage of the server may last before the iterator raises. Within them the stream
+            connects again, waiting longer each time (0.25 s to 15 s, or what ``Retry-After`` asks for), and goes on
+            at the batch that is due: nothing is lost or repeated. 0: the first cut raises.
+        connect_patience: the same for the first connection; 0, so that a wrong URL is told at once.
 
     Raises:
         ProblemError: the server refused the request.
         StreamCut: the connection failed, or the server ended the stream early (``shutdown``, ``rebalance``).
     """
-    if isinstance(cursor, Cursor):
-        cursor = cursor.to_dict()
-    delivery: Dict[str, Any] = {
+    delivery: dict[str, Any] = {
         "rank": rank,
         "world": world,
         "batch_size": batch_size,
@@ -194,53 +142,33 @@ def stream(
     if count is not None:
         delivery["count"] = count
     if cursor is not None:
-        delivery["cursor"] = dict(cursor)
-    request: Dict[str, Any] = {"delivery": delivery}
+        delivery["cursor"] = cursor.to_dict() if isinstance(cursor, Cursor) else dict(cursor)
+    request: dict[str, Any] = {"delivery": delivery}
     if recipe is not None:
         request["recipe"] = dict(recipe)
-    return Stream(url, request, api_key, timeout)
-
-
-def _open(url: str, request: Mapping[str, Any], api_key: Optional[str], timeout: float) -> Any:
-    parts = urlsplit(url if "//" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"expected a URL such as http://127.0.0.1:8080, got {url!r}")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=timeout)
-    headers = {"Content-Type": "application/json", "Accept": "application/vnd.freetumor.stream"}
-    if api_key is not None:
-        headers["Authorization"] = f"Bearer {api_key}"
-    try:
-        connection.request("POST", parts.path.rstrip("/") + "/v1/stream", json.dumps(request), headers)
-        response = connection.getresponse()
-        if response.status != 200:
-            raise _problem(response)
-    except (http.client.HTTPException, OSError) as error:
-        connection.close()
-        raise StreamCut(f"cannot open the stream at {url}: {error}", None) from error
-    except BaseException:
-        connection.close()
-        raise
-    return connection, response
-
-
-def _problem(response: http.client.HTTPResponse) -> ProblemError:
-    body = response.read(1 << 20)
-    try:
-        problem = json.loads(body)
-        if not isinstance(problem, dict):
-            raise ValueError("no object")
-    except ValueError:
-        problem = {"title": response.reason, "detail": body[:500].decode("utf-8", "replace")}
-    try:
-        retry_after: Optional[float] = float(response.headers["Retry-After"])
-    except (TypeError, ValueError):
-        retry_after = None
-    return ProblemError(
-        response.status,
-        str(problem.get("title", "")),
-        str(problem.get("detail", "")),
-        problem.get("field"),
-        str(problem.get("type", "about:blank")),
-        retry_after,
+    reader = Reader(
+        url, request, api_key=api_key, timeout=timeout, patience=Patience(connect_patience, patience),
     )
+    return Stream(reader, prefetch)
+
+
+def resolve(
+    url: str, recipe: Mapping[str, Any] | None = None, *, api_key: str | None = None, timeout: float = 60.0
+) -> dict[str, Any]:
+    """Asks the server what a recipe comes to, without streaming.
+
+    Returns:
+        ``hash``, ``snapshot``, ``bundle``, ``revision``, ``patches_per_epoch``, ``patch``, ``labels``, ``feasible`` (cases
+        by pool and organ), ``recipe`` with every default filled in, and what a stream of it costs in bytes.
+
+    Raises:
+        ProblemError: the server refused it: 409 where the recipe holds out a case that the models were trained on.
+        StreamCut: nobody listens.
+    """
+    import json
+
+    request = {} if recipe is None else {"recipe": dict(recipe)}
+    answer: Any = json.loads(ask(url, "/v1/recipes/validate", request, api_key=api_key, timeout=timeout))
+    if not isinstance(answer, dict):
+        raise FreeTumorError(f"expected an object from {url}/v1/recipes/validate, got {answer!r:.80}")
+    return answer  # pyright: ignore[reportUnknownVariableType]

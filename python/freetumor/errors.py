@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .meta import Cursor
@@ -23,6 +24,7 @@ class ProblemError(FreeTumorError):
         type: the kind of problem as a URI.
         retry_after: seconds after which to try again, or ``None``.
         cursor: where to go on, for a problem inside a stream, or ``None``.
+        body: the problem document as it was sent, members of later versions included.
     """
 
     def __init__(
@@ -30,10 +32,11 @@ class ProblemError(FreeTumorError):
         status: int,
         title: str,
         detail: str,
-        field: Optional[str] = None,
+        field: str | None = None,
         type: str = "about:blank",
-        retry_after: Optional[float] = None,
-        cursor: Optional["Cursor"] = None,
+        retry_after: float | None = None,
+        cursor: Cursor | None = None,
+        body: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(f"{status} {title}: {detail}")
         self.status = status
@@ -43,6 +46,8 @@ class ProblemError(FreeTumorError):
         self.type = type
         self.retry_after = retry_after
         self.cursor = cursor
+        document = {"type": type, "title": title, "status": status, "detail": detail, "field": field}
+        self.body: dict[str, Any] = dict(document if body is None else body)
 
 
 class PatchError(ProblemError):
@@ -62,6 +67,6 @@ class StreamCut(FreeTumorError, ConnectionError):
         cursor: where to go on after the last batch that was consumed, or ``None`` before the stream's header.
     """
 
-    def __init__(self, message: str, cursor: Optional["Cursor"]) -> None:
+    def __init__(self, message: str, cursor: Cursor | None) -> None:
         super().__init__(message)
         self.cursor = cursor

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from . import freetumor_pb2 as pb
 from .errors import FrameError
 
-MAGIC = b"FTUM"
-VERSION = 1
+MAGIC: Final = b"FTUM"
+VERSION: Final = 1
 #: magic, version, kind, flags, header length, payload length, CRC-32 of the header, reserved
-PREAMBLE = struct.Struct("<4sHHIIQI4x")
-MAX_HEADER_BYTES = 16 << 20
-MAX_FRAME_BYTES = 256 << 20
-ALIGNMENT = 64
+PREAMBLE: Final = struct.Struct("<4sHHIIQI4x")
+MAX_HEADER_BYTES: Final = 16 << 20
+MAX_FRAME_BYTES: Final = 256 << 20
+ALIGNMENT: Final = 64
 
 HEADER, BATCH, HEARTBEAT, END, ERROR = range(1, 6)
 
-_ELEMENTS = {
+_ELEMENTS: Final[dict[int, np.dtype[Any]]] = {
     pb.ELEMENT_TYPE_U8: np.dtype("u1"),
     pb.ELEMENT_TYPE_I16: np.dtype("<i2"),
     pb.ELEMENT_TYPE_F16: np.dtype("<f2"),
@@ -30,26 +31,32 @@ _ELEMENTS = {
 }
 
 
+class Source(Protocol):
+    """Anything that bytes can be read from into a buffer."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+
 class Frame(NamedTuple):
     """A frame as it was read: its kind, its header's bytes and its payload, a writable array of bytes."""
 
     kind: int
     header: bytes
-    payload: np.ndarray
+    payload: NDArray[np.uint8]
 
 
 class Cut(Exception):
     """The bytes end inside a frame."""
 
 
-def _aligned(length: int) -> np.ndarray:
+def _aligned(length: int) -> NDArray[np.uint8]:
     """Returns `length` writable bytes whose address is a multiple of the tensors' alignment."""
     buffer = np.empty(length + ALIGNMENT, dtype=np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
     return buffer[start : start + length]
 
 
-def _fill(source: Any, view: memoryview) -> int:
+def _fill(source: Source, view: memoryview) -> int:
     """Reads until the view is full or the source ends; returns how many bytes were read."""
     filled = 0
     while filled < len(view):
@@ -60,7 +67,7 @@ def _fill(source: Any, view: memoryview) -> int:
     return filled
 
 
-def read_frame(source: Any) -> Optional[Frame]:
+def read_frame(source: Source) -> Frame | None:
     """Reads the next frame from anything with ``readinto``; ``None`` where the bytes end between frames.
 
     Raises:
@@ -89,7 +96,7 @@ def read_frame(source: Any) -> Optional[Frame]:
     return Frame(kind, bytes(header), payload)
 
 
-def tensors_of(header: pb.BatchHeader, payload: np.ndarray) -> Dict[str, np.ndarray]:
+def tensors_of(header: pb.BatchHeader, payload: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     """Returns the batch's arrays by name, writable, every checksum verified.
 
     Raw tensors are views of the payload; no byte is copied.
@@ -97,7 +104,7 @@ def tensors_of(header: pb.BatchHeader, payload: np.ndarray) -> Dict[str, np.ndar
     return {tensor.name: _tensor(tensor, payload) for tensor in header.tensors}
 
 
-def _tensor(tensor: pb.Tensor, payload: np.ndarray) -> np.ndarray:
+def _tensor(tensor: pb.Tensor, payload: NDArray[np.uint8]) -> NDArray[Any]:
     def refuse(what: str) -> FrameError:
         return FrameError(f"tensor {tensor.name!r}: {what}")
 
@@ -120,7 +127,7 @@ def _tensor(tensor: pb.Tensor, payload: np.ndarray) -> np.ndarray:
             raise refuse(f"expected {tensor.raw_length} bytes, got {len(raw)}")
     elif tensor.codec == pb.CODEC_ZSTD:
         raw = _aligned(tensor.raw_length)
-        with zstandard.ZstdDecompressor().stream_reader(stored) as reader:
+        with zstandard.ZstdDecompressor().stream_reader(memoryview(stored)) as reader:
             if _fill(reader, memoryview(raw)) != tensor.raw_length or reader.read(1):
                 raise refuse(f"does not decompress to {tensor.raw_length} bytes")
     else:

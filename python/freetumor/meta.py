@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import freetumor_pb2 as pb
 
@@ -21,12 +23,12 @@ class Cursor:
     revision: int
     next_index: int
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Returns the cursor as plain data, as :func:`freetumor.stream` and JSON take it."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Cursor":
+    def from_dict(cls, data: Mapping[str, Any]) -> Cursor:
         """Takes what :meth:`to_dict` returned."""
         return cls(**data)
 
@@ -52,15 +54,15 @@ class Lesion:
 
     instance: int
     organ: str
-    centre: Tuple[int, int, int]
+    centre: tuple[int, int, int]
     size: str
     contrast: str
     diameter_mm: float
-    radii_mm: Tuple[float, float, float]
+    radii_mm: tuple[float, float, float]
     requested_hu: float
     realised_hu: float
-    gate: Optional[GateScores]
-    discriminator: Optional[float]
+    gate: GateScores | None
+    discriminator: float | None
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,15 @@ class PatchMeta:
     case: str
     pool: str
     organ: str
-    region_start: Tuple[int, int, int]
-    region_size: Tuple[int, int, int]
-    affine: np.ndarray
+    region_start: tuple[int, int, int]
+    region_size: tuple[int, int, int]
+    affine: NDArray[np.float64]
     outcome: str
     attempts: int
     host_suspect: int
     borderline: bool
-    lesions: List[Lesion]
-    failed: Optional[str]
+    lesions: list[Lesion]
+    failed: str | None
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,14 @@ class Header:
 
     protocol: int
     recipe_hash: str
-    recipe: Dict[str, Any]
+    recipe: dict[str, Any]
     snapshot: str
     bundle: str
     revision: int
-    labels: Dict[str, int]
-    window_hu: Tuple[float, float]
-    spacing_mm: Tuple[float, float, float]
-    patch: Tuple[int, int, int]
+    labels: dict[str, int]
+    window_hu: tuple[float, float]
+    spacing_mm: tuple[float, float, float]
+    patch: tuple[int, int, int]
     patches_per_epoch: int
     batches: int
     rank: int
@@ -116,7 +118,19 @@ class Header:
         return Cursor(self.recipe_hash, self.snapshot, self.bundle, self.revision, self.first_index)
 
 
-def _name(enum: Any, number: int, prefix: str) -> str:
+class _Enum(Protocol):
+    def Name(self, number: int) -> str: ...
+
+
+_T = TypeVar("_T")
+
+
+def _three(values: Sequence[_T]) -> tuple[_T, _T, _T]:
+    z, y, x = values
+    return z, y, x
+
+
+def _name(enum: _Enum, number: int, prefix: str) -> str:
     """Returns an enum's word as recipes spell it; numbers of a later version stay visible."""
     try:
         return str(enum.Name(number))[len(prefix) :].lower()
@@ -142,8 +156,8 @@ def header_of(message: pb.StreamHeader) -> Header:
         revision=message.revision,
         labels=dict(message.labels),
         window_hu=(message.window_low_hu, message.window_high_hu),
-        spacing_mm=tuple(message.spacing_mm),
-        patch=tuple(message.patch),
+        spacing_mm=_three(message.spacing_mm),
+        patch=_three(message.patch),
         patches_per_epoch=message.patches_per_epoch,
         batches=message.batches,
         rank=message.rank,
@@ -164,11 +178,11 @@ def _lesion_of(message: pb.Lesion) -> Lesion:
     return Lesion(
         instance=message.instance,
         organ=message.organ,
-        centre=tuple(message.centre),
+        centre=_three(message.centre),
         size=_name(pb.SizeClass, message.size, "SIZE_CLASS_"),
         contrast=_name(pb.ContrastBin, message.contrast, "CONTRAST_BIN_"),
         diameter_mm=message.diameter_mm,
-        radii_mm=tuple(message.radii_mm),
+        radii_mm=_three(message.radii_mm),
         requested_hu=message.requested_hu,
         realised_hu=message.realised_hu,
         gate=gate,
@@ -182,9 +196,9 @@ def patch_of(message: pb.PatchMeta) -> PatchMeta:
         case=message.case_id,
         pool=_name(pb.Pool, message.pool, "POOL_"),
         organ=message.organ,
-        region_start=tuple(message.region.start),
-        region_size=tuple(message.region.size),
-        affine=np.array(message.affine, dtype=np.float64).reshape(4, 4),
+        region_start=_three(message.region.start),
+        region_size=_three(message.region.size),
+        affine=np.array(message.affine, dtype=np.float64).reshape((4, 4)),
         outcome=_name(pb.Outcome, message.outcome, "OUTCOME_"),
         attempts=message.attempts,
         host_suspect=message.host_suspect,

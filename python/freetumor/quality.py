@@ -23,14 +23,16 @@ patient's right on the left; before, after, label (organs green, lesion red).
 Needs ``pip install 'freetumor[quality]'`` (SciPy; nibabel for ``--labels``).
 """
 
+# SciPy and nibabel carry no types of their own.
+# pyright: basic, reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 import argparse
 import itertools
 import json
-import struct
 import sys
-import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +41,7 @@ from typing import Any
 import numpy as np
 
 import freetumor
+from freetumor.png import write_png
 
 #: An edge or plateau cannot be told from noise in weaker lesions, nor a lesion be seen.
 MIN_CONTRAST_HU = 15.0
@@ -210,18 +213,6 @@ def measure(organ: Organ, patch: dict[str, Any], ids: dict[str, int], labels: An
         organ.realised_hu.append(one.realised_hu)
 
 
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Writes an RGB image ``[H, W, 3]`` of bytes."""
-    height, width, _ = pixels.shape
-    rows = b"".join(b"\0" + pixels[y].tobytes() for y in range(height))
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b""))
-
-
 def panel(patch: dict[str, Any], tumour: int, window: tuple[float, float], zoom: int) -> np.ndarray:
     """Draws before, after and label of the axial slice through a lesion's largest section, side by side."""
     from scipy import ndimage
@@ -274,7 +265,7 @@ def fetch(url: str, organ: str, arguments: argparse.Namespace) -> tuple[list[dic
 
 def main() -> int:
     """Runs the command."""
-    parser = argparse.ArgumentParser(prog="freetumor.quality", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="freetumor.quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--url", default="http://127.0.0.1:8080")
     parser.add_argument("--organs", default="liver,pancreas,kidney")
     parser.add_argument("--patches", type=int, default=16, help="patches per organ")

@@ -1,9 +1,12 @@
 """The identity of a source volume, equal to the server's `ingest::source_hash` (promise P7: no leakage)."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 
-def canonical(array, affine):
+def canonical(array: NDArray[Any], affine: NDArray[Any]) -> NDArray[Any]:
     """Returns the voxels of `array[i, j, k]` as (z, y, x) with indices that grow to Superior, Anterior and Right.
 
     `affine` maps (i, j, k) to RAS millimetres. The patient axes of oblique volumes are found like the server finds
@@ -25,7 +28,7 @@ def canonical(array, affine):
     return np.transpose(array, (superior_axis, anterior_axis, right_axis))
 
 
-def source_hash(array, affine):
+def source_hash(array: NDArray[Any], affine: NDArray[Any]) -> str:
     """Returns the hash of a volume as 64 hexadecimal digits.
 
     `array[i, j, k]` holds HU after slope and intercept (with nibabel: `img.get_fdata()`), `affine` maps (i, j, k) to
@@ -37,7 +40,7 @@ def source_hash(array, affine):
     values = canonical(np.asarray(array), affine)
     if values.dtype.kind == "f":
         values = np.rint(values.astype(np.float64, copy=False))
-    voxels = np.clip(values, -32768, 32767).astype("<i2")
+    voxels = np.minimum(np.maximum(values, -32768), 32767).astype("<i2")
     digest = blake3(b"freetumor.source.v1")
     digest.update(np.asarray(voxels.shape, dtype="<u4").tobytes())
     digest.update(np.ascontiguousarray(voxels).tobytes())

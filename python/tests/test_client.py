@@ -129,7 +129,7 @@ def test_a_missing_end_is_never_a_short_epoch(golden, serve):
     whole = [data for frame, data in frames(golden)]
     for body, chunked in [(b"".join(whole[:-1]), True), (golden[:-10], True), (golden[:-10], False)]:
         url, _ = serve(body, chunked=chunked)
-        stream = freetumor.stream(url)
+        stream = freetumor.stream(url, patience=0)
         with pytest.raises(freetumor.StreamCut) as caught:
             list(stream)
         assert isinstance(caught.value, ConnectionError)
@@ -143,7 +143,7 @@ def test_an_early_end_is_never_a_short_epoch(golden, serve, reason):
     cursor = pb.Cursor(recipe="r", snapshot="s", bundle="b", revision=1, next_index=1)
     end = pb.End(reason=pb.EndReason.Value(f"END_REASON_{reason.upper()}"), cursor=cursor)
     url, _ = serve(b"".join(whole[:3]) + encode(4, end))
-    stream = freetumor.stream(url)
+    stream = freetumor.stream(url, patience=0)
     next(stream)
     with pytest.raises(freetumor.StreamCut, match=reason) as caught:
         next(stream)

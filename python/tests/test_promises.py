@@ -22,19 +22,6 @@ TRAINED_SEED = 2024  # of the phantom store that the bundled models were trained
 OUTPUTS = ("source", "soft_mask", "lesion_instance")
 
 
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("phantom") / "store"
-    command("phantom", "--store", path, "--labelled", 2, "--unlabelled", 2, "--seed", 5)
-    return path
-
-
-@pytest.fixture(scope="session")
-def server(store: Path):
-    with Server(store) as running:
-        yield running
-
-
 def content(batch: freetumor.Batch) -> dict[int, tuple]:
     """Returns everything that a batch's indices stand for."""
     arrays = list(batch.arrays.values())
@@ -97,7 +84,7 @@ def test_p2_a_killed_server_loses_and_repeats_nothing(store: Path) -> None:
     got: dict[int, tuple] = {}
     with Server(store) as server:
         # Far more than the connection's buffers hold, so that the kill always cuts.
-        stream = freetumor.stream(server.url, RECIPE, batch_size=2, count=1000, image="i16")
+        stream = freetumor.stream(server.url, RECIPE, batch_size=2, count=1000, image="i16", patience=0)
         with pytest.raises(freetumor.StreamCut) as caught:
             for batch in stream:
                 got |= content(batch)
@@ -260,7 +247,7 @@ def test_batch_over_plain_http_is_identical_and_numpy_reads_it(server: Server) -
 
 def test_sigterm_ends_streams_with_a_cursor(store: Path) -> None:
     with Server(store) as server:
-        stream = freetumor.stream(server.url, RECIPE, batch_size=1, count=500, image="i16")
+        stream = freetumor.stream(server.url, RECIPE, batch_size=1, count=500, image="i16", patience=0)
         got = content(next(stream))
         server.terminate()
         with pytest.raises(freetumor.StreamCut, match="shutdown") as caught:
