@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Every check there is: format, lints, documentation, Rust tests, the real server, the Python client against it.
 # Needs Rust 1.95 and Python 3.10 or newer; Python packages go into .venv.
+# FREETUMOR_TEST_FRAMEWORKS=1 also installs PyTorch, MONAI, nnU-Net, Lightning and JAX (7 GB into .venv-frameworks, four
+# minutes or more) and runs the tests that train with them, and pyright; without it those tests are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +24,15 @@ step "Python tests"
 [ -x .venv/bin/python ] || python3 -m venv .venv
 .venv/bin/pip install --quiet --disable-pip-version-check -e './python[test]'
 cargo build --release --quiet
-.venv/bin/python -m pytest -q python/tests
+.venv/bin/python -m pytest -q -rs python/tests
+
+if [ "${FREETUMOR_TEST_FRAMEWORKS:-0}" = 1 ]; then
+    step "Python tests with the frameworks"
+    [ -x .venv-frameworks/bin/python ] || python3 -m venv .venv-frameworks
+    .venv-frameworks/bin/pip install --quiet --disable-pip-version-check -e './python[test-frameworks]'
+    .venv-frameworks/bin/pyright --project python --pythonpath .venv-frameworks/bin/python
+    .venv-frameworks/bin/python -m pytest -q -rs python/tests/test_{torch,monai,nnunet,examples}.py
+fi
 
 step "demo --check"
 ./target/release/freetumor demo --check --dir "$(mktemp -d)"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .client import Stream, stream
 from .errors import FreeTumorError
 from .meta import PatchMeta
+from .nnunet import TRAINERS
 from .png import write_png
 from .tally import Rates, Tally
 
@@ -28,11 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        report: dict[str, Any] = options.run(options)
+        report: dict[str, Any] | str = options.run(options)
     except FreeTumorError as error:
         print(f"freetumor-client: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(report) if options.json else _readable(report))
+    if isinstance(report, str):
+        print(report)
+    else:
+        print(json.dumps(report) if options.json else _readable(report))
     return 0
 
 
@@ -60,7 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     peek.add_argument("--window", default="-100,240", help="HU shown as black and white [%(default)s]")
     command("stats", _stats, 32, "Print how the gate judged the next patches, and how fast they came.")
     command("bench", _bench, 200, "Read as fast as possible; print rates, waiting times, CPU time and memory.")
+    nnunet = commands.add_parser("nnunet", help="Print the folder that nnUNet_extTrainer has to name.")
+    nnunet.set_defaults(run=_nnunet)
     return parser
+
+
+def _nnunet(_: argparse.Namespace) -> str:
+    return str(TRAINERS)
 
 
 def _recipe(text: str) -> dict[str, Any]:

@@ -1,0 +1,5 @@
+"""Where nnU-Net finds the trainer; the trainer itself is part of the package."""
+
+from freetumor.nnunet.trainer import nnUNetTrainerFreeTumor
+
+__all__ = ["nnUNetTrainerFreeTumor"]
