@@ -74,6 +74,16 @@ pub fn forward(isa: Isa, g: &Geometry, x: Channels, weight: &[f32], bias: &[f32]
 /// Tasks aimed at, so that a few threads end at about the same time.
 const MIN_TASKS: usize = 8;
 
+/// Where the filtered rows of one channel go.
+pub struct Filtered<'a> {
+    /// Room for the rows to be filtered, at least [`Unit::input_room`].
+    pub rows: &'a mut [f32],
+    /// From the channel's first number on.
+    pub out: &'a mut [f32],
+    /// Numbers from one point to the next.
+    pub point: usize,
+}
+
 /// A box of tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unit {
@@ -133,11 +143,12 @@ impl Unit {
         planes * rows * self.pitch + MAX_LANES
     }
 
-    /// Writes one channel's part of V, `[POINTS]` of `point` numbers; its first `stride` are all set.
+    /// Writes one channel's part of V, of which the first `stride` numbers of each point are all set.
     ///
     /// # Shape
-    /// x `[d, h, w]`, rows at least `input_room`, v from the channel's first number on.
-    pub fn filter_input(&self, isa: Isa, x: &[f32], size: [usize; 3], rows: &mut [f32], v: &mut [f32], point: usize) {
+    /// x `[d, h, w]`.
+    pub fn filter_input(&self, isa: Isa, x: &[f32], size: [usize; 3], to: Filtered) {
+        let Filtered { rows, out, point } = to;
         let [d, h, w] = size;
         let [planes, in_plane] = self.input_rows();
         for plane in 0..planes {
@@ -153,22 +164,15 @@ impl Unit {
                 }
             }
         }
-        self.filter(isa, Filter::Input, rows, v, point);
+        self.filter(isa, Filter::Input, rows, out, point);
     }
 
     /// Writes one channel's part of the filtered output gradient, laid out like V; columns without a voxel are 0.
     ///
     /// # Shape
-    /// gradient `[d, h, w]`, rows at least `input_room`, out from the channel's first number on.
-    pub fn filter_gradient(
-        &self,
-        isa: Isa,
-        gradient: &[f32],
-        size: [usize; 3],
-        rows: &mut [f32],
-        out: &mut [f32],
-        point: usize,
-    ) {
+    /// gradient `[d, h, w]`.
+    pub fn filter_gradient(&self, isa: Isa, gradient: &[f32], size: [usize; 3], to: Filtered) {
+        let Filtered { rows, out, point } = to;
         let [d, h, w] = size;
         let [planes, in_plane] = self.tiles.map(|tiles| 2 * tiles);
         for plane in 0..planes {
@@ -243,6 +247,10 @@ impl Unit {
     ///
     /// # Safety
     /// As [`Self::filter_lanes`].
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "iterators take the registers' address, which keeps them out of registers"
+    )]
     #[inline(always)]
     unsafe fn filter_tiles<L: Lanes, F: RowFilter<R>, const R: usize>(
         &self,
@@ -406,7 +414,16 @@ impl Forward<'_> {
             let (rows, rest) = scratch.split_at_mut(unit.input_room());
             let (v, m) = rest.split_at_mut(v_size);
             for (channel, x) in self.x.of_sample(self.sample).enumerate() {
-                unit.filter_input(self.isa, x, g.size, rows, &mut v[channel * stride..], v_point);
+                unit.filter_input(
+                    self.isa,
+                    x,
+                    g.size,
+                    Filtered {
+                        rows: &mut *rows,
+                        out: &mut v[channel * stride..],
+                        point: v_point,
+                    },
+                );
             }
             for block in blocks {
                 let live = BLOCK.min(g.co - block * BLOCK);
@@ -483,6 +500,10 @@ unsafe fn finish_avx2(m: *const f32, point: usize, bias: f32, rows: [Option<*mut
 /// # Safety
 /// `m` is readable for w rounded up to registers at every multiple of `point`, rows have w numbers, and the processor has
 /// the instructions of `L`.
+#[expect(
+    clippy::needless_range_loop,
+    reason = "iterators take the registers' address, which keeps them out of registers"
+)]
 #[inline(always)]
 unsafe fn finish_row<L: Lanes>(m: *const f32, point: usize, bias: f32, rows: [Option<*mut f32>; 4], w: usize) {
     // SAFETY: promised by the caller.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, Lanes, MAX_LANES};
 use super::layout::{BLOCK, Channels, Geometry, with_scratch};
-use super::winograd::{POINTS, TAPS, Unit, weight_gradient_filter};
+use super::winograd::{Filtered, POINTS, TAPS, Unit, weight_gradient_filter};
 
 /// Numbers of V that a unit aims at (2 MiB): longer units spend less on adding lanes, and one point's part still fits the
 /// second-level cache.
@@ -126,11 +126,29 @@ impl Work<'_> {
             let (v, rest) = rest.split_at_mut(POINTS * v_point);
             let (t, sums) = rest.split_at_mut(POINTS * t_point);
             for (channel, x) in self.x.of_sample(self.sample).enumerate() {
-                unit.filter_input(self.isa, x, g.size, rows, &mut v[channel * stride..], v_point);
+                unit.filter_input(
+                    self.isa,
+                    x,
+                    g.size,
+                    Filtered {
+                        rows: &mut *rows,
+                        out: &mut v[channel * stride..],
+                        point: v_point,
+                    },
+                );
             }
             for (at, channel) in channels.clone().enumerate() {
                 let gradient = &self.gradient[channel * g.voxels()..][..g.voxels()];
-                unit.filter_gradient(self.isa, gradient, g.size, rows, &mut t[at * stride..], t_point);
+                unit.filter_gradient(
+                    self.isa,
+                    gradient,
+                    g.size,
+                    Filtered {
+                        rows: &mut *rows,
+                        out: &mut t[at * stride..],
+                        point: t_point,
+                    },
+                );
             }
             let of_point = totals.chunks_exact_mut(g.ci * FILTERS);
             for (at, totals) in of_point.enumerate() {
