@@ -5,8 +5,8 @@
 //! costs 16 x 3 products per voxel column where the direct sum costs 4 x 27: 2.25 times fewer.
 //!
 //! Legend: a *point* is one of the 16 combinations of filtered rows; V holds the input's, U the weights', M the output's:
-//! M[point][co] = sum over ci and taps along x of U[point][co][ci][tap] V[point][ci] shifted by the tap. A *unit* is a
-//! box of tiles whose rows are laid one after the other, each with a zero before and after it, so that one long row
+//! `M[point][co]` = sum over ci and taps along x of `U[point][co][ci][tap]` `V[point][ci]` shifted by the tap. A *unit* is
+//! a box of tiles whose rows are laid one after the other, each with a zero before and after it, so that one long row
 //! of *columns* holds them all; what is computed for the columns between two rows is not used.
 //!
 //! Every output is one chain of additions, whatever the threads, the batch, or the units.

@@ -1,7 +1,7 @@
 //! The gradient of a convolution's weights by minimal filtering: the transpose of what `winograd` computes.
 //!
-//! With T the output's gradient filtered by A along z and y, the gradient of U[point][co][ci][tap] is the sum over columns
-//! of T[point][co] times V[point][ci] shifted by the tap; G^T turns the points back into taps along z and y.
+//! With T the output's gradient filtered by A along z and y, the gradient of `U[point][co][ci][tap]` is the sum over
+//! columns of `T[point][co]` times `V[point][ci]` shifted by the tap; G^T turns the points back into taps along z and y.
 //!
 //! Every lane is summed in `f32` over the columns of a unit; lanes are then added as a tree, units and samples in `f64`.
 //! The shape alone fixes units, tasks and the order of additions.

@@ -10,7 +10,7 @@ use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::Pool;
 use freetumor::stream::delivery::Delivery;
 use freetumor::stream::patch::{GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
-use freetumor::stream::recipe::{REVISION, Recipe};
+use freetumor::stream::recipe::Recipe;
 use freetumor::stream::{Batch, PatchService, PatchStream, Resolved, StreamError};
 use freetumor::volume::{Affine, ContrastBin, Plan, Region, SizeClass};
 use ndarray::Array3;
@@ -80,7 +80,8 @@ impl PatchService for FakeService {
             hash: recipe.hash(),
             snapshot: Digest::of(b"snapshot"),
             bundle: Digest::default(),
-            revision: REVISION,
+            // Fixed, so that the golden frames hold the wire to its bytes and not the patches to theirs.
+            revision: 1,
             patches_per_epoch: recipe.patches_per_epoch.unwrap(),
             patch: recipe.patch.unwrap(),
             labels: self.plan.labels.clone(),

@@ -8,7 +8,7 @@ use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::Pool;
 use freetumor::stream::delivery::Delivery;
 use freetumor::stream::patch::{Outcome, PatchMeta, StreamedPatch};
-use freetumor::stream::recipe::Recipe;
+use freetumor::stream::recipe::{REVISION, Recipe};
 use freetumor::stream::{Batch, PatchService, PatchStream, Resolved, StreamError};
 use freetumor::volume::{Affine, IGNORE, Plan, Region};
 use ndarray::Array3;
@@ -33,8 +33,7 @@ impl PatchService for ToyService {
             recipe,
             snapshot: Digest::default(),
             bundle: Digest::default(),
-            // Fixed, so that the golden frames hold the wire to its bytes and not the patches to theirs.
-            revision: 1,
+            revision: REVISION,
             patches_per_epoch: 8,
             patch: [16; 3],
             labels: self.0.labels.clone(),
