@@ -16,7 +16,6 @@ mod reduce;
 mod transposed;
 mod weight_gradient;
 mod winograd;
-mod winograd_gradient;
 
 use std::sync::Arc;
 

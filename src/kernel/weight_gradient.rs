@@ -1,5 +1,5 @@
 //! Gradients of a convolution with respect to its weights and bias; those of the weights directly where
-//! `winograd_gradient` does not pay.
+//! `winograd` does not pay.
 //!
 //! Every lane is summed in `f32` over a strip that fits the first-level cache, then over the strips of a task; lanes,
 //! tasks and samples are added in `f64`. The shape alone fixes strips, tasks and the order of additions.
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, Lanes, MAX_LANES};
 use super::layout::{BLOCK, Channels, Geometry, Padded, Vectors, from_zeros};
-use super::{reduce, winograd, winograd_gradient};
+use super::{reduce, winograd};
 
 /// Numbers of the gradient's block in a strip (24 KiB), which is read again for every input channel and row of taps.
 const STRIP: usize = 6 * 1024;
@@ -39,7 +39,7 @@ pub fn weight(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32]) -> Vec<f32> {
 /// Computes what [`weight`] does, from channels that may be those of two tensors.
 pub fn of_channels(isa: Isa, g: &Geometry, x: Channels, gradient: &[f32]) -> Vec<f32> {
     if winograd::pays(g) {
-        winograd_gradient::weight(isa, g, x, gradient)
+        winograd::weight(isa, g, x, gradient)
     } else {
         direct(isa, g, &x.joined(), gradient)
     }

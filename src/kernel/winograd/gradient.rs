@@ -1,4 +1,4 @@
-//! The gradient of a convolution's weights by minimal filtering: the transpose of what `winograd` computes.
+//! The gradient of a convolution's weights by minimal filtering: the transpose of what `forward` computes.
 //!
 //! With T the output's gradient filtered by A along z and y, the gradient of `U[point][co][ci][tap]` is the sum over
 //! columns of `T[point][co]` times `V[point][ci]` shifted by the tap; G^T turns the points back into taps along z and y.
@@ -8,9 +8,10 @@
 
 use rayon::prelude::*;
 
-use super::isa::{Isa, Lanes, MAX_LANES};
-use super::layout::{BLOCK, Channels, Geometry, with_scratch};
-use super::winograd::{Filtered, POINTS, TAPS, Unit, weight_gradient_filter};
+use super::super::isa::{Isa, Lanes, MAX_LANES};
+use super::super::layout::{BLOCK, Channels, Geometry, with_scratch};
+use super::unit::{Filtered, Unit};
+use super::{POINTS, TAPS};
 
 /// Numbers of V that a unit aims at (2 MiB): longer units spend less on adding lanes, and one point's part still fits the
 /// second-level cache.
@@ -79,6 +80,11 @@ pub fn weight(isa: Isa, g: &Geometry, x: Channels, gradient: &[f32]) -> Vec<f32>
         }
     }
     out
+}
+
+/// G^T of F(2, 3).
+fn weight_gradient_filter([a, b, c, d]: [f64; 4]) -> [f64; 3] {
+    [a + 0.5 * (b + c), 0.5 * (b - c), 0.5 * (b + c) + d]
 }
 
 /// Turns the gradient of U of one pair of channels into that of their kernel.
