@@ -1,0 +1,228 @@
+//! The published generator and discriminator: one U-Net, of the kind that Models Genesis uses.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, activation};
+use serde::{Deserialize, Serialize};
+
+use super::blocks::{Conv, Init, UpConv};
+use crate::kernel;
+
+/// Channels of the first and the second convolution of every encoder level, finest first.
+const WIDTHS: [[usize; 2]; 4] = [[32, 64], [64, 128], [128, 256], [256, 512]];
+
+/// What the output goes through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputActivation {
+    /// Nothing: logits, as the discriminator gives them.
+    #[default]
+    None,
+    /// Hyperbolic tangent: the abdominal generator.
+    Tanh,
+    /// Logistic function: the chest generator.
+    Sigmoid,
+}
+
+/// The shape of a published network; its widths are fixed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedConfig {
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of the output: one per organ (generator), or background, real and synthetic (discriminator).
+    pub out_channels: usize,
+    /// What the output goes through.
+    #[serde(default)]
+    pub activation: OutputActivation,
+}
+
+impl PublishedConfig {
+    /// Makes a network whose weights follow from `seed` alone.
+    pub fn init(&self, device: &Device, seed: u64) -> Published {
+        let init = &mut Init::new(device, seed);
+        let down = WIDTHS
+            .iter()
+            .enumerate()
+            .map(|(level, widths)| {
+                let from = if level == 0 {
+                    self.in_channels
+                } else {
+                    WIDTHS[level - 1][1]
+                };
+                ConvPair::new(init, [from, widths[0], widths[1]])
+            })
+            .collect();
+        let up = (1..WIDTHS.len())
+            .rev()
+            .map(|level| {
+                let (coarse, fine) = (WIDTHS[level][1], WIDTHS[level - 1][1]);
+                UpStep {
+                    up: UpConv::new(init, [coarse, coarse]),
+                    conv: ConvPair::new(init, [coarse + fine, fine, fine]),
+                }
+            })
+            .collect();
+        Published {
+            down,
+            up,
+            head: Conv::new(init, [WIDTHS[0][1], self.out_channels], 1, 1, 1.0),
+            activation: self.activation,
+        }
+    }
+
+    /// Returns how many multiply-adds one forward pass takes for a cube whose side is a multiple of 8.
+    pub fn multiply_adds(&self, side: usize) -> u64 {
+        let voxels = |level: usize| (side >> level).pow(3);
+        let pair = |from: usize, [first, second]: [usize; 2]| 27 * (from * first + first * second);
+        let mut sum = pair(self.in_channels, WIDTHS[0]) * voxels(0);
+        for level in 1..WIDTHS.len() {
+            let (coarse, fine) = (WIDTHS[level][1], WIDTHS[level - 1][1]);
+            sum += pair(fine, WIDTHS[level]) * voxels(level);
+            // Every voxel of a doubled grid comes from one voxel and one of the eight kernel positions.
+            sum += (coarse * coarse + pair(coarse + fine, [fine, fine])) * voxels(level - 1);
+        }
+        (sum + WIDTHS[0][1] * self.out_channels * voxels(0)) as u64
+    }
+}
+
+/// Twice convolution, norm, ReLU, each with its own number of channels.
+#[derive(Module, Debug)]
+pub struct ConvPair {
+    first: NormedConv,
+    second: NormedConv,
+}
+
+impl ConvPair {
+    fn new(init: &mut Init, [from, middle, to]: [usize; 3]) -> Self {
+        Self {
+            first: NormedConv::new(init, [from, middle]),
+            second: NormedConv::new(init, [middle, to]),
+        }
+    }
+
+    fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        self.second.forward(self.first.forward(x))
+    }
+
+    /// Takes the channels of two inputs, one behind the other.
+    fn forward_pair(&self, first: Tensor<5>, second: Tensor<5>) -> Tensor<5> {
+        self.second.forward(self.first.forward_pair(first, second))
+    }
+}
+
+/// Convolution, norm by the sample's own statistics, ReLU.
+#[derive(Module, Debug)]
+pub struct NormedConv {
+    conv: Conv,
+    gamma: Param<Tensor<1>>,
+    beta: Param<Tensor<1>>,
+}
+
+impl NormedConv {
+    fn new(init: &mut Init, channels: [usize; 2]) -> Self {
+        Self {
+            conv: Conv::new(init, channels, 3, 1, 1.0),
+            gamma: init.constant(channels[1], 1.0),
+            beta: init.constant(channels[1], 0.0),
+        }
+    }
+
+    fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        self.norm_act(self.conv.forward(x))
+    }
+
+    fn forward_pair(&self, first: Tensor<5>, second: Tensor<5>) -> Tensor<5> {
+        self.norm_act(self.conv.forward_pair(first, second))
+    }
+
+    fn norm_act(&self, x: Tensor<5>) -> Tensor<5> {
+        let [b, c, ..] = x.dims();
+        let rows = |vector: &Param<Tensor<1>>| vector.val().unsqueeze::<2>().expand([b, c]);
+        // A leaky ReLU that leaks nothing.
+        kernel::instance_norm_leaky_relu(x, rows(&self.gamma), rows(&self.beta), 0.0)
+    }
+}
+
+/// One step back to a finer resolution.
+#[derive(Module, Debug)]
+pub struct UpStep {
+    up: UpConv,
+    conv: ConvPair,
+}
+
+/// The published generator or discriminator: four levels, 19 million parameters.
+///
+/// # Source
+/// FreeTumor's released `UNet3D` (method, section 3.1). Departure: each sample is normalised by its own statistics. The
+/// released batch norm uses those of the whole batch, also when it is applied, so that a patch depends on its batch mates
+/// (method, section 7, item 10); for a batch of one the two are the same.
+#[derive(Module, Debug)]
+pub struct Published {
+    down: Vec<ConvPair>,
+    up: Vec<UpStep>,
+    head: Conv,
+    #[module(skip)]
+    activation: OutputActivation,
+}
+
+impl Published {
+    /// # Shape
+    /// x `[B, in, D, H, W]` (sizes divisible by 8) -> `[B, out, D, H, W]`.
+    pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        let mut skips = Vec::with_capacity(self.down.len());
+        let mut x = x;
+        for (level, pair) in self.down.iter().enumerate() {
+            if level > 0 {
+                skips.push(x.clone());
+                x = kernel::max_pool3d_k2(x);
+            }
+            x = pair.forward(x);
+        }
+        for step in &self.up {
+            let skip = skips.pop().expect("one skip per step up");
+            // The released order: what came up first, the skip behind it.
+            x = step.conv.forward_pair(step.up.forward(x), skip);
+        }
+        let x = self.head.forward(x);
+        match self.activation {
+            OutputActivation::None => x,
+            OutputActivation::Tanh => x.tanh(),
+            OutputActivation::Sigmoid => activation::sigmoid(x),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GENERATOR: PublishedConfig = PublishedConfig {
+        in_channels: 1,
+        out_channels: 3,
+        activation: OutputActivation::Tanh,
+    };
+
+    #[test]
+    fn size_and_cost_are_the_published_ones() {
+        let net = GENERATOR.init(&Device::flex(), 1);
+        assert_eq!(net.num_params(), 19_073_795);
+        // What hooks in PyTorch count (`benches/peers/torch_nn.py --count`), and the 824 billion of a patch of 96^3.
+        assert_eq!(GENERATOR.multiply_adds(32), 30_531_387_392);
+        assert_eq!(GENERATOR.multiply_adds(96) / 1_000_000_000, 824);
+    }
+
+    #[test]
+    fn a_sample_ignores_its_batch_mates() {
+        let device = Device::flex();
+        let net = GENERATOR.init(&device, 1);
+        let values = crate::rng::Rng::keyed(1, 0, 0, crate::rng::Purpose::Test).normals(2 * 16 * 16 * 16);
+        let x: Tensor<5> = Tensor::from_data(burn::tensor::TensorData::new(values, [2, 1, 16, 16, 16]), &device);
+        let both = net.forward(x.clone());
+        assert_eq!(both.dims(), [2, 3, 16, 16, 16]);
+        for sample in 0..2 {
+            let alone = net.forward(x.clone().narrow(0, sample, 1));
+            let beside = both.clone().narrow(0, sample, 1);
+            assert_eq!(alone.into_data(), beside.into_data());
+        }
+    }
+}
