@@ -1,4 +1,4 @@
-//! Operators and a training step of the demo networks; `peers/torch_nn.py` times the same with PyTorch.
+//! Operators and a training step of small networks, for work on the kernels; `freetumor bench nn` measures at full size.
 
 use std::hint::black_box;
 

@@ -33,6 +33,8 @@ fn flags() {
         "train segmentor",
         "serve",
         "evaluate",
+        "bench",
+        "bench nn",
         "info",
         "check-config",
         "healthcheck",

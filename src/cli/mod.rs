@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand. Wires everything; nothing imports it.
 
+mod bench;
 mod check_config;
 mod demo;
 mod device;
@@ -38,6 +39,7 @@ enum Command {
     Train(train::Args),
     Serve(serve::Args),
     Evaluate(evaluate::Args),
+    Bench(bench::Args),
     Info(info::Args),
     CheckConfig(check_config::Args),
     Healthcheck(healthcheck::Args),
@@ -73,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Info(args) => info::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),

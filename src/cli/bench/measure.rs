@@ -1,0 +1,92 @@
+//! Time and memory of one entry, and the speed of a product of matrices to hold them against.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, Tensor};
+
+use super::entries::Entry;
+
+/// A round shorter than this repeats its run: single runs of some milliseconds scatter too much.
+const MIN_ROUND: Duration = Duration::from_millis(100);
+
+/// What came out for an entry.
+pub(super) struct Measured {
+    /// Median of the rounds.
+    pub(super) milliseconds: f64,
+    /// Resident memory before the entry began; nothing where the system does not tell.
+    pub(super) resident_before_mib: Option<f64>,
+    /// Largest resident memory while it ran, everything in the process included.
+    pub(super) peak_memory_mib: Option<f64>,
+}
+
+/// Warms up, then runs an entry for a number of rounds.
+pub(super) fn measure(entry: &Entry, rounds: u32) -> Measured {
+    let resets = reset_peak_memory();
+    let resident_before_mib = memory_mib("VmRSS:");
+    let mut run = (entry.prepare)();
+    run();
+    let mut milliseconds: Vec<f64> = (0..rounds).map(|_| round(&mut run)).collect();
+    milliseconds.sort_by(f64::total_cmp);
+    Measured {
+        milliseconds: milliseconds[milliseconds.len() / 2],
+        resident_before_mib,
+        peak_memory_mib: resets.then(|| memory_mib("VmHWM:")).flatten(),
+    }
+}
+
+/// Returns the mean milliseconds of as many runs as a round needs.
+fn round(run: &mut dyn FnMut()) -> f64 {
+    let (start, mut runs) = (Instant::now(), 0);
+    loop {
+        run();
+        runs += 1;
+        let elapsed = start.elapsed();
+        if elapsed >= MIN_ROUND {
+            return 1e3 * elapsed.as_secs_f64() / f64::from(runs);
+        }
+    }
+}
+
+/// Returns the best speed of single-precision products of 2048 x 2048 matrices.
+pub(super) fn peak_gflops() -> f64 {
+    let side = 2048_usize;
+    let device = Device::flex();
+    let matrix = || Tensor::<2>::ones([side, side], &device);
+    let (a, b) = (matrix(), matrix());
+    let mut run = || drop(black_box(a.clone().matmul(b.clone())));
+    run();
+    let fastest = (0..5).map(|_| round(&mut run)).fold(f64::INFINITY, f64::min);
+    2e-6 * side.pow(3) as f64 / fastest
+}
+
+/// Starts the peak of resident memory anew; tells whether the system can.
+fn reset_peak_memory() -> bool {
+    fs_err::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Returns a figure of the system's account of this process, in MiB: `VmRSS:` is what is resident, `VmHWM:` the most that
+/// was since the last reset.
+fn memory_mib(key: &str) -> Option<f64> {
+    let status = fs_err::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_peak_of_memory_is_seen_and_forgotten() {
+        if !reset_peak_memory() {
+            return;
+        }
+        let before = memory_mib("VmHWM:").unwrap();
+        drop(black_box(vec![1_u8; 256 << 20]));
+        // A tenth less than what was held: other tests of the process give memory back meanwhile.
+        assert!(memory_mib("VmHWM:").unwrap() > before + 230.0);
+    }
+}
