@@ -21,7 +21,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("lesion", "store"),
         ("kernel", ""),
         ("nn", "kernel"),
-        ("checkpoint", "nn"),
+        ("checkpoint", "nn kernel"),
         ("telemetry", ""),
         ("synth", "nn sampler lesion store checkpoint telemetry"),
         ("stream", "synth sampler store checkpoint telemetry nn lesion kernel"),

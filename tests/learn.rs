@@ -9,6 +9,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Role, load_manifest};
 use freetumor::evaluate::HeldOutSettings;
+use freetumor::kernel::ComputeDtype;
 use freetumor::learn::{
     CriticConfig, Job, LearnError, Metrics, Progress, Quiet, SegmentorConfig, SynthesizerConfig, train_critic,
     train_segmentor, train_synthesizer,
@@ -62,6 +63,7 @@ fn a_resumed_critic_has_the_weights_of_an_uninterrupted_one() {
             out,
             resume,
             device: &device,
+            dtype: ComputeDtype::F32,
             progress,
         };
         train_critic(&config, &mut job)
@@ -88,6 +90,7 @@ fn a_critic_learns_says_what_it_saw_and_calibrates_the_gate() {
         out: out.path(),
         resume: false,
         device: &device,
+        dtype: ComputeDtype::F32,
         progress: &mut Quiet,
     };
     let report = train_critic(&critic_config(40), &mut job).unwrap();
@@ -118,6 +121,7 @@ fn a_loss_that_is_not_finite_stops_and_saves_nothing() {
         out: out.path(),
         resume: false,
         device: &device,
+        dtype: ComputeDtype::F32,
         progress: &mut Quiet,
     };
     let error = train_critic(&config, &mut job).unwrap_err();
@@ -141,6 +145,7 @@ fn a_state_of_another_configuration_is_not_resumed() {
             out: out.path(),
             resume,
             device: &device,
+            dtype: ComputeDtype::F32,
             progress,
         };
         train_critic(config, &mut job)
@@ -163,6 +168,7 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
         out: critic.path(),
         resume: false,
         device: &device,
+        dtype: ComputeDtype::F32,
         progress: &mut Quiet,
     };
     train_critic(&critic_config(2), &mut job).unwrap();
@@ -183,6 +189,7 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
             out,
             resume,
             device: &device,
+            dtype: ComputeDtype::F32,
             progress,
         };
         train_synthesizer(&config, critic.path(), &mut job)
@@ -225,6 +232,7 @@ fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
             out,
             resume,
             device: &device,
+            dtype: ComputeDtype::F32,
             progress,
         };
         train_segmentor(&config, &service, &mut job)

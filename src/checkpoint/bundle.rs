@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::Device;
 
 use super::load::{load_generator, load_unet};
 use super::{Calibration, CheckpointError, ModelManifest, Role, check_plan};
 use crate::digest::Digest;
+use crate::kernel::ComputeDtype;
 use crate::nn::{Generator, Unet};
 use crate::volume::Plan;
 
@@ -90,6 +92,26 @@ impl Bundle {
             generator: None,
             discriminator: None,
         })
+    }
+
+    /// Computes in another type; the weights stay what they are.
+    pub fn with_compute_dtype(self, dtype: ComputeDtype) -> Self {
+        Self {
+            critic: self.critic.with_compute_dtype(dtype),
+            generator: self.generator.map(|net| net.with_compute_dtype(dtype)),
+            discriminator: self.discriminator.map(|net| net.with_compute_dtype(dtype)),
+            ..self
+        }
+    }
+
+    /// Returns where its models live.
+    pub fn device(&self) -> Device {
+        self.critic.devices().into_iter().next().unwrap_or_default()
+    }
+
+    /// Returns the class of results that are equal bit for bit, see [`ComputeDtype::numerics`].
+    pub fn numerics(&self) -> String {
+        self.critic.compute_dtype().numerics(&self.device())
     }
 
     /// Checks that the models may work on a store.

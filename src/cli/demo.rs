@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
-use burn::tensor::Device;
 use serde::Serialize;
 
+use super::device::Compute;
 use super::models::{open_models, open_store, start_service};
 use super::{phantom, say, say_error};
 use crate::config::{self, Config};
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let models_dir = args.dir.join("models");
     unpack_models(&models_dir)?;
     let store = open_store(&store_dir)?;
-    let bundle = open_models(Some(&models_dir), &Device::flex())?;
+    let bundle = open_models(Some(&models_dir), &Compute::cpu())?;
     let (service, recipe) = start_service(&config, store.clone(), bundle)?;
     let server = super::serve::start(&config, &store, service, recipe)?;
     if args.check {

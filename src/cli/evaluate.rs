@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::ValueEnum;
 
-use super::device::DeviceChoice;
+use super::device::{Compute, DeviceArgs};
 use super::models::open_store;
 use super::{ConfigArgs, say, say_error, say_json};
 use crate::checkpoint::{Bundle, load_segmentor};
@@ -43,9 +43,8 @@ pub(super) struct Args {
     /// Which network
     #[arg(long, value_enum, default_value = "segmentor")]
     network: Network,
-    /// Where networks run: auto, cpu, cuda:N
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -53,7 +52,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
-    let device = args.device.open()?;
+    let Compute { device, dtype } = args.device.open()?;
     let store = open_store(&args.store)?;
     let (net, seen): (_, BTreeSet<Digest>) = match args.network {
         Network::Critic => {
@@ -85,7 +84,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ));
     }
     let exam = Examination {
-        net: &net,
+        net: &net.with_compute_dtype(dtype),
         device: &device,
         cases: &*store,
         held_out: &unseen,

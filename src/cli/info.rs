@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use burn::tensor::Device;
-
+use super::device::Compute;
 use super::models::{open_models, open_store};
 use super::{say, say_json};
 use crate::kernel;
@@ -49,7 +48,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "plan": store.plan(),
         });
     }
-    if let Some(bundle) = open_models(args.models.as_deref(), &Device::flex())? {
+    if let Some(bundle) = open_models(args.models.as_deref(), &Compute::cpu())? {
         facts["models"] = serde_json::json!({
             "bundle": bundle.hash,
             "plan": bundle.plan,

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use burn::tensor::Device;
 
+use super::device::Compute;
 use crate::checkpoint::Bundle;
 use crate::config::Config;
 use crate::store::Store;
@@ -20,10 +20,12 @@ pub(super) fn open_store(dir: &Path) -> anyhow::Result<Arc<Store>> {
 }
 
 /// Loads a folder of models, if one is named.
-pub(super) fn open_models(dir: Option<&Path>, device: &Device) -> anyhow::Result<Option<Arc<Bundle>>> {
-    let load =
-        |dir: &Path| Bundle::load(dir, device).with_context(|| format!("cannot load models from {}", dir.display()));
-    Ok(dir.map(load).transpose()?.map(Arc::new))
+pub(super) fn open_models(dir: Option<&Path>, compute: &Compute) -> anyhow::Result<Option<Arc<Bundle>>> {
+    let load = |dir: &Path| {
+        Bundle::load(dir, &compute.device).with_context(|| format!("cannot load models from {}", dir.display()))
+    };
+    let bundle = dir.map(load).transpose()?;
+    Ok(bundle.map(|bundle| Arc::new(bundle.with_compute_dtype(compute.dtype))))
 }
 
 /// Starts the in-process service, and returns it with the recipe of clients that name none.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::device::DeviceChoice;
+use super::device::DeviceArgs;
 use super::models::{open_models, open_store, start_service};
 use super::{ConfigArgs, say};
 use crate::config::Config;
@@ -32,9 +32,8 @@ pub(super) struct Args {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     bind: Option<SocketAddr>,
-    /// Where networks run: auto, cpu, cuda:N
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::device::DeviceChoice;
+use super::device::{Compute, DeviceArgs};
 use super::models::{open_models, open_store, start_service};
 use super::progress::Training;
 use super::{ConfigArgs, say_error, say_json};
@@ -53,9 +53,8 @@ struct StageArgs {
     /// Go on from the last checkpoint in --out
     #[arg(long)]
     resume: bool,
-    /// Where networks run: auto, cpu, cuda:N
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -68,7 +67,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             })
         }
         Stage::Segmentor(stage) => train(stage, |config, job| {
-            let bundle = open_models(Some(&stage.out), job.device)?;
+            let compute = Compute {
+                device: job.device.clone(),
+                dtype: job.dtype,
+            };
+            let bundle = open_models(Some(&stage.out), &compute)?;
             let (service, _) = start_service(config, open_store(&stage.store)?, bundle)?;
             Ok(train_segmentor(&config.segmentor, &*service, job)?)
         }),
@@ -81,14 +84,15 @@ fn train<R: Serialize>(
 ) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let store = open_store(&args.store)?;
-    let device = args.device.open()?;
+    let compute = args.device.open()?;
     fs_err::create_dir_all(&args.out)?;
     fs_err::write(args.out.join("config.toml"), toml::to_string(&config)?)?;
     let mut job = Job {
         cases: &*store as &dyn Cases,
         out: &args.out,
         resume: args.resume,
-        device: &device,
+        device: &compute.device,
+        dtype: compute.dtype,
         progress: &mut Training::new()?,
     };
     let report = match stage(&config, &mut job) {

@@ -1,7 +1,8 @@
 //! The operators as compositions of burn's own, for devices that our kernels do not serve.
 
-use burn::tensor::{Tensor, TensorData, activation, module, ops::ConvOptions};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData, activation, module, ops::ConvOptions};
 
+use super::dtype::follow;
 use super::loss::DICE_EPSILON;
 use crate::volume::ClassSet;
 
@@ -9,6 +10,7 @@ use crate::volume::ClassSet;
 pub fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, stride: usize) -> Tensor<5> {
     let pad = weight.dims()[2] / 2;
     let options = ConvOptions::new([stride; 3], [pad; 3], [1; 3], 1);
+    let (weight, bias) = (follow(weight, &x), follow(bias, &x));
     module::conv3d(x, weight, Some(bias), options)
 }
 
@@ -16,15 +18,20 @@ pub fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, stride: usize) -
 pub fn conv_transpose3d_k2s2(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
     let [n, ci, d, h, w] = x.dims();
     let co = weight.dims()[1];
+    let (weight, bias) = (follow(weight, &x), follow(bias, &x));
     let weight: Tensor<3> = weight.reshape([ci, co * 8]).swap_dims(0, 1).unsqueeze();
     let y = weight.expand([n, co * 8, ci]).matmul(x.reshape([n, ci, d * h * w]));
     let y: Tensor<8> = y.reshape([n, co, 2, 2, 2, d, h, w]).permute([0, 1, 5, 2, 6, 3, 7, 4]);
     y.reshape([n, co, 2 * d, 2 * h, 2 * w]) + bias.reshape([1, co, 1, 1, 1])
 }
 
-/// See [`super::instance_norm_leaky_relu`].
+/// See [`super::instance_norm_leaky_relu`]; the statistics and the norm itself are single precision.
 pub fn instance_norm_leaky_relu(x: Tensor<5>, gamma: Tensor<2>, beta: Tensor<2>, slope: f64) -> Tensor<5> {
     let [b, c, d, h, w] = x.dims();
+    if x.dtype() == DType::BF16 {
+        let y = instance_norm_leaky_relu(x.cast(FloatDType::F32), gamma, beta, slope);
+        return y.cast(FloatDType::BF16);
+    }
     let x: Tensor<3> = x.reshape([b, c, d * h * w]);
     let mean = x.clone().mean_dim(2);
     let centred = x - mean;

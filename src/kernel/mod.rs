@@ -1,11 +1,13 @@
 //! The 3D operators that networks are made of, on whatever device the tensors live.
 //!
 //! On the CPU (burn's Flex backend) they are kernels of ours with handwritten gradients; on other devices they are
-//! compositions of burn's operators, which are also what the tests hold the kernels against.
+//! compositions of burn's operators, which are also what the tests hold the kernels against. Every operator works in the type of
+//! its input, see [`ComputeDtype`].
 
 mod autodiff;
 mod composed;
 mod convolution;
+mod dtype;
 mod extension;
 mod isa;
 mod layout;
@@ -19,13 +21,14 @@ mod winograd;
 
 use std::sync::Arc;
 
-use burn::backend::{Dispatch, DispatchDevice};
+use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 
 use crate::volume::ClassSet;
 use extension::Operators;
 
 pub use composed::{log_sum_exp, total};
+pub use dtype::ComputeDtype;
 
 /// Returns the class of CPU results that are equal bit for bit: it follows from the vector instructions in use.
 pub fn numerics() -> &'static str {
@@ -34,7 +37,7 @@ pub fn numerics() -> &'static str {
 
 /// Returns whether our kernels can work on a tensor.
 fn is_ours<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
+    x.dtype() == DType::F32 && dtype::is_cpu(&x.device())
 }
 
 /// Added to the variance by [`instance_norm_leaky_relu`].

@@ -246,7 +246,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         catalogue: Catalogue::new(job.cases, &labelled),
         labelled: labelled.clone(),
         plan: plan.clone(),
-        net: unet.init(&device, config.seed),
+        net: unet.init(&device, config.seed).with_compute_dtype(job.dtype),
         adam: Adam::new(config.optimizer.clone()),
         device,
         last: Metrics::new(),
@@ -262,7 +262,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     fit(&mut trainee, &settings, job.progress)?;
     let weights = config.precision.rounded(collect(&trainee.net));
     let last_step = trainee.last;
-    let net = fill(unet.init(job.device, 0), weights.clone())?;
+    let net = fill(unet.init(job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
 
     job.progress.on_note("scoring held-out cases");
     let scores = judge_real(&net, &Catalogue::new(job.cases, &held_out), config.max_cube, job.device)?;

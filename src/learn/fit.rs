@@ -9,6 +9,7 @@ use burn::tensor::Device;
 use super::LearnError;
 use crate::checkpoint::{Precision, Weights, read_weights, weights_bytes, write_atomically};
 use crate::digest::Digest;
+use crate::kernel::ComputeDtype;
 use crate::store::Cases;
 
 /// What a step measured, by name.
@@ -47,6 +48,8 @@ pub struct Job<'a> {
     pub resume: bool,
     /// Where to compute.
     pub device: &'a Device,
+    /// What networks compute in; weights, optimiser and losses are single precision.
+    pub dtype: ComputeDtype,
     /// Who watches.
     pub progress: &'a mut dyn Progress,
 }

@@ -261,7 +261,7 @@ pub fn train_segmentor(
         recipe: recipe.clone(),
         plan: plan.clone(),
         stream: None,
-        net: unet.init(&device, config.seed),
+        net: unet.init(&device, config.seed).with_compute_dtype(job.dtype),
         adam: Adam::new(config.optimizer.clone()),
         device,
         last: Metrics::new(),
@@ -277,7 +277,7 @@ pub fn train_segmentor(
     fit(&mut trainee, &settings, job.progress)?;
     let weights = config.precision.rounded(collect(&trainee.net));
     let last_step = trainee.last;
-    let net = fill(unet.init(job.device, 0), weights.clone())?;
+    let net = fill(unet.init(job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
 
     job.progress.on_note("scoring held-out cases");
     let (training, held_out) = cases_of(job, &recipe.recipe);

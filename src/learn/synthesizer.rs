@@ -370,20 +370,76 @@ pub fn train_synthesizer(
 ) -> Result<SynthesizerReport, LearnError> {
     config.check()?;
     let critic_manifest = load_manifest(critic_folder, Role::Critic)?;
-    let device = job.device.clone().autodiff();
-    let critic_plain = Bundle::load_critic(critic_folder, job.device)?;
-    critic_plain.check_plan(job.cases.plan())?;
+    let critic = Bundle::load_critic(critic_folder, job.device)?.with_compute_dtype(job.dtype);
+    critic.check_plan(job.cases.plan())?;
     let (training, held_out) = config.split.divide(job.cases);
     let catalogue = Catalogue::new(job.cases, &training);
-    let (generator_config, discriminator_config) = networks(config, catalogue.organs.len());
-    let critic_config = critic_manifest.architecture.unet();
+    let networks = networks(config, catalogue.organs.len());
+    let trained = compete(config, &critic, (catalogue, &networks), job)?;
+
+    job.progress.on_note("painting lesions into held-out hosts");
+    let hosts = if held_out.is_empty() { &training } else { &held_out };
+    let painter = Painter {
+        config,
+        catalogue: Catalogue::new(job.cases, hosts),
+        bundle: &critic,
+        device: job.device,
+    };
+    let score = |generator: Generator| score_painting(&painter, &generator.with_compute_dtype(job.dtype));
+    let fresh = |seed| networks.0.init(job.device, seed);
+    let report = SynthesizerReport {
+        steps: config.steps,
+        parameters: [
+            Architecture::Generator(networks.0.clone()).parameters(),
+            Architecture::Unet(networks.1.clone()).parameters(),
+        ],
+        training_cases: training.len(),
+        hosts_held_out: !held_out.is_empty(),
+        trained: score(fill(fresh(0), trained.generator.clone())?)?,
+        untrained: score(fresh(config.seed))?,
+        last_step: trained.last_step.clone(),
+    };
+    let run = (config.steps, config.seed);
+    let record = training_of(job.cases, &training, config, run, report.trained.metrics());
+    let models = [
+        (Role::Generator, Architecture::Generator(networks.0), trained.generator),
+        (
+            Role::Discriminator,
+            Architecture::Unet(networks.1),
+            trained.discriminator,
+        ),
+    ];
+    save_models(config, &critic_manifest, (models, record), job.out)?;
+    copy_critic(critic_folder, job.out)?;
+    write_report(job.out, "synthesizer", &report)?;
+    Ok(report)
+}
+
+/// What [`compete`] ends with.
+struct Trained {
+    generator: Weights,
+    discriminator: Weights,
+    last_step: Metrics,
+}
+
+/// Trains generator and discriminator against each other and the critic.
+fn compete(
+    config: &SynthesizerConfig,
+    critic: &Bundle,
+    (catalogue, networks): (Catalogue, &(GeneratorConfig, UnetConfig)),
+    job: &mut Job,
+) -> Result<Trained, LearnError> {
+    let device = job.device.clone().autodiff();
+    let (generator, discriminator) = networks;
     let mut trainee = SynthesizerTrainee {
         config,
         catalogue,
-        bundle: &critic_plain,
-        critic: fill(critic_config.init(&device, 0), collect(&critic_plain.critic))?.no_grad(),
-        generator: generator_config.init(&device, config.seed),
-        discriminator: discriminator_config.init(&device, config.seed + 1),
+        bundle: critic,
+        critic: critic.critic.clone().train().no_grad(),
+        generator: generator.init(&device, config.seed).with_compute_dtype(job.dtype),
+        discriminator: discriminator
+            .init(&device, config.seed + 1)
+            .with_compute_dtype(job.dtype),
         adam: Adam::new(config.optimizer.clone()),
         discriminator_adam: Adam::new(config.discriminator_optimizer.clone()),
         device,
@@ -393,59 +449,16 @@ pub fn train_synthesizer(
         stage: "synthesizer",
         steps: config.steps,
         checkpoint_every: config.checkpoint_every,
-        identity: Digest::of_json(&("synthesizer", config, job.cases.snapshot(), critic_plain.hash)),
+        identity: Digest::of_json(&("synthesizer", config, job.cases.snapshot(), critic.hash)),
         out: job.out,
         resume: job.resume,
     };
     fit(&mut trainee, &settings, job.progress)?;
-    let generator_weights = config.precision.rounded(collect(&trainee.generator));
-    let discriminator_weights = config.precision.rounded(collect(&trainee.discriminator));
-    let last_step = trainee.last;
-
-    job.progress.on_note("painting lesions into held-out hosts");
-    let hosts = if held_out.is_empty() { &training } else { &held_out };
-    let painter = Painter {
-        config,
-        catalogue: Catalogue::new(job.cases, hosts),
-        bundle: &critic_plain,
-        device: job.device,
-    };
-    let trained = fill(generator_config.init(job.device, 0), generator_weights.clone())?;
-    let report = SynthesizerReport {
-        steps: config.steps,
-        parameters: [
-            Architecture::Generator(generator_config.clone()).parameters(),
-            Architecture::Unet(discriminator_config.clone()).parameters(),
-        ],
-        training_cases: training.len(),
-        hosts_held_out: !held_out.is_empty(),
-        trained: score_painting(&painter, &trained)?,
-        untrained: score_painting(&painter, &generator_config.init(job.device, config.seed))?,
-        last_step,
-    };
-    let models = [
-        (
-            Role::Generator,
-            Architecture::Generator(generator_config),
-            generator_weights,
-        ),
-        (
-            Role::Discriminator,
-            Architecture::Unet(discriminator_config),
-            discriminator_weights,
-        ),
-    ];
-    let record = training_of(
-        job.cases,
-        &training,
-        config,
-        (config.steps, config.seed),
-        report.trained.metrics(),
-    );
-    save_models(config, &critic_manifest, (models, record), job.out)?;
-    copy_critic(critic_folder, job.out)?;
-    write_report(job.out, "synthesizer", &report)?;
-    Ok(report)
+    Ok(Trained {
+        generator: config.precision.rounded(collect(&trainee.generator)),
+        discriminator: config.precision.rounded(collect(&trainee.discriminator)),
+        last_step: trainee.last,
+    })
 }
 
 /// Writes generator and discriminator, whose provenance includes the critic's.

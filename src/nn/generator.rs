@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::unet::{Unet, UnetConfig};
+use crate::kernel::ComputeDtype;
 
 /// The shape of a conditional generator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,14 @@ pub struct Generator {
 }
 
 impl Generator {
+    /// Computes in another type; the weights stay what they are, and contrast and mask are applied in single precision.
+    pub fn with_compute_dtype(self, dtype: ComputeDtype) -> Self {
+        Self {
+            body: self.body.with_compute_dtype(dtype),
+            ..self
+        }
+    }
+
     /// Returns the residual in HU.
     ///
     /// # Shape

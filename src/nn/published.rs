@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{Conv, Init, UpConv};
-use crate::kernel;
+use crate::kernel::{self, ComputeDtype};
 
 /// Channels of the first and the second convolution of every encoder level, finest first.
 const WIDTHS: [[usize; 2]; 4] = [[32, 64], [64, 128], [128, 256], [256, 512]];
@@ -67,6 +67,7 @@ impl PublishedConfig {
             up,
             head: Conv::new(init, [WIDTHS[0][1], self.out_channels], 1, 1, 1.0),
             activation: self.activation,
+            dtype: ComputeDtype::default(),
         }
     }
 
@@ -163,14 +164,21 @@ pub struct Published {
     head: Conv,
     #[module(skip)]
     activation: OutputActivation,
+    #[module(skip)]
+    dtype: ComputeDtype,
 }
 
 impl Published {
+    /// Computes in another type; the weights stay what they are.
+    pub fn with_compute_dtype(self, dtype: ComputeDtype) -> Self {
+        Self { dtype, ..self }
+    }
+
     /// # Shape
     /// x `[B, in, D, H, W]` (sizes divisible by 8) -> `[B, out, D, H, W]`.
     pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {
         let mut skips = Vec::with_capacity(self.down.len());
-        let mut x = x;
+        let mut x = self.dtype.enter(x);
         for (level, pair) in self.down.iter().enumerate() {
             if level > 0 {
                 skips.push(x.clone());
@@ -183,7 +191,7 @@ impl Published {
             // The released order: what came up first, the skip behind it.
             x = step.conv.forward_pair(step.up.forward(x), skip);
         }
-        let x = self.head.forward(x);
+        let x = self.dtype.leave(self.head.forward(x));
         match self.activation {
             OutputActivation::None => x,
             OutputActivation::Tanh => x.tanh(),

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{Conv, DoubleConv, Init, UpConv};
-use crate::kernel;
+use crate::kernel::{self, ComputeDtype};
 
 /// The shape of a U-Net.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +47,7 @@ impl UnetConfig {
             down,
             up,
             head: Conv::new(init, [widths[0], self.out_channels], 1, 1, 1.0),
+            dtype: ComputeDtype::default(),
         }
     }
 
@@ -73,14 +74,26 @@ pub struct Unet {
     down: Vec<DoubleConv>,
     up: Vec<Up>,
     head: Conv,
+    #[module(skip)]
+    dtype: ComputeDtype,
 }
 
 impl Unet {
+    /// Computes in another type; the weights stay what they are.
+    pub fn with_compute_dtype(self, dtype: ComputeDtype) -> Self {
+        Self { dtype, ..self }
+    }
+
+    /// Returns what it computes in.
+    pub fn compute_dtype(&self) -> ComputeDtype {
+        self.dtype
+    }
+
     /// # Shape
     /// x `[B, in, D, H, W]` (sizes divisible by the stride), condition `[B, K]` -> logits `[B, out, D, H, W]`.
     pub fn forward(&self, x: Tensor<5>, condition: Option<&Tensor<2>>) -> Tensor<5> {
         let mut skips = Vec::with_capacity(self.down.len());
-        let mut x = x;
+        let mut x = self.dtype.enter(x);
         for (level, block) in self.down.iter().enumerate() {
             if level > 0 {
                 x = kernel::max_pool3d_k2(x);
@@ -93,7 +106,7 @@ impl Unet {
             let skip = skips.pop().expect("one skip per step up");
             x = block.conv.forward_pair(skip, block.up.forward(x), condition);
         }
-        self.head.forward(x)
+        self.dtype.leave(self.head.forward(x))
     }
 }
 

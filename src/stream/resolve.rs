@@ -7,6 +7,7 @@ use super::recipe::{Fallback, REVISION, Recipe};
 use super::{Resolved, StreamError};
 use crate::checkpoint::Bundle;
 use crate::digest::Digest;
+use crate::kernel;
 use crate::nn::cube_side;
 use crate::sampler::{Mix, Pool, Schedule};
 use crate::store::{CaseKind, Cases};
@@ -70,7 +71,8 @@ pub(super) fn resolve(cases: &dyn Cases, bundle: Option<&Bundle>, mut recipe: Re
         labels: plan.labels.clone(),
         feasible,
         shortfall: schedule.shortfall().to_vec(),
-        numerics: crate::kernel::numerics().into(),
+        numerics: (bundle.filter(|bundle| bundle.hash == bundle_hash))
+            .map_or_else(|| kernel::numerics().into(), Bundle::numerics),
         recipe,
     };
     Ok(Prepared {

@@ -5,15 +5,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use metrics::gauge;
 use ndarray::Array3;
 
 use super::{Cancelled, LesionCube, SynthError};
 use crate::checkpoint::Bundle;
 use crate::nn::Condition;
 use crate::rng::{Purpose, Rng};
+use crate::telemetry::metrics::DEVICE_MEMORY_BYTES;
 use crate::volume::HuWindow;
 
 /// What critic and discriminator say of a cube.
@@ -97,7 +98,7 @@ impl Engine {
 }
 
 fn serve(bundle: &Bundle, queue: &Receiver<Job>) {
-    let device = bundle.critic.devices().into_iter().next().unwrap_or_default();
+    let device = bundle.device();
     for Job { task, cancelled, reply } in queue {
         let answer = if cancelled.is_set() {
             Err(SynthError::Cancelled)
@@ -106,8 +107,17 @@ fn serve(bundle: &Bundle, queue: &Receiver<Job>) {
             catch_unwind(AssertUnwindSafe(|| answer(bundle, &device, task)))
                 .unwrap_or_else(|panic| Err(SynthError::Device(panic_text(&*panic))))
         };
+        report_memory(&device);
         // Who asked may be gone; then nobody misses the answer.
         drop(reply.send(answer));
+    }
+}
+
+/// Reports a GPU's memory. One job at a time on cubes of few sizes bounds it; the CPU's is the process's own.
+fn report_memory(device: &Device) {
+    if let Some(usage) = device.memory_pool_usage() {
+        gauge!(DEVICE_MEMORY_BYTES, "kind" => "in_use").set(usage.bytes_in_use as f64);
+        gauge!(DEVICE_MEMORY_BYTES, "kind" => "reserved").set(usage.bytes_reserved as f64);
     }
 }
 

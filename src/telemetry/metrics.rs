@@ -22,6 +22,8 @@ pub const HOST_SUSPECT_TOTAL: &str = "freetumor_host_suspect_total";
 pub const UNPLACEABLE_TOTAL: &str = "freetumor_unplaceable_total";
 /// Patches near enough to a threshold that another numerics class might decide otherwise.
 pub const BORDERLINE_TOTAL: &str = "freetumor_borderline_total";
+/// Bytes of a GPU's memory, by `kind`: `in_use` by tensors, `reserved` by the allocator.
+pub const DEVICE_MEMORY_BYTES: &str = "freetumor_device_memory_bytes";
 /// Streams open now.
 pub const STREAMS_OPEN: &str = "freetumor_streams_open";
 /// Streams ended, by `reason`.
@@ -95,7 +97,7 @@ pub enum MetricKind {
 }
 
 /// Every metric with its kind, labels and meaning; the documentation's table is made from it.
-pub const METRICS: [(&str, MetricKind, &[&str], &str); 14] = {
+pub const METRICS: [(&str, MetricKind, &[&str], &str); 15] = {
     use MetricKind::{Counter, Gauge, Histogram};
     [
         (
@@ -140,6 +142,12 @@ pub const METRICS: [(&str, MetricKind, &[&str], &str); 14] = {
             Counter,
             &[],
             "patches that another numerics class might decide otherwise",
+        ),
+        (
+            DEVICE_MEMORY_BYTES,
+            Gauge,
+            &["kind"],
+            "bytes of a GPU's memory in use by tensors, and reserved",
         ),
         (STREAMS_OPEN, Gauge, &[], "streams open now"),
         (STREAMS_ENDED_TOTAL, Counter, &["reason"], "streams ended"),

@@ -5,6 +5,7 @@ use std::hint::black_box;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::super::device::Compute;
 use crate::kernel;
 use crate::learn::{Adam, OptimizerSettings};
 use crate::nn::{OutputActivation, Published, PublishedConfig, Unet, UnetConfig};
@@ -24,14 +25,15 @@ pub(super) struct Entry {
 type Operator = fn(&[Tensor<5>]) -> Tensor<5>;
 
 /// Returns all entries, small ones first so that peak memory grows.
-pub(super) fn all() -> Vec<Entry> {
-    let mut entries = operators();
-    entries.extend(networks());
+pub(super) fn all(compute: &Compute) -> Vec<Entry> {
+    let mut entries = operators(compute);
+    entries.extend(networks(compute));
     entries
 }
 
-fn operators() -> Vec<Entry> {
+fn operators(compute: &Compute) -> Vec<Entry> {
     let mut entries = Vec::new();
+    let operator = |name: &str, gflop, shapes: &[[usize; 5]], run| operator(compute, (name, gflop), shapes, run);
     for (c, side) in [(128, 12), (64, 24), (32, 48), (16, 96)] {
         let gflop = gflop(27 * (c * c * side * side * side) as u64);
         let shapes = [[1, c, side, side, side], [c, c, 3, 3, 3], [c, 1, 1, 1, 1]];
@@ -62,14 +64,20 @@ fn operators() -> Vec<Entry> {
 }
 
 /// Returns an operator's two entries.
-fn operator(name: &str, gflop: Option<f64>, shapes: &[[usize; 5]], run: Operator) -> [Entry; 2] {
-    let shapes = shapes.to_vec();
-    let forward_shapes = shapes.clone();
+fn operator(compute: &Compute, (name, gflop): (&str, Option<f64>), shapes: &[[usize; 5]], run: Operator) -> [Entry; 2] {
+    let Compute { device, dtype } = compute.clone();
+    let inputs = move |device: &Device, shapes: &[[usize; 5]]| -> Vec<Tensor<5>> {
+        let mut tensors: Vec<_> = shapes.iter().map(|shape| normals(*shape, device)).collect();
+        tensors[0] = dtype.enter(tensors[0].clone());
+        tensors
+    };
+    let (forward_shapes, shapes) = (shapes.to_vec(), shapes.to_vec());
+    let with_gradients = device.clone().autodiff();
     let forward = Entry {
         name: format!("{name}_forward"),
         gflop,
         prepare: Box::new(move || {
-            let inputs: Vec<_> = forward_shapes.iter().map(|s| normals(*s, &Device::flex())).collect();
+            let inputs = inputs(&device, &forward_shapes);
             Box::new(move || drop(black_box(run(&inputs))))
         }),
     };
@@ -77,8 +85,8 @@ fn operator(name: &str, gflop: Option<f64>, shapes: &[[usize; 5]], run: Operator
         name: format!("{name}_both"),
         gflop: gflop.map(|g| 3.0 * g),
         prepare: Box::new(move || {
-            let device = Device::flex().autodiff();
-            let inputs: Vec<_> = shapes.iter().map(|s| normals(*s, &device).require_grad()).collect();
+            let inputs = inputs(&with_gradients, &shapes);
+            let inputs: Vec<_> = inputs.into_iter().map(Tensor::require_grad).collect();
             // Of a tensor that is no scalar, `backward` takes the gradient to be 1 everywhere.
             Box::new(move || drop(black_box(run(&inputs).backward())))
         }),
@@ -86,7 +94,8 @@ fn operator(name: &str, gflop: Option<f64>, shapes: &[[usize; 5]], run: Operator
     [forward, both]
 }
 
-fn networks() -> Vec<Entry> {
+fn networks(compute: &Compute) -> Vec<Entry> {
+    let dtype = compute.dtype;
     let unet = |out_channels: usize, widths: &[usize]| UnetConfig {
         in_channels: 1,
         out_channels,
@@ -107,8 +116,8 @@ fn networks() -> Vec<Entry> {
                 out_channels: config.out_channels,
                 gflop: gflop(multiply_adds(&config, side)),
             };
-            let init = move |device: &Device| config.init(device, 1);
-            network.entries(init, |net: &Unet, x| net.forward(x, None))
+            let init = move |device: &Device| config.init(device, 1).with_compute_dtype(dtype);
+            network.entries(&compute.device, init, |net: &Unet, x| net.forward(x, None))
         })
         .collect();
     let generator = PublishedConfig {
@@ -123,8 +132,8 @@ fn networks() -> Vec<Entry> {
         out_channels: generator.out_channels,
         gflop: gflop(generator.multiply_adds(side)),
     };
-    let init = move |device: &Device| generator.init(device, 1);
-    entries.extend(network.entries(init, |net: &Published, x| net.forward(x)));
+    let init = move |device: &Device| generator.init(device, 1).with_compute_dtype(dtype);
+    entries.extend(network.entries(&compute.device, init, |net: &Published, x| net.forward(x)));
     entries
 }
 
@@ -140,17 +149,17 @@ impl Network {
     /// Returns the entries of inference and of a training step.
     fn entries<M: Module + 'static>(
         self,
+        device: &Device,
         init: impl Fn(&Device) -> M + Clone + 'static,
         run: fn(&M, Tensor<5>) -> Tensor<5>,
     ) -> [Entry; 2] {
         let cube = move |channels| [1, channels, self.side, self.side, self.side];
-        let init_forward = init.clone();
+        let (init_forward, plain, with_gradients) = (init.clone(), device.clone(), device.clone().autodiff());
         let forward = Entry {
             name: format!("{}_forward", self.name),
             gflop: Some(self.gflop),
             prepare: Box::new(move || {
-                let device = Device::flex();
-                let (net, x) = (init_forward(&device), normals(cube(1), &device));
+                let (net, x) = (init_forward(&plain), normals(cube(1), &plain));
                 Box::new(move || drop(black_box(run(&net, x.clone()))))
             }),
         };
@@ -159,9 +168,9 @@ impl Network {
             name: format!("{}_step", self.name),
             gflop: Some(3.0 * self.gflop),
             prepare: Box::new(move || {
-                let device = Device::flex().autodiff();
-                let (x, target) = (normals(cube(1), &device), normals(cube(out_channels), &device));
-                let mut net = init(&device);
+                let device = &with_gradients;
+                let (x, target) = (normals(cube(1), device), normals(cube(out_channels), device));
+                let mut net = init(device);
                 let mut adam = Adam::new(OptimizerSettings::default());
                 Box::new(move || {
                     let loss = (run(&net, x.clone()) - target.clone()).powi_scalar(2).mean();
@@ -221,7 +230,7 @@ mod tests {
 
     #[test]
     fn every_operator_runs() {
-        for entry in operators()
+        for entry in operators(&Compute::cpu())
             .into_iter()
             .filter(|entry| entry.name.contains("128") || entry.gflop.is_none())
         {

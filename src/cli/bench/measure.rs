@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 
+use super::super::device::Compute;
 use super::entries::Entry;
 
 /// A round shorter than this repeats its run: single runs of some milliseconds scatter too much.
@@ -16,23 +17,35 @@ pub(super) struct Measured {
     pub(super) milliseconds: f64,
     /// Resident memory before the entry began; nothing where the system does not tell.
     pub(super) resident_before_mib: Option<f64>,
+    /// A GPU's memory after it, reserved by the allocator; nothing on the CPU.
+    pub(super) device_memory_mib: Option<f64>,
     /// Largest resident memory while it ran, everything in the process included.
     pub(super) peak_memory_mib: Option<f64>,
 }
 
 /// Warms up, then runs an entry for a number of rounds.
-pub(super) fn measure(entry: &Entry, rounds: u32) -> Measured {
+pub(super) fn measure(entry: &Entry, rounds: u32, device: &Device) -> Measured {
     let resets = reset_peak_memory();
     let resident_before_mib = memory_mib("VmRSS:");
-    let mut run = (entry.prepare)();
+    let mut work = (entry.prepare)();
+    let mut run = || {
+        work();
+        wait(device);
+    };
     run();
     let mut milliseconds: Vec<f64> = (0..rounds).map(|_| round(&mut run)).collect();
     milliseconds.sort_by(f64::total_cmp);
     Measured {
         milliseconds: milliseconds[milliseconds.len() / 2],
         resident_before_mib,
+        device_memory_mib: (device.memory_pool_usage()).map(|usage| usage.bytes_reserved as f64 / f64::from(1 << 20)),
         peak_memory_mib: resets.then(|| memory_mib("VmHWM:")).flatten(),
     }
+}
+
+/// Waits until a GPU has done what it was given; the CPU has.
+fn wait(device: &Device) {
+    device.sync().expect("a device that works");
 }
 
 /// Returns the mean milliseconds of as many runs as a round needs.
@@ -48,13 +61,18 @@ fn round(run: &mut dyn FnMut()) -> f64 {
     }
 }
 
-/// Returns the best speed of single-precision products of 2048 x 2048 matrices.
-pub(super) fn peak_gflops() -> f64 {
-    let side = 2048_usize;
-    let device = Device::flex();
-    let matrix = || Tensor::<2>::ones([side, side], &device);
-    let (a, b) = (matrix(), matrix());
-    let mut run = || drop(black_box(a.clone().matmul(b.clone())));
+/// Returns the best speed of products of 2048 x 2048 matrices.
+pub(super) fn peak_gflops(compute: &Compute) -> f64 {
+    let (side, device) = (2048_usize, &compute.device);
+    let matrix = || {
+        let ones = compute.dtype.enter(Tensor::ones([1, 1, 1, side, side], device));
+        ones.reshape([side, side])
+    };
+    let (a, b): (Tensor<2>, Tensor<2>) = (matrix(), matrix());
+    let mut run = || {
+        drop(black_box(a.clone().matmul(b.clone())));
+        wait(device);
+    };
     run();
     let fastest = (0..5).map(|_| round(&mut run)).fold(f64::INFINITY, f64::min);
     2e-6 * side.pow(3) as f64 / fastest

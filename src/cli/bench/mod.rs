@@ -11,6 +11,7 @@ use clap::Subcommand;
 
 use self::measure::Measured;
 use self::report::Report;
+use super::device::DeviceArgs;
 use super::progress::Counter;
 use super::{say, say_json};
 
@@ -29,10 +30,11 @@ enum What {
     Nn(NnArgs),
 }
 
-/// Measure operators and networks on the CPU, forward and in training
+/// Measure operators and networks, forward and in training
 ///
 /// Examples:
 ///   freetumor bench nn
+///   freetumor bench nn --device cuda:0 --compute-dtype bf16
 ///   freetumor bench nn --json --rounds 9 --only basicunet_96 --only conv3d
 ///
 /// Milliseconds are medians of the rounds after a warm-up; a short run is repeated until its round takes 0.1 s. GFLOP/s
@@ -48,7 +50,9 @@ struct NnArgs {
     /// Rounds per entry
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Threads [default: one per core]
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Threads of the CPU [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Measure only entries whose names begin so; may be given again
@@ -70,7 +74,8 @@ fn nn(args: &NnArgs) -> anyhow::Result<ExitCode> {
             .build_global()
             .context("--threads: the thread pool is already running")?;
     }
-    let mut entries = entries::all();
+    let compute = args.device.open()?;
+    let mut entries = entries::all(&compute);
     let names = entries.iter().map(|entry| entry.name.clone()).collect::<Vec<_>>();
     if !args.only.is_empty() {
         entries.retain(|entry| args.only.iter().any(|only| entry.name.starts_with(only.as_str())));
@@ -81,15 +86,15 @@ fn nn(args: &NnArgs) -> anyhow::Result<ExitCode> {
         names.join(", "),
         args.only.join(", ")
     );
-    let peak_gflops = measure::peak_gflops();
+    let peak_gflops = measure::peak_gflops(&compute);
     let counter = Counter::new(entries.len(), "measuring");
     let mut measured: Vec<(String, Option<f64>, Measured)> = Vec::new();
     for entry in entries {
-        let one = measure::measure(&entry, args.rounds);
+        let one = measure::measure(&entry, args.rounds, &compute.device);
         counter.done(&entry.name);
         measured.push((entry.name, entry.gflop, one));
     }
-    let report = Report::new(peak_gflops, args.rounds, &measured);
+    let report = Report::new(&compute, peak_gflops, args.rounds, &measured);
     if args.json {
         say_json(&report)?;
     } else {

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
+use super::super::device::Compute;
 use super::measure::Measured;
-use crate::kernel;
 
 /// Everything that was measured, and on what.
 #[derive(Serialize)]
@@ -12,7 +12,8 @@ pub(super) struct Report {
     cpu: String,
     cores: usize,
     threads: usize,
-    numerics: &'static str,
+    device: String,
+    numerics: String,
     rounds: u32,
     peak_gflops: f64,
     entries: Vec<Line>,
@@ -26,11 +27,17 @@ struct Line {
     share_of_peak: Option<f64>,
     resident_before_mib: Option<f64>,
     peak_memory_mib: Option<f64>,
+    device_memory_mib: Option<f64>,
 }
 
 impl Report {
     /// Puts the measurements (name, billions of operations, result) together.
-    pub(super) fn new(peak_gflops: f64, rounds: u32, measured: &[(String, Option<f64>, Measured)]) -> Self {
+    pub(super) fn new(
+        compute: &Compute,
+        peak_gflops: f64,
+        rounds: u32,
+        measured: &[(String, Option<f64>, Measured)],
+    ) -> Self {
         let line = |(name, gflop, measured): &(String, Option<f64>, Measured)| {
             let gflops = gflop.map(|gflop| 1e3 * gflop / measured.milliseconds);
             Line {
@@ -40,6 +47,7 @@ impl Report {
                 share_of_peak: gflops.map(|gflops| gflops / peak_gflops),
                 resident_before_mib: measured.resident_before_mib,
                 peak_memory_mib: measured.peak_memory_mib,
+                device_memory_mib: measured.device_memory_mib,
             }
         };
         Self {
@@ -47,7 +55,8 @@ impl Report {
             cpu: cpu(),
             cores: std::thread::available_parallelism().map_or(1, Into::into),
             threads: rayon::current_num_threads(),
-            numerics: kernel::numerics(),
+            device: compute.device_name(),
+            numerics: compute.dtype.numerics(&compute.device),
             rounds,
             peak_gflops,
             entries: measured.iter().map(line).collect(),
@@ -57,10 +66,11 @@ impl Report {
     /// Returns a table for people.
     pub(super) fn table(&self) -> String {
         let mut text = format!(
-            "{}, {} threads on {} cores, {}, peak {:.0} GFLOP/s, medians of {} rounds\n\n{:26} {:>10} {:>9} {:>8} {:>9}",
+            "{}, {} threads on {} cores, networks on {}, {}, peak {:.0} GFLOP/s, medians of {} rounds\n\n{:26} {:>10} {:>9} {:>8} {:>9}",
             self.cpu,
             self.threads,
             self.cores,
+            self.device,
             self.numerics,
             self.peak_gflops,
             self.rounds,
