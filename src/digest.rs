@@ -39,6 +39,22 @@ pub fn canonical_json<T: Serialize>(value: &T) -> String {
         .to_string()
 }
 
+/// Hashes 16-bit values as their little-endian bytes.
+pub fn update_i16<'a>(hasher: &mut blake3::Hasher, values: impl Iterator<Item = &'a i16>) {
+    // Whole blocks at a time: both the loop and the hash then use vectors.
+    let mut block = [0; 1 << 14];
+    let mut used = 0;
+    for value in values {
+        block[used..used + 2].copy_from_slice(&value.to_le_bytes());
+        used += 2;
+        if used == block.len() {
+            hasher.update(&block);
+            used = 0;
+        }
+    }
+    hasher.update(&block[..used]);
+}
+
 impl From<blake3::Hash> for Digest {
     fn from(hash: blake3::Hash) -> Self {
         Self(*hash.as_bytes())

@@ -81,6 +81,10 @@ pub struct Scan<T> {
 pub fn read_image(path: &Path) -> Result<Scan<i16>, NiftiFileError> {
     let raw = RawVolume::read(path)?;
     let (slope, intercept) = raw.header.scaling();
+    if slope == 1.0 && intercept == 0.0 && raw.header.data_type == NiftiType::Int16 {
+        // Most CTs: the values are the HU.
+        return raw.decode_i16(path);
+    }
     let mut not_finite = 0_usize;
     let scan = raw.decode(path, |value| {
         let hu = slope * value + intercept;
@@ -227,6 +231,18 @@ impl RawVolume {
             ));
         }
         Ok(Self { header, bytes })
+    }
+
+    /// Decodes 16-bit integers as they are.
+    fn decode_i16(self, path: &Path) -> Result<Scan<i16>, NiftiFileError> {
+        let [i, j, k] = self.header.shape;
+        let values =
+            i16::from_raw_vec(self.bytes, self.header.endianness).map_err(|error| invalid(path, error.to_string()))?;
+        let voxels = Array3::from_shape_vec([k, j, i], values).map_err(|error| invalid(path, error.to_string()))?;
+        Ok(Scan {
+            affine_xyz: self.header.affine_xyz,
+            voxels,
+        })
     }
 
     /// Decodes every voxel to f64, exact for all types but 64-bit integers beyond 2^53, and converts it.

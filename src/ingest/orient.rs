@@ -3,7 +3,7 @@
 use ndarray::{Array3, Axis};
 
 use super::nifti::Scan;
-use crate::digest::Digest;
+use crate::digest::{Digest, update_i16};
 use crate::store::SourceGeometry;
 use crate::volume::{Affine, Grid};
 
@@ -140,8 +140,7 @@ pub fn source_hash(voxels: &Array3<i16>) -> Digest {
         hasher.update(&u32::try_from(*side).expect("sides are bounded at 2048").to_le_bytes());
     }
     for plane in voxels.outer_iter() {
-        let bytes: Vec<u8> = plane.iter().flat_map(|hu| hu.to_le_bytes()).collect();
-        hasher.update(&bytes);
+        update_i16(&mut hasher, plane.iter());
     }
     hasher.finalize().into()
 }

@@ -1,13 +1,14 @@
 //! The pipeline of one case, run over many: bounded in memory, resumable, and deaf to the failure of a neighbour.
 
 use std::any::Any;
+use std::cmp::Reverse;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use ndarray::{Array3, s};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::IngestError;
@@ -162,7 +163,7 @@ pub fn ingest(
     let Shard { index, count } = request.shard;
     let mine: Vec<&Entry> = request.entries.iter().skip(index).step_by(count.max(1)).collect();
     let done = AtomicUsize::new(0);
-    let one = |entry: &&Entry| {
+    let one = |entry: &Entry| {
         let case = pipeline.run(entry);
         progress(&CaseProgress {
             case: &case,
@@ -171,19 +172,44 @@ pub fn ingest(
         });
         case
     };
-    // A pool of its own: its size is what bounds memory.
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(CASES_AT_ONCE)
-        .thread_name(|n| format!("ingest-{n}"))
-        .build()
-        .map_err(|error| IngestError::Threads(error.to_string()))?;
-    let cases = pool.install(|| mine.par_iter().with_max_len(1).map(one).collect());
+    let cases = longest_first(&mine, |entry| one(entry))?;
     let finished = pipeline.writer.finish()?;
     Ok(IngestReport {
         cases,
         indexed: finished.cases,
         damaged: finished.damaged.iter().map(ToString::to_string).collect(),
     })
+}
+
+/// Runs cases on a few threads, whose number bounds memory; returns the outcomes in the cases' order. Large files go first,
+/// so that no thread is left with one while the others have ended.
+fn longest_first<T: Send>(cases: &[&Entry], run: impl Fn(&Entry) -> T + Sync) -> Result<Vec<T>, IngestError> {
+    let bytes = |entry: &Entry| std::fs::metadata(&entry.image).map_or(0, |metadata| metadata.len());
+    let mut order: Vec<(u64, usize)> = cases.iter().map(|entry| bytes(entry)).zip(0..).collect();
+    order.sort_unstable_by_key(|(bytes, number)| (Reverse(*bytes), *number));
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(Vec::with_capacity(cases.len()));
+    let work = || {
+        while let Some((_, number)) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let outcome = run(cases[*number]);
+            outcomes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((*number, outcome));
+        }
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..CASES_AT_ONCE.min(cases.len()) {
+            std::thread::Builder::new()
+                .name(format!("ingest-{thread}"))
+                .spawn_scoped(scope, work)
+                .map_err(|error| IngestError::Threads(error.to_string()))?;
+        }
+        Ok::<_, IngestError>(())
+    })?;
+    let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcomes.sort_unstable_by_key(|(number, _)| *number);
+    Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
 struct Pipeline<'a> {
@@ -397,16 +423,23 @@ fn grid_difference(image: &Grid, labels: &Grid) -> Option<String> {
 /// Returns the box around everything denser than air or labelled, with a margin; nothing where there is no such voxel.
 fn body_box(image: &Array3<i16>, labels: &Array3<u8>, grid: &Grid) -> Option<Region> {
     let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
-    ndarray::Zip::indexed(image)
-        .and(labels)
-        .for_each(|(z, y, x), hu, label| {
-            if *hu > BODY_HU || *label != 0 {
-                for (axis, at) in [z, y, x].into_iter().enumerate() {
-                    low[axis] = low[axis].min(at);
-                    high[axis] = high[axis].max(at);
-                }
+    let mut meet = |at: [usize; 3]| {
+        for axis in 0..3 {
+            low[axis] = low[axis].min(at[axis]);
+            high[axis] = high[axis].max(at[axis]);
+        }
+    };
+    for (z, (plane, label_plane)) in image.outer_iter().zip(labels.outer_iter()).enumerate() {
+        for (y, (row, label_row)) in plane.outer_iter().zip(label_plane.outer_iter()).enumerate() {
+            let holds = |(hu, label): (&i16, &u8)| *hu > BODY_HU || *label != 0;
+            let first = row.iter().zip(&label_row).position(holds);
+            let last = row.iter().rev().zip(label_row.iter().rev()).position(holds);
+            if let (Some(first), Some(last)) = (first, last) {
+                meet([z, y, first]);
+                meet([z, y, row.len() - 1 - last]);
             }
-        });
+        }
+    }
     if low[0] == usize::MAX {
         return None;
     }
