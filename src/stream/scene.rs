@@ -87,7 +87,7 @@ pub(super) fn assemble(
     let centre_hu = f64::from(window.low + window.high) / 2.0;
     let mut rng = Rng::keyed(recipe.seed, patch.meta.index, 0, Purpose::Augment);
     let change = Change::draw(&recipe.augment, patch.meta.region.size, centre_hu, &mut rng);
-    augment(&mut patch, record, &change);
+    augment(&mut patch, record, &change, painted.is_some());
     Ok(patch)
 }
 
@@ -119,15 +119,20 @@ fn wire_labels(record: &CaseRecord, labels: &LabelMap, crop: &Crop) -> Result<Ar
     Ok(crop.labels.map(|label| sent[usize::from(*label)]))
 }
 
-fn augment(patch: &mut StreamedPatch, record: &CaseRecord, change: &Change) {
+fn augment(patch: &mut StreamedPatch, record: &CaseRecord, change: &Change, is_painted: bool) {
     let region = patch.meta.region;
     patch.meta.affine = change.affine(&record.grid.affine.shifted(region.start), region.size);
     patch.image = change.reorder(&patch.image);
-    patch.source = change.reorder(&patch.source);
     patch.label = change.reorder(&patch.label);
+    change.recolour(&mut patch.image);
+    if !is_painted {
+        // The image is its own source, and there is no lesion to reorder.
+        patch.source = patch.image.clone();
+        return;
+    }
+    patch.source = change.reorder(&patch.source);
     patch.soft_mask = change.reorder(&patch.soft_mask);
     patch.lesion_instance = change.reorder(&patch.lesion_instance);
-    change.recolour(&mut patch.image);
     change.recolour(&mut patch.source);
 }
 
