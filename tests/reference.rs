@@ -35,6 +35,8 @@ fn flags() {
         "evaluate",
         "bench",
         "bench nn",
+        "bench store",
+        "bench sampler",
         "info",
         "check-config",
         "healthcheck",

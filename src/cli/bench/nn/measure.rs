@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 
-use super::super::device::Compute;
 use super::entries::Entry;
+use crate::cli::device::Compute;
 
 /// A round shorter than this repeats its run: single runs of some milliseconds scatter too much.
 const MIN_ROUND: Duration = Duration::from_millis(100);

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::super::device::Compute;
 use super::measure::Measured;
+use crate::cli::device::Compute;
 
 /// Everything that was measured, and on what.
 #[derive(Serialize)]

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::super::device::Compute;
+use crate::cli::device::Compute;
 use crate::kernel;
 use crate::learn::{Adam, OptimizerSettings};
 use crate::nn::{OutputActivation, Published, PublishedConfig, Unet, UnetConfig};
