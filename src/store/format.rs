@@ -2,18 +2,21 @@
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 
-use super::codec;
 use super::{CaseRecord, TumourRecord};
+use super::{codec, residuals};
 use crate::volume::{Region, Shape};
 
 /// The first eight bytes of a case file; the line break shows a transfer that rewrote line ends.
 pub(super) const CASE_MAGIC: [u8; 8] = *b"FTCASE\r\n";
 /// The layout this code writes and reads.
-pub(super) const CASE_VERSION: u32 = 1;
+pub(super) const CASE_VERSION: u32 = 2;
 /// Bytes before the header.
 pub(super) const PREAMBLE_BYTES: usize = 32;
-/// Voxels along each side of a chunk.
-pub(super) const CHUNK_SIDE: usize = 32;
+/// Voxels along each side of the chunks that are written. A random patch also reads what it does not show of the chunks it
+/// meets: small chunks waste less, large ones share the cost of a row's copy and of a Huffman table.
+pub(super) const CHUNK_SIDES: [u8; 3] = [16, 16, 32];
+/// The longest side of a chunk.
+const MAX_CHUNK_SIDE: usize = residuals::MAX_ROW;
 /// The longest side of a stored volume; candidates keep voxels in 16 bits, and the chunk table stays under 16 MiB.
 pub(super) const MAX_SIDE: usize = 2048;
 /// The most header bytes that are read.
@@ -44,15 +47,70 @@ pub(super) struct Block {
     pub(super) crc: u32,
 }
 
+/// One chunk: its image as stored, directly followed by its labels as stored.
+#[derive(Clone, Copy, Debug, PartialEq, bincode::Encode, bincode::Decode)]
+pub(super) struct Chunk {
+    /// First byte, counted from the payload's start.
+    pub(super) offset: u64,
+    /// Bytes of the image as stored.
+    pub(super) image_length: u32,
+    /// Bytes of the labels as stored.
+    pub(super) labels_length: u32,
+    /// CRC-32 of both as stored.
+    pub(super) crc: u32,
+    /// See [`codec`].
+    pub(super) image_codec: u8,
+    /// See [`codec`].
+    pub(super) labels_codec: u8,
+}
+
+impl Chunk {
+    /// Returns the bytes of both.
+    pub(super) fn length(&self) -> usize {
+        self.image_length as usize + self.labels_length as usize
+    }
+}
+
+/// How a volume is cut into chunks.
+#[derive(Clone, Copy, Debug, PartialEq, bincode::Encode, bincode::Decode)]
+pub(super) struct Tiling {
+    /// Voxels of the volume.
+    pub(super) shape: Shape,
+    /// Voxels of a chunk; those at the far borders are smaller.
+    pub(super) sides: [u8; 3],
+}
+
+impl Tiling {
+    /// Returns how many chunks cover the volume along each axis.
+    pub(super) fn counts(&self) -> Shape {
+        std::array::from_fn(|axis| self.shape[axis].div_ceil(usize::from(self.sides[axis])))
+    }
+
+    /// Returns the box of the chunk at a place, cut at the volume's border.
+    pub(super) fn region(&self, place: [usize; 3]) -> Region {
+        let start: Shape = std::array::from_fn(|axis| place[axis] * usize::from(self.sides[axis]));
+        Region {
+            start: start.map(|v| v as i64),
+            size: std::array::from_fn(|axis| usize::from(self.sides[axis]).min(self.shape[axis] - start[axis])),
+        }
+    }
+
+    /// Returns the places of all chunks in their order, x fastest.
+    pub(super) fn places(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
+        let [depth, rows, columns] = self.counts();
+        (0..depth * rows * columns).map(move |n| [n / (rows * columns), n / columns % rows, n % columns])
+    }
+}
+
 /// What a case file says before its chunks.
 #[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode)]
 pub(super) struct CaseHeader {
     /// Everything known of the case.
     pub(super) record: CaseRecord,
-    /// Image chunks, z slowest.
-    pub(super) image: Vec<Block>,
-    /// Label chunks, z slowest.
-    pub(super) labels: Vec<Block>,
+    /// How the volume is cut.
+    pub(super) tiling: Tiling,
+    /// The chunks, x fastest.
+    pub(super) chunks: Vec<Chunk>,
     /// Placement candidates of all organs.
     pub(super) candidates: Block,
     /// Bytes of the candidates before compression.
@@ -109,7 +167,9 @@ pub(super) fn decode_preamble(bytes: &[u8; PREAMBLE_BYTES], file_bytes: u64) -> 
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes of a slice of four"));
     let version = word(8);
     if version != CASE_VERSION {
-        return Err(format!("expected layout version {CASE_VERSION}, got {version}"));
+        return Err(format!(
+            "expected layout version {CASE_VERSION}, got {version}: written by another release, ingest the case again"
+        ));
     }
     let header_bytes = word(12) as usize;
     let payload_offset = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes of a slice of eight"));
@@ -153,26 +213,50 @@ fn check_header(header: &CaseHeader, payload_bytes: u64) -> Result<(), String> {
         return Err(format!("shape {shape:?}: expected 1 to {MAX_SIDE} voxels a side"));
     }
     check_places(&header.record)?;
-    let chunks: usize = chunk_counts(shape).iter().product();
-    if header.image.len() != chunks || header.labels.len() != chunks {
-        return Err(format!(
-            "expected {chunks} chunks, got {} of the image and {} of the labels",
-            header.image.len(),
-            header.labels.len()
-        ));
-    }
-    for (number, (image, labels)) in header.image.iter().zip(&header.labels).enumerate() {
-        let voxels = chunk_region(shape, number).voxels();
-        check_block(image, voxels, 2, payload_bytes).map_err(|what| format!("image chunk {number}: {what}"))?;
-        check_block(labels, voxels, 1, payload_bytes).map_err(|what| format!("label chunk {number}: {what}"))?;
-    }
+    check_chunks(header, payload_bytes)?;
     let candidate_bytes = header.candidate_bytes as usize;
     if candidate_bytes > MAX_CANDIDATE_BYTES {
         return Err(format!(
             "{candidate_bytes} bytes of candidates, at most {MAX_CANDIDATE_BYTES}"
         ));
     }
-    check_block(&header.candidates, candidate_bytes, 1, payload_bytes).map_err(|what| format!("candidates: {what}"))
+    let block = &header.candidates;
+    check_extent(block.offset, block.length as usize, payload_bytes)
+        .and_then(|()| codec::check_length(block.codec, block.length as usize, candidate_bytes, 1))
+        .map_err(|what| format!("candidates: {what}"))
+}
+
+/// Checks the tiling and every chunk's place and length.
+fn check_chunks(header: &CaseHeader, payload_bytes: u64) -> Result<(), String> {
+    let Tiling { shape, sides } = header.tiling;
+    let longest = sides.into_iter().max().unwrap_or(0);
+    let voxels: usize = sides.into_iter().map(usize::from).product();
+    if usize::from(longest) > MAX_CHUNK_SIDE || !(1..=residuals::MAX_VOXELS).contains(&voxels) {
+        return Err(format!(
+            "chunks of {sides:?}: expected sides of 1 to {MAX_CHUNK_SIDE} and at most {} voxels",
+            residuals::MAX_VOXELS
+        ));
+    }
+    if shape != header.record.grid.shape {
+        return Err(format!(
+            "chunks of a volume of {shape:?}, the record has {:?}",
+            header.record.grid.shape
+        ));
+    }
+    let count: usize = header.tiling.counts().iter().product();
+    if header.chunks.len() != count {
+        return Err(format!("expected {count} chunks, got {}", header.chunks.len()));
+    }
+    for (chunk, place) in header.chunks.iter().zip(header.tiling.places()) {
+        let voxels = header.tiling.region(place).voxels();
+        let image = codec::check_length(chunk.image_codec, chunk.image_length as usize, voxels, 2);
+        let labels = codec::check_length(chunk.labels_codec, chunk.labels_length as usize, voxels, 1);
+        check_extent(chunk.offset, chunk.length(), payload_bytes)
+            .and(image)
+            .and(labels)
+            .map_err(|what| format!("chunk {place:?}: {what}"))?;
+    }
+    Ok(())
 }
 
 /// Checks that everything the record places lies in the volume, so that its users may index with it.
@@ -196,31 +280,14 @@ fn check_places(record: &CaseRecord) -> Result<(), String> {
     }
 }
 
-fn check_block(block: &Block, elements: usize, element_bytes: usize, payload_bytes: u64) -> Result<(), String> {
-    let end = block.offset.checked_add(u64::from(block.length));
+fn check_extent(offset: u64, length: usize, payload_bytes: u64) -> Result<(), String> {
+    let end = offset.checked_add(length as u64);
     if end.is_none_or(|end| end > payload_bytes) {
         return Err(format!(
-            "{} bytes at {} reach past the payload's {payload_bytes}",
-            block.length, block.offset
+            "{length} bytes at {offset} reach past the payload's {payload_bytes}"
         ));
     }
-    codec::check_length(block.codec, block.length as usize, elements, element_bytes)
-}
-
-/// Returns how many chunks cover a volume along each axis.
-pub(super) fn chunk_counts(shape: Shape) -> Shape {
-    shape.map(|side| side.div_ceil(CHUNK_SIDE))
-}
-
-/// Returns the box of a chunk, cut at the volume's border.
-pub(super) fn chunk_region(shape: Shape, number: usize) -> Region {
-    let [_, rows, columns] = chunk_counts(shape);
-    let place = [number / (rows * columns), number / columns % rows, number % columns];
-    let start = place.map(|p| p * CHUNK_SIDE);
-    Region {
-        start: start.map(|v| v as i64),
-        size: std::array::from_fn(|axis| CHUNK_SIDE.min(shape[axis] - start[axis])),
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -229,12 +296,21 @@ mod tests {
 
     #[test]
     fn chunks_tile_the_volume() {
-        let shape = [33, 64, 31];
-        let count: usize = chunk_counts(shape).iter().product();
-        assert_eq!(count, 4);
-        let voxels: usize = (0..count).map(|n| chunk_region(shape, n).voxels()).sum();
+        let tiling = Tiling {
+            shape: [33, 64, 31],
+            sides: [16, 16, 32],
+        };
+        assert_eq!(tiling.counts(), [3, 4, 1]);
+        let voxels: usize = tiling.places().map(|place| tiling.region(place).voxels()).sum();
         assert_eq!(voxels, 33 * 64 * 31);
-        assert_eq!(chunk_region(shape, 3).start, [32, 32, 0]);
+        let last = tiling.places().last().map(|place| tiling.region(place));
+        assert_eq!(
+            last,
+            Some(Region {
+                start: [32, 48, 0],
+                size: [1, 16, 31]
+            })
+        );
     }
 
     #[test]
@@ -246,9 +322,9 @@ mod tests {
         assert!(
             decode_preamble(&bytes, 1 << 20)
                 .unwrap_err()
-                .contains("version 1, got 9")
+                .contains("version 2, got 9")
         );
-        bytes[8] = 1;
+        bytes[8] = 2;
         bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
         bytes[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(

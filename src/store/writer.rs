@@ -7,13 +7,13 @@ use ndarray::{Array3, ArrayView3, s};
 
 use super::analyse::{self, Voxels};
 use super::codec::{self, Compression};
-use super::format::{self, Block, CaseHeader, MAX_SIDE};
+use super::format::{self, Block, CaseHeader, Chunk, MAX_SIDE, Tiling};
 use super::reader::CaseFile;
 use super::{
     CASES_DIR, Candidate, CaseKind, CaseRecord, OrganRecord, SourceGeometry, StoreError, TumourRecord, case_path,
     check_id, index,
 };
-use crate::digest::Digest;
+use crate::digest::{Digest, update_i16};
 use crate::volume::{AIR_HU, Annotation, Grid, IGNORE, Plan, Region};
 
 /// How far a case's spacing may differ from the plan's, in mm: rounding in affines.
@@ -229,21 +229,14 @@ impl StoreWriter {
         candidates: &[(u8, Vec<Candidate>)],
         case: &CaseInput,
     ) -> Result<(CaseHeader, Vec<u8>), StoreError> {
-        let shape = record.grid.shape;
-        let chunks: usize = format::chunk_counts(shape).iter().product();
-        let mut payload = Payload {
-            bytes: Vec::new(),
-            compression: self.compression,
+        let tiling = Tiling {
+            shape: record.grid.shape,
+            sides: format::CHUNK_SIDES,
         };
-        let (mut image, mut labels) = (Vec::with_capacity(chunks), Vec::with_capacity(chunks));
-        for number in 0..chunks {
-            let region = format::chunk_region(shape, number);
-            let hu = window(&case.image, region)
-                .iter()
-                .flat_map(|hu| hu.to_le_bytes())
-                .collect();
-            image.push(payload.push(hu, 2)?);
-            labels.push(payload.push(window(&case.labels, region).iter().copied().collect(), 1)?);
+        let mut payload = Vec::new();
+        let mut chunks = Vec::with_capacity(tiling.counts().iter().product());
+        for place in tiling.places() {
+            chunks.push(self.pack_chunk(case, tiling.region(place), &mut payload)?);
         }
         let places = bincode::encode_to_vec(candidates, format::header_config())
             .map_err(|error| StoreError::invalid(path, format!("candidates: {error}")))?;
@@ -251,34 +244,42 @@ impl StoreWriter {
             .ok()
             .filter(|bytes| *bytes as usize <= format::MAX_CANDIDATE_BYTES)
             .ok_or_else(|| StoreError::invalid(path, format!("{} bytes of candidates", places.len())))?;
-        let header = CaseHeader {
-            record,
-            image,
-            labels,
-            candidates: payload.push(places, 1)?,
-            candidate_bytes,
-        };
-        Ok((header, payload.bytes))
-    }
-}
-
-/// The bytes after the header, as they grow.
-struct Payload {
-    bytes: Vec<u8>,
-    compression: Compression,
-}
-
-impl Payload {
-    fn push(&mut self, plain: Vec<u8>, element_bytes: usize) -> Result<Block, StoreError> {
-        let (codec, packed) = codec::pack(plain, element_bytes, self.compression)?;
-        let block = Block {
+        let (codec, packed) = codec::pack_bytes(places, self.compression)?;
+        let candidates = Block {
             codec,
-            offset: self.bytes.len() as u64,
-            length: u32::try_from(packed.len()).expect("a chunk is far below 4 GiB"),
+            offset: payload.len() as u64,
+            length: u32::try_from(packed.len()).expect("at most as many bytes as were checked above"),
             crc: crc32fast::hash(&packed),
         };
-        self.bytes.extend(packed);
-        Ok(block)
+        payload.extend(packed);
+        let header = CaseHeader {
+            record,
+            tiling,
+            chunks,
+            candidates,
+            candidate_bytes,
+        };
+        Ok((header, payload))
+    }
+
+    /// Appends a chunk to the payload.
+    fn pack_chunk(&self, case: &CaseInput, region: Region, payload: &mut Vec<u8>) -> Result<Chunk, StoreError> {
+        let hu: Vec<i16> = window(&case.image, region).iter().copied().collect();
+        let labels: Vec<u8> = window(&case.labels, region).iter().copied().collect();
+        let (image_codec, image) = codec::pack_hu(&hu, region.size, self.compression)?;
+        let (labels_codec, labels) = codec::pack_bytes(labels, self.compression)?;
+        let offset = payload.len();
+        payload.extend(&image);
+        payload.extend(&labels);
+        let stored = "a chunk is far below 4 GiB";
+        Ok(Chunk {
+            offset: offset as u64,
+            image_length: u32::try_from(image.len()).expect(stored),
+            labels_length: u32::try_from(labels.len()).expect(stored),
+            crc: crc32fast::hash(&payload[offset..]),
+            image_codec,
+            labels_codec,
+        })
     }
 }
 
@@ -308,12 +309,13 @@ fn case_hash(case: &CaseInput) -> Digest {
         hasher.update(class.as_bytes());
     }
     for plane in case.image.outer_iter() {
-        let bytes: Vec<u8> = plane.iter().flat_map(|hu| hu.to_le_bytes()).collect();
-        hasher.update(&bytes);
+        update_i16(&mut hasher, plane.iter());
     }
     for plane in case.labels.outer_iter() {
-        let bytes: Vec<u8> = plane.iter().copied().collect();
-        hasher.update(&bytes);
+        match plane.as_slice() {
+            Some(bytes) => hasher.update(bytes),
+            None => hasher.update(&plane.iter().copied().collect::<Vec<u8>>()),
+        };
     }
     hasher.finalize().into()
 }
