@@ -1,11 +1,12 @@
-//! Scanner files into the store: read NIfTI, orient, resample, map labels, crop, write. One bad case never stops others.
+//! Scanner files into the store: read NIfTI or DICOM, orient, resample, map labels, crop, write. One bad case never stops others.
 //!
 //! ```text
-//! datalist.rs -> pipeline.rs: nifti.rs -> orient.rs -> resample.rs -> crop -> store::StoreWriter
+//! datalist.rs -> pipeline.rs: nifti.rs | dicom/ -> orient.rs -> resample.rs -> crop -> store::StoreWriter
 //!                    preset.rs: file ids -> class names
 //! ```
 
 pub mod datalist;
+pub mod dicom;
 mod header;
 pub mod nifti;
 pub mod orient;
@@ -29,6 +30,9 @@ pub enum IngestError {
     /// A volume that cannot be read.
     #[error(transparent)]
     Nifti(#[from] nifti::NiftiFileError),
+    /// A series that cannot be read.
+    #[error(transparent)]
+    Dicom(#[from] dicom::DicomError),
     /// The store refuses.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::IngestError;
 use super::datalist::{Entry, Section};
+use super::dicom;
 use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
 use super::preset::{Preset, ResolvedPreset};
@@ -273,20 +274,10 @@ impl Pipeline<'_> {
 
     /// Returns the digest of everything that decides what the case becomes.
     fn key(&self, entry: &Entry) -> Result<Digest, IngestError> {
-        let hash = |path: &Path| -> Result<Digest, IngestError> {
-            let mut hasher = blake3::Hasher::new();
-            let file = std::fs::File::open(path);
-            file.and_then(|file| hasher.update_reader(file).map(drop))
-                .map_err(|source| nifti::NiftiFileError::Read {
-                    path: path.into(),
-                    source,
-                })?;
-            Ok(hasher.finalize().into())
-        };
-        let labels = entry.labels.as_deref().map(hash).transpose()?;
+        let labels = entry.labels.as_deref().map(hash_of).transpose()?;
         let key = (
             INGEST_REVISION,
-            hash(&entry.image)?,
+            hash_of(&entry.image)?,
             labels,
             entry.section,
             self.preset,
@@ -297,7 +288,7 @@ impl Pipeline<'_> {
 
     /// Reads, checks, orients, resamples and crops a case.
     fn prepare(&self, entry: &Entry) -> Result<(CaseInput, Vec<String>), IngestError> {
-        let mut image = orient(nifti::read_image(&entry.image)?);
+        let mut image = orient(read_image(&entry.image)?);
         let labels = entry
             .labels
             .as_deref()
@@ -403,6 +394,30 @@ impl Pipeline<'_> {
         }
         remarks
     }
+}
+
+/// Reads a NIfTI file, or the DICOM series of a folder.
+fn read_image(path: &Path) -> Result<nifti::Scan<i16>, IngestError> {
+    if path.is_dir() {
+        return Ok(dicom::read_series(path)?);
+    }
+    Ok(nifti::read_image(path)?)
+}
+
+/// Hashes a file, or the files of a folder's DICOM series one after the other.
+fn hash_of(path: &Path) -> Result<Digest, IngestError> {
+    let files = if path.is_dir() {
+        dicom::series_files(path)?
+    } else {
+        vec![path.to_path_buf()]
+    };
+    let mut hasher = blake3::Hasher::new();
+    for path in files {
+        let file = std::fs::File::open(&path);
+        file.and_then(|file| hasher.update_reader(file).map(drop))
+            .map_err(|source| nifti::NiftiFileError::Read { path, source })?;
+    }
+    Ok(hasher.finalize().into())
 }
 
 /// Says how two grids differ: shapes, or the farthest corner by more than the tolerance.
