@@ -45,10 +45,15 @@ pub fn dilated(mask: &Array3<u8>, spacing_mm: [f64; 3], radius_mm: f64) -> Array
     }
     let near = s![low[0]..high[0], low[1]..high[1], low[2]..high[2]];
     let squared = squared_distance_mm(mask.slice(near).mapv(|inside| inside != 0).view(), spacing_mm);
-    // A hair more, so that no rounding loses a voxel that lies on the radius.
-    let limit = radius_mm * radius_mm * (1.0 + 1e-9);
+    let limit = squared_limit(radius_mm);
     out.slice_mut(near).assign(&squared.mapv(|squared| squared <= limit));
     out
+}
+
+/// Returns the square in mm^2 up to which a distance counts as within a radius: a hair more, so that no rounding loses
+/// a voxel that lies on the radius.
+pub(super) fn squared_limit(radius_mm: f64) -> f64 {
+    radius_mm * radius_mm * (1.0 + 1e-9)
 }
 
 /// The lower envelope of the parabolas of one line, reused from line to line.

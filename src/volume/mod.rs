@@ -1,5 +1,6 @@
 //! The domain's types: grids, labels, intensity windows and regions, and the geometry of masks. No I/O; everything else builds on this module.
 
+mod bits;
 mod components;
 mod distance;
 mod grid;
@@ -9,6 +10,7 @@ mod region;
 mod size;
 mod window;
 
+pub use bits::BitMask;
 pub use components::{Connectivity, components, take_component};
 pub use distance::{dilated, squared_distance_mm};
 pub use grid::{Affine, Grid, Shape};
