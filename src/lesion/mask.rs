@@ -1,10 +1,12 @@
 //! A placed lesion's soft mask: where it changes the image, and by how much of its full effect.
 
-use ndarray::{Array3, s};
+use std::ops::Range;
 
-use super::shape::FAR_MM;
+use ndarray::Array3;
+
+use super::surface::SurfaceGrid;
 use super::{LesionForm, Shape};
-use crate::volume::{Connectivity, Region, components, dilated};
+use crate::volume::{BitMask, Region};
 
 /// Beyond this distance from the lesion the soft mask is exactly 0 (promise P5).
 pub const SUPPORT_MM: f64 = 3.0;
@@ -56,22 +58,22 @@ pub struct LesionMask {
 pub fn soft_mask(request: &MaskRequest) -> LesionMask {
     let [d, h, w] = request.region.size;
     assert_eq!(request.host.dim(), (d, h, w), "the host covers the region");
-    let depths = Depths::of(request);
-    let free = depths.values.iter().filter(|depth| **depth >= 0.0).count();
-    let part = depths.region.intersect(&request.region);
-    let mut soft = Array3::zeros(request.region.size);
-    let mut voxels = 0;
-    if !part.is_empty() && free > 0 {
-        let mut local = depths.softened(request, part);
-        voxels = keep_largest(&mut local);
-        confine(&mut local, request.spacing_mm);
-        if voxels < free {
-            soften_border(&mut local, request, part);
-        }
-        let [z, y, x] = part.relative_to(request.region.start).start.map(|v| v as usize);
-        let [d, h, w] = part.size;
-        soft.slice_mut(s![z..z + d, y..y + h, x..x + w]).assign(&local);
-    }
+    let host = request.host.as_standard_layout();
+    // One voxel more than the support, so that slopes can be measured everywhere inside it.
+    let reach = request.shape.reach_mm() + SUPPORT_MM;
+    let half = request.spacing_mm.map(|mm| (reach / mm).ceil() as usize + 1);
+    let own = Region::centred(request.centre, half.map(|voxels| 2 * voxels + 1));
+    let part = own.intersect(&request.region);
+    let mut clipped = Clipped {
+        request,
+        start: part.relative_to(request.region.start).start.map(|v| v.max(0) as usize),
+        size: part.size,
+        soft: vec![0; d * h * w],
+        host: host.as_slice().expect("the standard layout is contiguous"),
+    };
+    let free = clipped.paint(half, part.relative_to(own.start));
+    let voxels = clipped.tidy(free);
+    let soft = Array3::from_shape_vec(request.region.size, clipped.soft).expect("one value per voxel");
     let volume_mm3 = voxels as f64 * request.spacing_mm.iter().product::<f64>();
     LesionMask {
         soft,
@@ -82,122 +84,138 @@ pub fn soft_mask(request: &MaskRequest) -> LesionMask {
     }
 }
 
-/// Tells whether the lesion may take a host value.
-fn is_allowed(host: u8, form: &LesionForm) -> bool {
-    host == 1 || (form.exophytic && host == 0)
+/// What the region and the lesion's own box share.
+struct Clipped<'a> {
+    request: &'a MaskRequest<'a>,
+    /// Where it starts in the region, and its size.
+    start: [usize; 3],
+    size: [usize; 3],
+    /// The whole region's effect and host.
+    soft: Vec<u8>,
+    host: &'a [u8],
 }
 
-/// Distances to the unclipped lesion's surface over its own box.
-struct Depths {
-    region: Region,
-    values: Vec<f64>,
-}
-
-impl Depths {
-    fn of(request: &MaskRequest) -> Self {
-        // One voxel more than the support, so that slopes can be measured everywhere inside it.
-        let reach = request.shape.reach_mm() + SUPPORT_MM;
-        let half = request.spacing_mm.map(|mm| (reach / mm).ceil() as usize + 1);
-        let size = half.map(|voxels| 2 * voxels + 1);
-        let region = Region::centred(request.centre, size);
-        let mut values = Vec::with_capacity(region.voxels());
-        let offset = |i: usize, axis: usize| (i as f64 - half[axis] as f64) * request.spacing_mm[axis];
-        for z in 0..size[0] {
-            for y in 0..size[1] {
-                let (oz, oy) = (offset(z, 0), offset(y, 1));
-                values.extend((0..size[2]).map(|x| request.shape.radial_depth([oz, oy, offset(x, 2)])));
-            }
-        }
-        Self { region, values }
+impl Clipped<'_> {
+    /// Returns where row (z, y) lies in the region's arrays.
+    fn row(&self, [z, y]: [usize; 2]) -> Range<usize> {
+        let [_, height, width] = self.request.region.size;
+        let from = ((self.start[0] + z) * height + self.start[1] + y) * width + self.start[2];
+        from..from + self.size[2]
     }
 
-    /// Returns the depth at a voxel as a distance to the surface: along the ray it is too long where the surface is
-    /// oblique, which dividing by the slope corrects to first order.
-    fn distance(&self, [z, y, x]: [usize; 3], spacing_mm: [f64; 3]) -> f64 {
-        let [d, h, w] = self.region.size;
-        let at = |z: usize, y: usize, x: usize| self.values[(z * h + y) * w + x];
-        let depth = at(z, y, x);
-        if !(1..d - 1).contains(&z) || !(1..h - 1).contains(&y) || !(1..w - 1).contains(&x) {
-            return depth;
-        }
-        let slope = [
-            (at(z + 1, y, x) - at(z - 1, y, x)) / (2.0 * spacing_mm[0]),
-            (at(z, y + 1, x) - at(z, y - 1, x)) / (2.0 * spacing_mm[1]),
-            (at(z, y, x + 1) - at(z, y, x - 1)) / (2.0 * spacing_mm[2]),
-        ];
-        // Never stretched: on coarse grids the measured slope of a small lesion is too flat.
-        depth / slope.iter().map(|s| s * s).sum::<f64>().sqrt().max(1.0)
+    /// Returns where a voxel lies in the region's arrays.
+    fn voxel(&self, [z, y, x]: [usize; 3]) -> usize {
+        self.row([z, y]).start + x
     }
 
-    /// Returns the soft mask of the lesion clipped to its host, over `part`.
-    fn softened(&self, request: &MaskRequest, part: Region) -> Array3<u8> {
-        let edge_mm = request.form.edge_mm.clamp(SHARPEST_EDGE_MM, SUPPORT_MM);
-        let own = part.relative_to(self.region.start).start.map(|v| v as usize);
-        let there = part.relative_to(request.region.start).start.map(|v| v as usize);
-        Array3::from_shape_fn(part.size, |(z, y, x)| {
-            if !is_allowed(request.host[[there[0] + z, there[1] + y, there[2] + x]], request.form) {
-                return 0;
+    /// Writes the effect of the lesion clipped to its host; returns the voxels of the unclipped one.
+    ///
+    /// `half` counts voxels from the lesion's centre to the border of its own box, in which `part` is what is shared.
+    fn paint(&mut self, half: [usize; 3], part: Region) -> usize {
+        let surface = self.request.shape.surface();
+        let grid = SurfaceGrid::new(&surface, half, self.request.spacing_mm);
+        let exophytic = self.request.form.exophytic;
+        let edge = self.edge();
+        let mut effects = Vec::new();
+        let mut free = 0;
+        let inside = |at: usize, axis: usize| {
+            let at = usize::try_from(at as i64 - part.start[axis]).ok();
+            at.filter(|at| *at < part.size[axis])
+        };
+        grid.scan(|[z, y], from, distances| {
+            effects.clear();
+            effects.extend(distances.iter().map(|distance| edge.effect(*distance)));
+            free += effects
+                .iter()
+                .map(|effect| u32::from(*effect >= LESION_FROM))
+                .sum::<u32>() as usize;
+            let (Some(z), Some(y), false) = (inside(z, 0), inside(y, 1), part.is_empty()) else {
+                return;
+            };
+            let first = from as i64 - part.start[2];
+            let skipped = usize::try_from(-first).unwrap_or(0);
+            let x = usize::try_from(first).unwrap_or(0).min(part.size[2]);
+            let row = self.row([z, y]);
+            let voxels = self.soft[row.clone()][x..].iter_mut().zip(&self.host[row][x..]);
+            for ((soft, host), effect) in voxels.zip(effects.iter().skip(skipped)) {
+                *soft = if is_allowed(*host, exophytic) { *effect } else { 0 };
             }
-            let voxel = [own[0] + z, own[1] + y, own[2] + x];
-            let [_, h, w] = self.region.size;
-            let depth = self.values[(voxel[0] * h + voxel[1]) * w + voxel[2]];
-            // The slope only matters near the edge.
-            if depth.abs() < FAR_MM {
-                effect(self.distance(voxel, request.spacing_mm), edge_mm)
-            } else {
-                effect(depth, edge_mm)
-            }
+        });
+        free
+    }
+
+    /// Keeps the largest piece, its support and soft borders; returns the piece's voxels.
+    fn tidy(&mut self, free: usize) -> usize {
+        let spacing_mm = self.request.spacing_mm;
+        let mut lesion = self.at_least(LESION_FROM);
+        self.lower(lesion.keep_largest().into_iter(), 0);
+        // What is farther than the support from the lesion has no effect.
+        let mut stray = self.at_least(1);
+        stray.subtract(&lesion.dilated(spacing_mm, SUPPORT_MM));
+        self.lower(stray.voxels(), 0);
+        let voxels = lesion.count();
+        if voxels == free {
+            return voxels;
+        }
+        // Lesion voxels next to forbidden ground lie half a voxel inside their surface.
+        let exophytic = self.request.form.exophytic;
+        let forbidden = BitMask::at_least(self.size, 1, |at, row| {
+            let host = &self.host[self.row(at)];
+            row.iter_mut()
+                .zip(host)
+                .for_each(|(out, host)| *out = u8::from(!is_allowed(*host, exophytic)));
+        });
+        for (axis, mm) in spacing_mm.into_iter().enumerate() {
+            let mut border = forbidden.grown_along(axis);
+            border.intersect(&lesion);
+            self.lower(border.voxels(), self.edge().effect((mm / 2.0) as f32));
+        }
+        voxels
+    }
+
+    /// Lowers the effect of voxels to at most `most`.
+    fn lower(&mut self, voxels: impl Iterator<Item = [usize; 3]>, most: u8) {
+        for voxel in voxels {
+            let at = self.voxel(voxel);
+            self.soft[at] = self.soft[at].min(most);
+        }
+    }
+
+    /// Returns the voxels whose effect is at least `least`.
+    fn at_least(&self, least: u8) -> BitMask {
+        BitMask::at_least(self.size, least, |at, row| {
+            row.copy_from_slice(&self.soft[self.row(at)])
         })
     }
-}
 
-/// Returns the effect in 255ths at a distance from the surface, positive inside: a cubic from 0 to 255 over both sides.
-fn effect(distance_mm: f64, edge_mm: f64) -> u8 {
-    let t = ((distance_mm / edge_mm + 1.0) / 2.0).clamp(0.0, 1.0);
-    (t * t * (3.0 - 2.0 * t) * 255.0).round() as u8
-}
-
-/// Sets lesion voxels outside the largest face-connected piece to 0; returns the piece's size.
-fn keep_largest(soft: &mut Array3<u8>) -> usize {
-    let pieces = components(soft.mapv(|value| value >= LESION_FROM), Connectivity::Faces);
-    // The first of equally large pieces, so that the choice is defined.
-    let largest = (0..pieces.len()).rev().max_by_key(|piece| pieces[*piece].len());
-    for (piece, members) in pieces.iter().enumerate() {
-        if Some(piece) != largest {
-            members.iter().for_each(|voxel| soft[*voxel] = 0);
+    fn edge(&self) -> Edge {
+        let edge_mm = self.request.form.edge_mm.clamp(SHARPEST_EDGE_MM, SUPPORT_MM);
+        Edge {
+            per_mm: (0.5 / edge_mm) as f32,
         }
     }
-    largest.map_or(0, |piece| pieces[piece].len())
 }
 
-/// Sets everything farther than [`SUPPORT_MM`] from a lesion voxel to 0.
-fn confine(soft: &mut Array3<u8>, spacing_mm: [f64; 3]) {
-    let lesion = soft.mapv(|value| u8::from(value >= LESION_FROM));
-    let near = dilated(&lesion, spacing_mm, SUPPORT_MM);
-    soft.zip_mut_with(&near, |value, near| *value *= u8::from(*near));
+/// Tells whether the lesion may take a host value.
+fn is_allowed(host: u8, exophytic: bool) -> bool {
+    // Without branches, so that rows are tested in vectors.
+    (host == 1) | (exophytic & (host == 0))
 }
 
-/// Lowers the effect of lesion voxels next to forbidden ground, which lie half a voxel inside their surface.
-fn soften_border(soft: &mut Array3<u8>, request: &MaskRequest, part: Region) {
-    let edge_mm = request.form.edge_mm.clamp(SHARPEST_EDGE_MM, SUPPORT_MM);
-    let there = part.relative_to(request.region.start).start.map(|v| v as usize);
-    let is_forbidden = |[z, y, x]: [usize; 3]| {
-        let host = request.host[[there[0] + z, there[1] + y, there[2] + x]];
-        !is_allowed(host, request.form)
-    };
-    for ((z, y, x), value) in soft.indexed_iter_mut().filter(|(_, value)| **value >= LESION_FROM) {
-        for axis in 0..3 {
-            let voxel = [z, y, x];
-            let (before, after) = (voxel[axis].checked_sub(1), voxel[axis] + 1);
-            let after = (after < part.size[axis]).then_some(after);
-            for beside in [before, after].into_iter().flatten() {
-                let mut next = voxel;
-                next[axis] = beside;
-                if is_forbidden(next) {
-                    *value = (*value).min(effect(request.spacing_mm[axis] / 2.0, edge_mm));
-                }
-            }
-        }
+/// How the effect falls across the surface.
+#[derive(Clone, Copy)]
+struct Edge {
+    /// One over the whole width, in mm.
+    per_mm: f32,
+}
+
+impl Edge {
+    /// Returns the effect in 255ths at a distance from the surface in mm, positive inside: a cubic from 0 to 255.
+    fn effect(self, distance_mm: f32) -> u8 {
+        // Adding 1.5 x 2^23 leaves no bit for fractions: the sum's lowest byte is the value, rounded to even.
+        const ROUNDING: f32 = 12_582_912.0;
+        let t = (distance_mm * self.per_mm + 0.5).clamp(0.0, 1.0);
+        (t * t * (3.0 - 2.0 * t) * 255.0 + ROUNDING).to_bits() as u8
     }
 }
 
@@ -208,6 +226,7 @@ mod tests {
     use super::*;
     use crate::lesion::ShapeRequest;
     use crate::rng::{Purpose, Rng};
+    use crate::volume::{Connectivity, components, dilated};
 
     fn shape(diameter_mm: f64, form: &LesionForm, key: u64) -> Shape {
         Shape::draw(
@@ -277,25 +296,110 @@ mod tests {
                 }).fold(f64::INFINITY, f64::min);
                 prop_assert!(nearest <= SUPPORT_MM * SUPPORT_MM + 1e-9, "{} mm away", nearest.sqrt());
             }
-            prop_assert_eq!(keep_largest(&mut mask.soft.clone()), mask.voxels);
+            let pieces = components(mask.soft.mapv(|value| value >= LESION_FROM), Connectivity::Faces);
+            prop_assert!(pieces.len() <= 1, "{} pieces", pieces.len());
         }
     }
 
-    /// Prints what a mask costs; run alone on a quiet machine for figures.
-    #[test]
-    fn masks_are_cheap() {
-        let form = LesionForm::default();
-        let host = Array3::ones([96; 3]);
-        for diameter in [8.0, 15.0, 30.0, 75.0] {
-            let start = std::time::Instant::now();
-            let runs = 20;
-            for key in 0..runs {
-                place(&shape(diameter, &form, key), &host, ([48; 3], [1.5; 3]), &form);
-            }
-            let each = start.elapsed() / runs as u32;
-            eprintln!("{diameter} mm: {each:?} for shape and mask");
-            assert!(each < std::time::Duration::from_millis(200), "{each:?}");
+    /// The distance to the surface at a voxel in mm by its definition, in double precision.
+    fn defined_distance(request: &MaskRequest, at: [i64; 3]) -> f64 {
+        const FAR_MM: f64 = 6.0;
+        let depth = |at: [i64; 3]| {
+            let offset =
+                std::array::from_fn(|axis| (at[axis] - request.centre[axis]) as f64 * request.spacing_mm[axis]);
+            request.shape.radial_depth(offset).max(-FAR_MM)
+        };
+        let here = depth(at);
+        if here.abs() >= FAR_MM {
+            return here;
         }
+        let slope = (0..3).map(|axis| {
+            let beside = |step: i64| std::array::from_fn(|i| at[i] + if i == axis { step } else { 0 });
+            (depth(beside(1)) - depth(beside(-1))) / (2.0 * request.spacing_mm[axis])
+        });
+        here / slope.map(|slope| slope * slope).sum::<f64>().sqrt().max(1.0)
+    }
+
+    fn defined_effect(request: &MaskRequest, distance_mm: f64) -> u8 {
+        let edge_mm = request.form.edge_mm.clamp(SHARPEST_EDGE_MM, SUPPORT_MM);
+        let t = ((distance_mm / edge_mm + 1.0) / 2.0).clamp(0.0, 1.0);
+        (t * t * (3.0 - 2.0 * t) * 255.0).round() as u8
+    }
+
+    /// The mask by its definition, a step after the other over the whole region.
+    fn defined(request: &MaskRequest) -> Array3<u8> {
+        let exophytic = request.form.exophytic;
+        let is_open = |at: [usize; 3]| request.host.get(at).map(|host| is_allowed(*host, exophytic));
+        let mut soft = Array3::from_shape_fn(request.region.size, |(z, y, x)| match is_open([z, y, x]) {
+            Some(true) => defined_effect(request, defined_distance(request, [z, y, x].map(|v| v as i64))),
+            _ => 0,
+        });
+        let pieces = components(soft.mapv(|value| value >= LESION_FROM), Connectivity::Faces);
+        let largest = (0..pieces.len()).rev().max_by_key(|piece| pieces[*piece].len());
+        let lost = pieces.iter().enumerate().filter(|(piece, _)| Some(*piece) != largest);
+        lost.flat_map(|(_, voxels)| voxels).for_each(|voxel| soft[*voxel] = 0);
+        let lesion = soft.mapv(|value| u8::from(value >= LESION_FROM));
+        let near = dilated(&lesion, request.spacing_mm, SUPPORT_MM);
+        for ((z, y, x), value) in soft.indexed_iter_mut() {
+            *value *= u8::from(near[[z, y, x]]);
+            for (axis, step) in (0..3).flat_map(|axis| [(axis, usize::MAX), (axis, 1)]) {
+                let beside = std::array::from_fn(|i| [z, y, x][i].wrapping_add(if i == axis { step } else { 0 }));
+                if is_open(beside) == Some(false) && lesion[[z, y, x]] == 1 {
+                    *value = (*value).min(defined_effect(request, request.spacing_mm[axis] / 2.0));
+                }
+            }
+        }
+        soft
+    }
+
+    #[test]
+    fn masks_are_what_their_definition_says() {
+        let ragged = |(z, y, x): (usize, usize, usize)| u8::from((z * 7 + y * 3 + x) % 40 > 2 && x + y > 36 && x != 28);
+        for key in 0..24 {
+            let spacing_mm = [[1.5; 3], [3.0, 1.0, 1.0], [1.0, 2.0, 0.9]][key as usize % 3];
+            let diameter_mm = [7.0, 16.0, 30.0, 24.0][key as usize % 4];
+            let form = LesionForm {
+                edge_mm: [0.5, 2.0, 3.0][key as usize / 8],
+                exophytic: key % 5 == 0,
+                ..LesionForm::default()
+            };
+            // Cut by planes, with holes and a wall; then free.
+            let host = Array3::from_shape_fn([26, 44, 70], |at| if key % 2 == 0 { ragged(at) } else { 1 });
+            let shape = shape(diameter_mm, &form, 100 + key);
+            let request = MaskRequest {
+                shape: &shape,
+                centre: [13, 20, 33],
+                region: Region::whole([26, 44, 70]),
+                spacing_mm,
+                host: &host,
+                form: &form,
+            };
+            let (got, wanted) = (soft_mask(&request).soft, defined(&request));
+            let lesion = wanted.iter().filter(|value| **value >= LESION_FROM).count();
+            assert!(lesion > 10, "{key}: {lesion} voxels");
+            for ((at, got), wanted) in got.indexed_iter().zip(&wanted) {
+                // Rounding to a whole number, once in single and once in double precision.
+                assert!(got.abs_diff(*wanted) <= 1, "{key} {at:?}: {got} {wanted}");
+                assert_eq!(
+                    *got >= LESION_FROM,
+                    *wanted >= LESION_FROM,
+                    "{key} {at:?}: {got} {wanted}"
+                );
+            }
+        }
+    }
+
+    /// The same bytes on every platform and instruction set (promise P1). A change raises `stream::recipe::REVISION`.
+    #[test]
+    fn masks_keep_their_bytes() {
+        let form = LesionForm::default();
+        let host = Array3::from_shape_fn([64; 3], |(z, y, x)| u8::from(x + y > 50 && z < 60));
+        let mut crc = crc32fast::Hasher::new();
+        for (key, diameter_mm) in [(1, 8.0), (2, 15.0), (3, 35.0), (4, 70.0)] {
+            let mask = place(&shape(diameter_mm, &form, key), &host, ([32; 3], [1.5; 3]), &form);
+            crc.update(mask.soft.as_slice().unwrap());
+        }
+        assert_eq!(crc.finalize(), 3_421_634_093);
     }
 
     #[test]
@@ -333,6 +437,11 @@ mod tests {
         };
         let (wide, tight) = (Array3::ones([60; 3]), Array3::ones([32; 3]));
         let (a, b) = (soft_mask(&request(0, 60, &wide)), soft_mask(&request(14, 32, &tight)));
+        for start in [-40, 60] {
+            let missed = soft_mask(&request(start, 32, &tight));
+            assert_eq!((missed.voxels, missed.kept), (0, 0.0));
+            assert!(missed.soft.iter().all(|value| *value == 0));
+        }
         assert_eq!(a.voxels, b.voxels);
         assert_eq!(a.soft.slice(ndarray::s![14..46, 14..46, 14..46]), b.soft);
     }

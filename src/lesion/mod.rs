@@ -8,6 +8,7 @@ mod mask;
 mod place;
 pub mod published;
 mod shape;
+mod surface;
 mod texture;
 
 pub use form::LesionForm;

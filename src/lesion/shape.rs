@@ -2,9 +2,12 @@
 //!
 //! The surface lies where the ellipsoid's own radius is `1 + d(w)`, `w` the direction in the ellipsoid's frame and `d` a
 //! random sum of zonal harmonics (Legendre polynomials of the angle to random directions) of degree 2 to 6. That keeps
-//! the body star-shaped, so it is one piece without holes, and costs no transcendental function per voxel.
+//! the body star-shaped, so it is one piece without holes, and lets [`Surface`] evaluate it as a polynomial.
+
+use std::sync::LazyLock;
 
 use super::LesionForm;
+use super::surface::{Homogeneous, Surface};
 use crate::rng::Rng;
 
 /// What a shape must be.
@@ -21,8 +24,6 @@ pub struct ShapeRequest<'a> {
 pub struct Shape {
     diameter_mm: f64,
     semi_axes_mm: [f64; 3],
-    /// Reciprocals of the semi-axes.
-    per_mm: [f64; 3],
     /// Rows are the ellipsoid's axes in (z, y, x) mm.
     axes: [[f64; 3]; 3],
     harmonics: Vec<Harmonic>,
@@ -40,8 +41,6 @@ struct Harmonic {
 
 /// The largest relative change of the radius; keeps thin necks and spikes away.
 const LIMIT: f64 = 0.5;
-/// Distance to the surface beyond which depths are only bounds, in mm.
-pub(super) const FAR_MM: f64 = 6.0;
 /// Directions in which a shape is sampled when it is drawn.
 const POINTS: usize = 400;
 /// Degrees of the harmonics; low ones bend the body, high ones lobulate it.
@@ -51,17 +50,19 @@ fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
     a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 }
 
-/// Returns the Legendre polynomial of a degree from 2 to 6.
-fn legendre(degree: usize, t: f64) -> f64 {
-    let s = t * t;
-    match degree {
-        2 => 1.5 * s - 0.5,
-        3 => t * (2.5 * s - 1.5),
-        4 => (4.375 * s - 3.75) * s + 0.375,
-        5 => t * ((7.875 * s - 8.75) * s + 1.875),
-        _ => ((14.4375 * s - 19.6875) * s + 6.5625) * s - 0.3125,
-    }
-}
+/// The highest degree of a harmonic.
+const TOP: usize = 6;
+/// The Legendre polynomials' coefficients by degree, lowest power first.
+#[rustfmt::skip]
+const LEGENDRE: [[f64; TOP + 1]; TOP + 1] = [
+    [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+    [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+    [-0.5, 0.0, 1.5, 0.0, 0.0, 0.0, 0.0],
+    [0.0, -1.5, 0.0, 2.5, 0.0, 0.0, 0.0],
+    [0.375, 0.0, -3.75, 0.0, 4.375, 0.0, 0.0],
+    [0.0, 1.875, 0.0, -8.75, 0.0, 7.875, 0.0],
+    [-0.3125, 0.0, 6.5625, 0.0, -19.6875, 0.0, 14.4375],
+];
 
 impl Shape {
     /// Draws a shape of the requested volume.
@@ -73,12 +74,11 @@ impl Shape {
         let mut shape = Self {
             diameter_mm: request.diameter_mm,
             semi_axes_mm: ratios,
-            per_mm: [0.0; 3],
             axes,
             harmonics,
             extremes: [-LIMIT, LIMIT],
         };
-        let changes: Vec<f64> = sphere(POINTS).map(|direction| shape.deformation(direction)).collect();
+        let changes = shape.deformations(&SPHERE);
         // Sampled extremes bound the work per voxel; `deformation` keeps to them between the samples.
         shape.extremes = [
             changes.iter().copied().fold(LIMIT, f64::min),
@@ -88,7 +88,6 @@ impl Shape {
         let mean_cube = changes.iter().map(|d| (1.0 + d) * (1.0 + d) * (1.0 + d)).sum::<f64>() / POINTS as f64;
         let scale = request.diameter_mm / 2.0 / libm::cbrt(mean_cube * ratios.iter().product::<f64>());
         shape.semi_axes_mm = ratios.map(|ratio| ratio * scale);
-        shape.per_mm = shape.semi_axes_mm.map(f64::recip);
         shape
     }
 
@@ -107,36 +106,80 @@ impl Shape {
         self.semi_axes_mm[2] * (1.0 + self.extremes[1])
     }
 
-    /// Returns the relative change of the radius in a direction of the ellipsoid's frame.
-    fn deformation(&self, direction: [f64; 3]) -> f64 {
-        let terms = self.harmonics.iter();
-        let sum: f64 = terms
-            .map(|h| h.amplitude * legendre(h.degree, dot(h.pole, direction)))
-            .sum();
-        sum.clamp(self.extremes[0], self.extremes[1])
+    /// Returns the relative change of the radius in each direction of the ellipsoid's frame.
+    fn deformations(&self, directions: &[[f64; 3]]) -> Vec<f64> {
+        let mut sums = vec![0.0; directions.len()];
+        for Harmonic {
+            pole,
+            degree,
+            amplitude,
+        } in &self.harmonics
+        {
+            let legendre = &LEGENDRE[*degree];
+            for (sum, direction) in sums.iter_mut().zip(directions) {
+                let t = dot(*pole, *direction);
+                *sum += amplitude * legendre.iter().rev().fold(0.0, |value, c| value * t + c);
+            }
+        }
+        sums.iter_mut()
+            .for_each(|sum| *sum = sum.clamp(self.extremes[0], self.extremes[1]));
+        sums
     }
 
-    /// Returns about the distance to the surface along the ray from the centre in mm, positive inside;
-    /// farther away than [`FAR_MM`] it is only known to be that far.
+    /// Returns the distance to the surface along the ray from the centre in mm, positive inside: the definition, against
+    /// which the polynomials are checked.
+    #[cfg(test)]
     pub(super) fn radial_depth(&self, offset_mm: [f64; 3]) -> f64 {
-        let scaled: [f64; 3] = std::array::from_fn(|axis| dot(self.axes[axis], offset_mm) * self.per_mm[axis]);
-        let squared = dot(scaled, scaled);
-        // Most voxels are far from any surface the deformation allows; they cost neither a root nor a polynomial.
-        let margin = FAR_MM * self.per_mm[0];
-        let [inner, outer] = [1.0 + self.extremes[0] - margin, 1.0 + self.extremes[1] + margin];
-        if squared > outer * outer {
-            return -FAR_MM;
-        }
-        if inner > 0.0 && squared < inner * inner {
-            return FAR_MM;
-        }
-        let k = squared.sqrt();
-        if k < 1e-6 {
+        let scaled: [f64; 3] = std::array::from_fn(|axis| dot(self.axes[axis], offset_mm) / self.semi_axes_mm[axis]);
+        let k = dot(scaled, scaled).sqrt();
+        if k == 0.0 {
             return self.semi_axes_mm[0] * (1.0 + self.extremes[0]);
         }
-        let ray = dot(offset_mm, offset_mm).sqrt() / k;
-        let deformation = self.deformation(scaled.map(|v| v / k));
-        (1.0 + deformation - k) * ray
+        let change = self.deformations(&[scaled.map(|v| v / k)])[0];
+        (1.0 + change - k) * dot(offset_mm, offset_mm).sqrt() / k
+    }
+
+    /// Returns the body as polynomials of the offset from its centre.
+    ///
+    /// A harmonic of degree n at pole p is a sum of powers (p w)^j of the direction w = u / |u|, j as odd or even as n; so
+    /// the deformation is E(u) / |u|^6 + O(u) / |u|^5 with homogeneous polynomials E of degree 6 and O of degree 5: each
+    /// (p u)^j is filled up with powers of |u|^2. And u, the offset over the semi-axes in the ellipsoid's frame, is linear
+    /// in the offset.
+    pub(super) fn surface(&self) -> Surface {
+        let unit_mm = self.diameter_mm / 2.0;
+        let rows: [[f64; 3]; 3] = std::array::from_fn(|i| self.axes[i].map(|v| v * unit_mm / self.semi_axes_mm[i]));
+        let column = |v: [f64; 3]| std::array::from_fn(|axis| (0..3).map(|i| v[i] * rows[i][axis]).sum());
+        let mut powers: [Homogeneous; TOP + 1] = std::array::from_fn(Homogeneous::zero);
+        for harmonic in &self.harmonics {
+            let linear = Homogeneous::linear(column(harmonic.pole));
+            let mut power = Homogeneous::constant(harmonic.amplitude);
+            for j in 0..=harmonic.degree {
+                powers[j].add(&power, LEGENDRE[harmonic.degree][j]);
+                power = power.times(&linear);
+            }
+        }
+        let square = rows
+            .map(Homogeneous::linear)
+            .iter()
+            .fold(Homogeneous::zero(2), |mut sum, row| {
+                sum.add(&row.times(row), 1.0);
+                sum
+            });
+        let filled = |top: usize| {
+            (top % 2..=top).step_by(2).fold(None, |lower: Option<Homogeneous>, j| {
+                let mut sum = lower.map_or_else(|| Homogeneous::zero(j), |lower| lower.times(&square));
+                sum.add(&powers[j], 1.0);
+                Some(sum)
+            })
+        };
+        Surface {
+            even: filled(TOP).unwrap_or_else(|| Homogeneous::zero(TOP)),
+            odd: filled(TOP - 1).unwrap_or_else(|| Homogeneous::zero(TOP - 1)),
+            square,
+            unit_mm,
+            extremes: self.extremes,
+            shortest_mm: self.semi_axes_mm[0],
+        }
     }
 }
 
@@ -179,30 +222,31 @@ fn random_rotation(rng: &mut Rng) -> [[f64; 3]; 3] {
     ]
 }
 
-/// Returns `n` directions spread evenly over the sphere (a golden-angle spiral).
-fn sphere(n: usize) -> impl Iterator<Item = [f64; 3]> {
+/// Directions spread evenly over the sphere (a golden-angle spiral), the same for every shape.
+static SPHERE: LazyLock<Vec<[f64; 3]>> = LazyLock::new(|| {
     const GOLDEN_ANGLE: f64 = 2.399_963_229_728_653;
-    (0..n).map(move |i| {
-        let z = 1.0 - (2.0 * i as f64 + 1.0) / n as f64;
+    let direction = |i: usize| {
+        let z = 1.0 - (2.0 * i as f64 + 1.0) / POINTS as f64;
         let (sine, cosine) = libm::sincos(GOLDEN_ANGLE * i as f64);
         let flat = (1.0 - z * z).sqrt();
         [z, flat * sine, flat * cosine]
-    })
-}
+    };
+    (0..POINTS).map(direction).collect()
+});
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rng::Purpose;
 
-    /// Area of the surface by a fine mesh over longitude and latitude, independent of `radial_depth`.
+    /// Area of the surface by a fine mesh over longitude and latitude, independent of the surface's polynomials.
     fn area_and_volume(shape: &Shape) -> (f64, f64) {
         let (rows, columns) = (90, 180);
         let at = |i: usize, j: usize| {
             let theta = std::f64::consts::PI * i as f64 / rows as f64;
             let phi = std::f64::consts::TAU * (j % columns) as f64 / columns as f64;
             let w = [theta.cos(), theta.sin() * phi.cos(), theta.sin() * phi.sin()];
-            let radius = 1.0 + shape.deformation(w);
+            let radius = 1.0 + shape.deformations(&[w])[0];
             let p: [f64; 3] = std::array::from_fn(|axis| w[axis] * radius * shape.semi_axes_mm[axis]);
             p
         };

@@ -11,7 +11,7 @@ use crate::synth::{GateSettings, SynthesizerKind};
 use crate::volume::{ContrastBin, MAX_PATCH_SIDE, Plan, Shape, SizeClass};
 
 /// Raised on any change to the bytes that a recipe and an index stand for.
-pub const REVISION: u32 = 2;
+pub const REVISION: u32 = 3;
 
 /// What a client gets when no attempt passes the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
