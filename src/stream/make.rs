@@ -162,32 +162,17 @@ impl Maker {
     fn attempt(&self, order: &Order, draw: &Draw, attempt: u64, trials: &mut Trials) -> Result<(), MakeError> {
         trials.attempts += 1;
         let prepared = &order.prepared;
-        let recipe = &prepared.resolved.recipe;
-        let record = &self.cases.records()[draw.case];
-        let holds_mm = record
-            .organ(draw.organ.id)
-            .map_or(0.0, |organ| f64::from(organ.holds_mm));
-        let Some(diameters_mm) = prepared.mix.diameters_mm(draw.size, holds_mm) else {
-            return Ok(());
-        };
-        let request = PlantRequest {
-            cases: &*self.cases,
-            case: draw.case,
-            organ: &draw.organ,
-            size: draw.size,
-            diameters_mm,
-            form: &recipe.lesion,
-            cube: cube_side(draw.size),
-            key: [recipe.seed, order.index, attempt],
-        };
-        let Some(planted) = plant(&request)? else {
+        let seed = prepared.resolved.recipe.seed;
+        let key = [seed, order.index, attempt];
+        let Some(planted) = self.plant(prepared, draw, key)? else {
             return Ok(());
         };
         trials.placed += 1;
-        let mut rng = Rng::keyed(recipe.seed, order.index, attempt, Purpose::Crop);
-        let region = crop_around(planted.centre, record.grid.shape, prepared.resolved.patch, &mut rng);
+        let mut rng = Rng::keyed(seed, order.index, attempt, Purpose::Crop);
+        let shape = self.cases.records()[draw.case].grid.shape;
+        let region = crop_around(planted.centre, shape, prepared.resolved.patch, &mut rng);
         trials.region = Some(region);
-        let made = self.paint(order, draw, request.key, planted, region)?;
+        let made = self.paint(order, draw, key, planted, region)?;
         let verdict = made.judged.as_ref().map(|(_, verdict)| *verdict);
         trials.host_suspect += u32::from(verdict.is_some_and(|verdict| verdict.host_suspect));
         trials.borderline |= verdict.is_some_and(|verdict| verdict.borderline);
@@ -201,6 +186,25 @@ impl Maker {
             trials.chosen = Some(made);
         }
         Ok(())
+    }
+
+    /// Looks for a place for a drawn lesion; nothing where the host has none.
+    fn plant(&self, prepared: &Prepared, draw: &Draw, key: [u64; 3]) -> Result<Option<Planted>, StoreError> {
+        let organ = self.cases.records()[draw.case].organ(draw.organ.id);
+        let holds_mm = organ.map_or(0.0, |organ| f64::from(organ.holds_mm));
+        let Some(diameters_mm) = prepared.mix.diameters_mm(draw.size, holds_mm) else {
+            return Ok(None);
+        };
+        plant(&PlantRequest {
+            cases: &*self.cases,
+            case: draw.case,
+            organ: &draw.organ,
+            size: draw.size,
+            diameters_mm,
+            form: &prepared.resolved.recipe.lesion,
+            cube: cube_side(draw.size),
+            key,
+        })
     }
 
     /// Paints a planted lesion and asks the gate.

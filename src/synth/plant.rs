@@ -71,38 +71,62 @@ pub fn plant(request: &PlantRequest) -> Result<Option<Planted>, StoreError> {
         let Some(centre) = choose_centre(&candidates, shape.diameter_mm(), depth, &mut places) else {
             continue;
         };
-        let region = Region::centred(centre, [request.cube; 3]);
-        let host = request.cases.read(request.case, region)?;
-        let mask = soft_mask(&MaskRequest {
-            shape: &shape,
-            centre,
-            region,
-            spacing_mm: request.cases.records()[request.case].grid.spacing_mm(),
-            host: &habitat(&host, request.organ.id),
-            form: request.form,
-        });
-        let keeps_its_class = SizeClass::of_diameter(mask.diameter_mm) == request.size;
-        if mask.voxels > 0 && mask.kept >= request.form.min_kept && keeps_its_class {
-            return Ok(Some(Planted {
-                host,
-                centre,
-                soft: mask.soft,
-                diameter_mm: mask.diameter_mm,
-                radii_mm: mask.radii_mm,
-            }));
+        if let Some(planted) = planted_at(request, &shape, centre)? {
+            return Ok(Some(planted));
         }
     }
     Ok(None)
 }
 
+/// Returns the lesion at a place; nothing where too little of it lies in the organ.
+fn planted_at(request: &PlantRequest, shape: &Shape, centre: [i64; 3]) -> Result<Option<Planted>, StoreError> {
+    let region = Region::centred(centre, [request.cube; 3]);
+    let host = request.cases.read(request.case, region)?;
+    let mask = soft_mask(&MaskRequest {
+        shape,
+        centre,
+        region,
+        spacing_mm: request.cases.records()[request.case].grid.spacing_mm(),
+        host: &habitat(&host, request.organ.id),
+        form: request.form,
+    });
+    let keeps_its_class = SizeClass::of_diameter(mask.diameter_mm) == request.size;
+    let holds = mask.voxels > 0 && mask.kept >= request.form.min_kept && keeps_its_class;
+    Ok(holds.then(|| Planted {
+        host,
+        centre,
+        soft: mask.soft,
+        diameter_mm: mask.diameter_mm,
+        radii_mm: mask.radii_mm,
+    }))
+}
+
 /// Returns where a lesion may be: 1 in the healthy organ, 0 in unnamed tissue beside it, blocked in real tumours, other
 /// organs and air.
 fn habitat(host: &Crop, organ_id: u8) -> Array3<u8> {
-    Zip::from(&host.labels)
-        .and(&host.image)
-        .map_collect(|label, hu| match *label {
-            label if label == organ_id => 1,
-            BACKGROUND if *hu >= TISSUE_FROM_HU => 0,
-            _ => BLOCKED,
-        })
+    // Without branches, so that rows are tested in vectors.
+    Zip::from(&host.labels).and(&host.image).map_collect(|label, hu| {
+        let is_tissue = (*label == BACKGROUND) & (*hu >= TISSUE_FROM_HU);
+        let beside = if is_tissue { 0 } else { BLOCKED };
+        if *label == organ_id { 1 } else { beside }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_organ_and_tissue_beside_it_host_a_lesion() {
+        let [labels, image] = [[1, 0, 0, 2, 3, 1], [-900, -300, -301, 40, 40, 40]];
+        let host = Crop {
+            region: Region::whole([1, 1, 6]),
+            image: Array3::from_shape_vec([1, 1, 6], image.to_vec()).unwrap(),
+            labels: Array3::from_shape_vec([1, 1, 6], labels.map(|label| label as u8).to_vec()).unwrap(),
+        };
+        assert_eq!(
+            habitat(&host, 1).as_slice().unwrap(),
+            [1, 0, BLOCKED, BLOCKED, BLOCKED, 1]
+        );
+    }
 }
