@@ -310,6 +310,75 @@ fn bad_labels_are_refused_by_name() {
     );
 }
 
+#[test]
+fn a_folder_of_masks_is_what_one_file_of_labels_is() {
+    let files = Files::new();
+    let (_, label_path) = files.good("a");
+    let (_, labels, grid) = patient();
+    // As TotalSegmentator writes them: its liver is 5, its right and left kidneys are 2 and 3, every structure has a file.
+    let ids = labels.mapv(|label| [0, 5, 3][usize::from(label)]);
+    write_labels(&label_path, ids.view(), &grid).unwrap();
+    std::fs::create_dir(files.path("masks")).unwrap();
+    let write = |name: &str, id: u8, grid: &Grid| {
+        let mask = ids.mapv(|label| u8::from(label == id));
+        write_labels(&files.path(&format!("masks/{name}.nii.gz")), mask.view(), grid).unwrap();
+    };
+    for (name, id) in [
+        ("liver", 5),
+        ("kidney_left", 3),
+        ("kidney_right", 2),
+        ("pancreas", 7),
+        ("rib_left_1", 1),
+    ] {
+        write(name, id, &grid);
+    }
+    let list = serde_json::json!({"training": [
+        {"image": "a.nii.gz", "label": "a_seg.nii.gz", "id": "one"}, {"image": "a.nii.gz", "label": "masks", "id": "many"},
+    ]});
+    let report = files.ingest("totalsegmentator", &list);
+    assert!(report.cases.iter().all(|case| case.status == Status::Ok), "{report:?}");
+    let store = Store::open(files.path("store")).unwrap();
+    let [one, many] = ["one", "many"].map(|id| store.records()[store.find(id).unwrap()].content_hash);
+    assert_eq!(one, many);
+    assert_eq!(files.ingest("totalsegmentator", &list).count(Status::Skipped), 2);
+
+    let reason = || {
+        let report = files.ingest("totalsegmentator", &list);
+        assert_eq!(report.cases[0].status, Status::Skipped);
+        report.cases[1].reason.clone().unwrap()
+    };
+    write("pancreas", 5, &grid);
+    assert!(
+        reason().contains("masks/pancreas.nii.gz: 1989 voxels also lie in a mask"),
+        "{}",
+        reason()
+    );
+    let moved = Grid {
+        affine: grid.affine.shifted([0, 1, 0]),
+        ..grid
+    };
+    write("pancreas", 7, &moved);
+    assert!(
+        reason().contains("masks/pancreas.nii.gz: on another grid"),
+        "{}",
+        reason()
+    );
+    std::fs::remove_file(files.path("masks/pancreas.nii.gz")).unwrap();
+    assert!(reason().contains("masks/pancreas.nii.gz: missing"), "{}", reason());
+    // A preset that names no masks.
+    let other = files.ingest(
+        "lits",
+        &serde_json::json!({"training": [{"image": "a.nii.gz", "label": "masks"}]}),
+    );
+    assert!(
+        other.cases[0]
+            .reason
+            .as_ref()
+            .unwrap()
+            .contains("the preset names none")
+    );
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 400, ..Default::default() })]
     /// Headers of random content: an error or a volume, never a panic or a huge allocation.

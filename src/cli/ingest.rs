@@ -1,4 +1,4 @@
-//! `freetumor ingest`: NIfTI files into a store.
+//! `freetumor ingest`: NIfTI files and DICOM series into a store.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use super::progress::Counter;
 use super::{ConfigArgs, say, say_error, say_json};
 use crate::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest};
 
-/// Ingest NIfTI images and labels into a store: orient, resample to the plan's spacing, check, write
+/// Ingest NIfTI or DICOM images and labels into a store: orient, resample to the plan's spacing, check, write
 ///
 /// One bad case never stops the others: it is reported with its reason, and the exit code is then 1.
 ///
@@ -29,11 +29,11 @@ pub(super) struct Args {
         required_unless_present = "image"
     )]
     datalist: Option<PathBuf>,
-    /// One image
-    #[arg(long, value_name = "FILE")]
+    /// One image: a NIfTI file, or the folder of a DICOM series
+    #[arg(long, value_name = "PATH")]
     image: Option<PathBuf>,
-    /// Its labels
-    #[arg(long, value_name = "FILE", requires = "image")]
+    /// Its labels: a NIfTI file, or a folder of masks
+    #[arg(long, value_name = "PATH", requires = "image")]
     labels: Option<PathBuf>,
     /// What label ids mean: lits, msd-pancreas, kits, totalsegmentator, freetumor, freetumor-unlabelled, or a TOML file
     #[arg(long, value_name = "NAME")]

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! datalist.rs -> pipeline.rs: nifti.rs | dicom/ -> orient.rs -> resample.rs -> crop -> store::StoreWriter
-//!                    preset.rs: file ids -> class names
+//!                    masks.rs: folder of masks -> labels; preset.rs: file ids -> class names
 //! ```
 
 pub mod datalist;
 pub mod dicom;
 mod header;
+mod masks;
 pub mod nifti;
 pub mod orient;
 mod pipeline;

@@ -165,7 +165,7 @@ fn reference_header(grid: &Grid) -> NiftiHeader {
     }
 }
 
-fn invalid(path: &Path, what: impl Into<String>) -> NiftiFileError {
+pub(super) fn invalid(path: &Path, what: impl Into<String>) -> NiftiFileError {
     NiftiFileError::Invalid {
         path: path.into(),
         what: what.into(),

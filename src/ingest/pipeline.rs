@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::IngestError;
 use super::datalist::{Entry, Section};
-use super::dicom;
 use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
 use super::preset::{Preset, ResolvedPreset};
 use super::resample::{resample_image, resample_labels, resampled_grid};
+use super::{dicom, masks};
 use crate::digest::Digest;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, StoreWriter};
 use crate::volume::{AIR_HU, Annotation, Grid, Plan, Region};
@@ -274,16 +274,26 @@ impl Pipeline<'_> {
 
     /// Returns the digest of everything that decides what the case becomes.
     fn key(&self, entry: &Entry) -> Result<Digest, IngestError> {
-        let labels = entry.labels.as_deref().map(hash_of).transpose()?;
+        let labels = entry.labels.as_deref().map(|path| hash_of(&self.label_files(path)?));
+        let labels = labels.transpose()?;
         let key = (
             INGEST_REVISION,
-            hash_of(&entry.image)?,
+            hash_of(&image_files(&entry.image)?)?,
             labels,
             entry.section,
             self.preset,
             self.plan,
         );
         Ok(Digest::of_json(&key))
+    }
+
+    /// Returns the files that labels are made of.
+    fn label_files(&self, path: &Path) -> Result<Vec<PathBuf>, IngestError> {
+        if path.is_dir() {
+            let files = masks::mask_files(path, &self.preset.masks)?;
+            return Ok(files.into_iter().map(|(path, _)| path).collect());
+        }
+        Ok(vec![path.into()])
     }
 
     /// Reads, checks, orients, resamples and crops a case.
@@ -333,7 +343,11 @@ impl Pipeline<'_> {
 
     /// Reads labels, checks that they lie on the image's grid, and translates them to the plan's ids.
     fn labels(&self, path: &Path, entry: &Entry, image: &Oriented<i16>) -> Result<Array3<u8>, IngestError> {
-        let mut labels = orient(nifti::read_labels(path)?);
+        let mut labels = orient(if path.is_dir() {
+            masks::read_masks(path, &self.preset.masks)?
+        } else {
+            nifti::read_labels(path)?
+        });
         if let Some(what) = grid_difference(&image.grid, &labels.grid) {
             return Err(IngestError::OtherGrid {
                 labels: path.into(),
@@ -404,18 +418,24 @@ fn read_image(path: &Path) -> Result<nifti::Scan<i16>, IngestError> {
     Ok(nifti::read_image(path)?)
 }
 
-/// Hashes a file, or the files of a folder's DICOM series one after the other.
-fn hash_of(path: &Path) -> Result<Digest, IngestError> {
-    let files = if path.is_dir() {
-        dicom::series_files(path)?
-    } else {
-        vec![path.to_path_buf()]
-    };
+/// Returns the files that an image is made of.
+fn image_files(path: &Path) -> Result<Vec<PathBuf>, IngestError> {
+    if path.is_dir() {
+        return Ok(dicom::series_files(path)?);
+    }
+    Ok(vec![path.into()])
+}
+
+/// Hashes files one after the other.
+fn hash_of(files: &[PathBuf]) -> Result<Digest, IngestError> {
     let mut hasher = blake3::Hasher::new();
     for path in files {
-        let file = std::fs::File::open(&path);
+        let file = std::fs::File::open(path);
         file.and_then(|file| hasher.update_reader(file).map(drop))
-            .map_err(|source| nifti::NiftiFileError::Read { path, source })?;
+            .map_err(|source| nifti::NiftiFileError::Read {
+                path: path.clone(),
+                source,
+            })?;
     }
     Ok(hasher.finalize().into())
 }

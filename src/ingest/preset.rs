@@ -30,6 +30,9 @@ pub struct Preset {
     pub name: String,
     /// Class names by file id; `background` and `ignore` are classes, id 0 is background unless it says otherwise.
     pub map: BTreeMap<u8, String>,
+    /// File ids by the names of mask files, without their ends: what labels in a folder, one file a structure, stand for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub masks: BTreeMap<String, u8>,
     /// Classes whose absence in a label file means absence in the patient.
     pub annotated: Vec<String>,
     /// Whether organs without annotated tumours are taken to be healthy.
@@ -45,6 +48,8 @@ pub struct Preset {
 #[serde(deny_unknown_fields)]
 struct CustomPreset {
     map: BTreeMap<String, String>,
+    #[serde(default)]
+    masks: BTreeMap<String, u8>,
     annotated: Vec<String>,
     #[serde(default)]
     assumed_tumour_free: bool,
@@ -115,13 +120,20 @@ impl Preset {
         Ok(Self {
             name: name.into(),
             map: map.into_iter().map(|(id, class)| (id, class.into())).collect(),
+            masks: if name == "totalsegmentator" {
+                let files = [("liver", 5), ("pancreas", 7), ("kidney_right", 2), ("kidney_left", 3)];
+                files.map(|(file, id)| (file.to_string(), id)).into()
+            } else {
+                BTreeMap::new()
+            },
             annotated: annotated.into_iter().map(Into::into).collect(),
             assumed_tumour_free: matches!(name, "totalsegmentator" | "freetumor-unlabelled"),
             kind: None,
         })
     }
 
-    /// Reads a custom preset: `annotated`, `assumed_tumour_free`, `kind` and a table `[map]` of `id = "class"`.
+    /// Reads a custom preset: `annotated`, `assumed_tumour_free`, `kind`, a table `[map]` of `id = "class"`, and for folders of
+    /// masks a table `[masks]` of `file = id`.
     ///
     /// # Errors
     /// [`IngestError::Preset`] names the file and the key.
@@ -143,6 +155,7 @@ impl Preset {
         Ok(Self {
             name: name.clone(),
             map,
+            masks: custom.masks,
             annotated: custom.annotated,
             assumed_tumour_free: custom.assumed_tumour_free,
             kind: custom.kind,
@@ -190,6 +203,14 @@ impl Preset {
         }
         if let Some(class) = self.annotated.iter().find(|class| !is_known(class)) {
             return Err(refused(format!("annotated: unknown class {class:?}")));
+        }
+        let is_name = |file: &str| !file.is_empty() && !file.contains(['/', '\\']);
+        if let Some((file, id)) =
+            (self.masks.iter()).find(|(file, id)| !is_name(file) || table[usize::from(**id)].is_none())
+        {
+            return Err(refused(format!(
+                "masks: {file:?} = {id}: expected the name of a file without its end, and an id of the map"
+            )));
         }
         let mapped: BTreeSet<&String> = self.map.values().collect();
         if let Some(class) = self.annotated.iter().find(|class| !mapped.contains(class)) {
