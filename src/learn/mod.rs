@@ -77,6 +77,14 @@ pub enum LearnError {
         /// What differs.
         what: String,
     },
+    /// A file of folds that cannot be used.
+    #[error("{path}: {what}")]
+    Folds {
+        /// The file.
+        path: PathBuf,
+        /// The fold or case, and what is wrong with it.
+        what: String,
+    },
     /// The operating system refused.
     #[error(transparent)]
     Io(#[from] std::io::Error),

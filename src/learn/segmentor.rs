@@ -243,7 +243,7 @@ pub fn train_segmentor(
     let plan = service.plan().clone();
     check_plan(("the service", &plan), ("the store", job.cases.plan()))?;
     let mut wanted = config.recipe.clone();
-    let (_, held_out) = config.split.divide(job.cases);
+    let (_, held_out) = config.split.divide(job.cases)?;
     let ids = held_out.iter().map(|case| job.cases.records()[*case].id.clone());
     wanted.select.hold_out.extend(ids);
     let recipe = service.resolve(wanted)?;

@@ -372,7 +372,7 @@ pub fn train_synthesizer(
     let critic_manifest = load_manifest(critic_folder, Role::Critic)?;
     let critic = Bundle::load_critic(critic_folder, job.device)?.with_compute_dtype(job.dtype);
     critic.check_plan(job.cases.plan())?;
-    let (training, held_out) = config.split.divide(job.cases);
+    let (training, held_out) = config.split.divide(job.cases)?;
     let catalogue = Catalogue::new(job.cases, &training);
     let networks = networks(config, catalogue.organs.len());
     let trained = compete(config, &critic, (catalogue, &networks), job)?;
