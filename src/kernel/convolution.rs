@@ -1,17 +1,17 @@
 //! 3D convolution of stride 1 on the CPU. Where it pays, `winograd` does it; else directly: no im2col, a register tile of
-//! 8 output channels by 3 vectors of voxels.
+//! 8 output channels by 3 vectors of voxels. What a tap reads is a table of shifts, so that `strided` is this kernel, too.
 //!
 //! Every output is one chain of additions: bias, then input channels in order, taps in order within each. The chain does
 //! not depend on threads, batch mates, or how the plane is cut into vectors.
 
 use rayon::prelude::*;
 
-use super::isa::{Isa, Lanes, MAX_LANES};
+use super::isa::{Isa, Lanes};
 use super::layout::{BLOCK, Channels, Geometry, Padded, Shared, Vectors, from_zeros, pack, transpose};
 use super::winograd;
 
-/// Input channels whose weights and rows stay in the first-level cache while a plane is worked on.
-const CHANNELS_AT_A_TIME: usize = 8;
+/// Taps times input channels whose weights (7 KiB) stay in the first-level cache while a plane is worked on.
+const PRODUCTS_AT_A_TIME: usize = 8 * 27;
 
 /// Vectors of voxels in a register tile: 8 x 3 sums, 3 inputs and a weight fill the 32 registers of AVX-512.
 const TILE: usize = 3;
@@ -35,13 +35,25 @@ pub fn of_channels(isa: Isa, g: &Geometry, x: Channels, weight: &[f32], bias: &[
 
 /// Convolves as [`forward`] does, without filtering.
 pub fn direct(isa: Isa, g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
-    let packed = pack(weight, g);
+    let samples = x.chunks_exact(g.ci * g.voxels());
+    of_padded(isa, g, samples.map(|x| Padded::new(x, g)), weight, bias)
+}
+
+/// Convolves samples that are laid out already; `g` has the voxels of the output.
+pub fn of_padded<'a>(
+    isa: Isa,
+    g: &Geometry,
+    samples: impl ExactSizeIterator<Item = Padded<'a>>,
+    weight: &[f32],
+    bias: &[f32],
+) -> Vec<f32> {
+    let packed = pack(weight, [g.co, g.ci, g.taps()]);
     let mut biases = bias.to_vec();
     biases.resize(g.blocks() * BLOCK, 0.0);
-    let (size_in, size_out) = (g.ci * g.voxels(), g.co * g.voxels());
-    let mut out = from_zeros(x.len() / size_in * size_out, g.voxels(), |_, _| ());
-    for (x, out) in x.chunks_exact(size_in).zip(out.chunks_exact_mut(size_out)) {
-        sample(isa, g, x, [&packed, &biases], out);
+    let size = g.co * g.voxels();
+    let mut out = from_zeros(samples.len() * size, g.voxels(), |_, _| ());
+    for (input, out) in samples.zip(out.chunks_exact_mut(size)) {
+        sample(isa, g, &input, [&packed, &biases], out);
     }
     out
 }
@@ -55,10 +67,10 @@ pub fn input_gradient(isa: Isa, g: &Geometry, gradient: &[f32], weight: &[f32]) 
 }
 
 /// Convolves one sample with packed weights and padded biases.
-fn sample(isa: Isa, g: &Geometry, x: &[f32], parameters: [&[f32]; 2], out: &mut [f32]) {
+fn sample(isa: Isa, g: &Geometry, input: &Padded, parameters: [&[f32]; 2], out: &mut [f32]) {
     let [d, h, w] = g.size;
     let out = Shared::new(out);
-    planes(isa, g, x, parameters, |block, z, sums| {
+    planes(isa, g, input, parameters, |block, z, sums| {
         for c in 0..BLOCK.min(g.co - block * BLOCK) {
             // SAFETY: (block, c, z) names one plane of the output, and no other task has the same block and z.
             let to = unsafe { out.slice(((block * BLOCK + c) * d + z) * h * w, h * w) };
@@ -88,61 +100,112 @@ impl<'a> Sums<'a> {
 pub fn planes(
     isa: Isa,
     g: &Geometry,
-    x: &[f32],
+    input: &Padded,
     [packed, biases]: [&[f32]; 2],
     finish: impl Fn(usize, usize, Sums) + Sync,
 ) {
-    let [d, h, w] = g.size;
-    let padded = Padded::new(x, g.ci, g.size, g.k, 2 * MAX_LANES);
-    let vectors = Vectors::new(h, w, padded.row, isa.lanes());
-    let starts = starts(&vectors, padded.row, isa.lanes());
+    let direct = Direct::new(isa, g, input);
     let blocks = g.blocks();
-    (0..d * blocks).into_par_iter().for_each_init(
-        || vec![0.0; BLOCK * vectors.plane],
+    (0..g.size[0] * blocks).into_par_iter().for_each_init(
+        || vec![0.0; direct.numbers()],
         |sums, task| {
             let (z, block) = (task / blocks, task % blocks);
             let live = BLOCK.min(g.co - block * BLOCK);
-            for (sums, &bias) in sums
-                .chunks_exact_mut(vectors.plane)
-                .zip(&biases[block * BLOCK..][..live])
-            {
-                sums.fill(bias);
-            }
-            for first in (0..g.ci).step_by(CHANNELS_AT_A_TIME) {
-                let at = (block * g.ci + first) * g.taps() * BLOCK;
-                let plane = Plane {
-                    input: &padded.values[first * padded.channel + z * padded.plane..],
-                    strides: [padded.channel, padded.plane, padded.row],
-                    channels: CHANNELS_AT_A_TIME.min(g.ci - first),
-                    k: g.k,
-                    weights: &packed[at..],
-                    starts: &starts,
-                    live,
-                };
-                plane.add(isa, sums, vectors.plane);
-            }
-            finish(block, z, Sums { values: sums, vectors });
+            direct.start(sums, &biases[block * BLOCK..][..live]);
+            let taps = Taps {
+                shifts: &input.taps,
+                weights: &packed[block * g.ci * g.taps() * BLOCK..],
+            };
+            direct.add(z, taps, live, sums);
+            finish(block, z, direct.sums(sums));
         },
     );
 }
 
-/// Lists where each vector of a plane starts, in the padded input and in the sums.
-fn starts(vectors: &Vectors, padded_row: usize, lanes: usize) -> Vec<[usize; 2]> {
-    let rows = 0..vectors.rows;
-    rows.flat_map(|y| (0..vectors.per_row).map(move |v| [y * padded_row + v * lanes, y * vectors.pitch + v * lanes]))
-        .collect()
+/// The taps that make up a sum.
+#[derive(Clone, Copy)]
+pub struct Taps<'a> {
+    /// Where each reads, in numbers from a voxel's place in the input.
+    pub shifts: &'a [usize],
+    /// `[ci, taps, BLOCK]`, and whatever follows.
+    pub weights: &'a [f32],
+}
+
+/// The direct convolution of one sample, whose planes of output are cut into vectors.
+pub struct Direct<'a> {
+    isa: Isa,
+    input: &'a Padded<'a>,
+    ci: usize,
+    vectors: Vectors,
+    /// Starts of the vectors in a plane of input and of sums.
+    starts: Vec<[usize; 2]>,
+}
+
+impl<'a> Direct<'a> {
+    /// Cuts the planes of an output that has the voxels of `g`.
+    pub fn new(isa: Isa, g: &Geometry, input: &'a Padded<'a>) -> Self {
+        let (vectors, lanes) = (Vectors::new(g.size[1], g.size[2], input.row, isa.lanes()), isa.lanes());
+        let rows = (0..vectors.rows).map(|y| [y * input.row, y * vectors.pitch]);
+        let starts = rows
+            .flat_map(|row| (0..vectors.per_row).map(move |v| row.map(|start| start + v * lanes)))
+            .collect();
+        Self {
+            isa,
+            input,
+            ci: g.ci,
+            vectors,
+            starts,
+        }
+    }
+
+    /// Returns the numbers of one block's sums.
+    pub fn numbers(&self) -> usize {
+        BLOCK * self.vectors.plane
+    }
+
+    /// Sets the sums of as many channels as there are biases.
+    pub fn start(&self, sums: &mut [f32], biases: &[f32]) {
+        for (sums, &bias) in sums.chunks_exact_mut(self.vectors.plane).zip(biases) {
+            sums.fill(bias);
+        }
+    }
+
+    /// Names the rows of sums.
+    pub fn sums<'b>(&self, values: &'b [f32]) -> Sums<'b> {
+        Sums {
+            values,
+            vectors: self.vectors,
+        }
+    }
+
+    /// Adds the products of plane z of one block, which really has `live` channels, to its sums.
+    pub fn add(&self, z: usize, taps: Taps, live: usize, sums: &mut [f32]) {
+        let at_a_time = (PRODUCTS_AT_A_TIME / taps.shifts.len().max(1)).max(1);
+        for first in (0..self.ci).step_by(at_a_time) {
+            let plane = Plane {
+                input: &self.input.values[first * self.input.channel + z * self.input.plane..],
+                channel: self.input.channel,
+                channels: at_a_time.min(self.ci - first),
+                taps: taps.shifts,
+                weights: &taps.weights[first * taps.shifts.len() * BLOCK..],
+                starts: &self.starts,
+                live,
+            };
+            plane.add(self.isa, sums, self.vectors.plane);
+        }
+    }
 }
 
 /// What some input channels add to one plane of one block of output channels.
 struct Plane<'a> {
-    /// The padded input from the first channel and the plane of the first tap on.
+    /// The padded input from the first channel's plane on.
     input: &'a [f32],
-    /// Numbers from channel to channel, plane to plane, row to row of the input.
-    strides: [usize; 3],
+    /// Numbers from channel to channel of the input.
+    channel: usize,
     /// How many input channels.
     channels: usize,
-    /// Side of the kernel.
-    k: usize,
+    /// Shifts of the taps.
+    taps: &'a [usize],
     /// Weights `[channels, taps, BLOCK]`.
     weights: &'a [f32],
     /// Starts of the vectors in input and sums.
@@ -155,15 +218,15 @@ impl Plane<'_> {
     /// Adds to `sums`, `[BLOCK, plane]`.
     fn add(&self, isa: Isa, sums: &mut [f32], plane: usize) {
         let lanes = isa.lanes();
-        let [channel, z, row] = self.strides;
         let last = self.starts.last().map_or([0, 0], |&s| s);
-        let reach = (self.channels - 1) * channel + (self.k - 1) * (z + row + 1) + last[0] + lanes;
+        let furthest = self.taps.iter().max().map_or(0, |&shift| shift);
+        let reach = (self.channels - 1) * self.channel + furthest + last[0] + lanes;
         assert!(reach <= self.input.len(), "vectors stay within the padded input");
         assert!(
             (BLOCK - 1) * plane + last[1] + lanes <= sums.len(),
             "vectors stay within the sums"
         );
-        assert!(self.channels * self.k * self.k * self.k * BLOCK <= self.weights.len());
+        assert!(self.channels * self.taps.len() * BLOCK <= self.weights.len());
         // SAFETY: the instruction set was detected when `isa` was chosen, and the three assertions bound every access:
         // starts ascend, so the last one reaches furthest.
         unsafe {
@@ -172,7 +235,7 @@ impl Plane<'_> {
                 Isa::Avx512 => self.add_avx512(sums.as_mut_ptr(), plane),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => self.add_avx2(sums.as_mut_ptr(), plane),
-                _ => self.add_kernel::<[f32; 4], 2>(sums.as_mut_ptr(), plane),
+                _ => self.add_tiles::<[f32; 4], 2>(sums.as_mut_ptr(), plane),
             }
         }
     }
@@ -186,8 +249,8 @@ impl Plane<'_> {
         unsafe {
             match self.live {
                 // Half a tile: a network of 12 channels would waste a quarter of the work otherwise.
-                ..=4 => self.add_kernel::<std::arch::x86_64::__m512, 4>(sums, plane),
-                _ => self.add_kernel::<std::arch::x86_64::__m512, 8>(sums, plane),
+                ..=4 => self.add_tiles::<std::arch::x86_64::__m512, 4>(sums, plane),
+                _ => self.add_tiles::<std::arch::x86_64::__m512, 8>(sums, plane),
             }
         }
     }
@@ -198,22 +261,7 @@ impl Plane<'_> {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn add_avx2(&self, sums: *mut f32, plane: usize) {
         // SAFETY: promised by the caller.
-        unsafe { self.add_kernel::<std::arch::x86_64::__m256, 4>(sums, plane) }
-    }
-
-    /// Fixes the side of the kernel, so that the compiler unrolls its rows.
-    ///
-    /// # Safety
-    /// As [`Self::add_tiles`].
-    #[inline(always)]
-    unsafe fn add_kernel<L: Lanes, const N: usize>(&self, sums: *mut f32, plane: usize) {
-        // SAFETY: promised by the caller; Geometry allows these two sides.
-        unsafe {
-            match self.k {
-                3 => self.add_tiles::<L, 3, N>(sums, plane),
-                _ => self.add_tiles::<L, 1, N>(sums, plane),
-            }
-        }
+        unsafe { self.add_tiles::<std::arch::x86_64::__m256, 4>(sums, plane) }
     }
 
     /// Goes through the plane, `N` output channels (as many as registers allow) at a time.
@@ -221,16 +269,16 @@ impl Plane<'_> {
     /// # Safety
     /// The bounds asserted by [`Self::add`] hold and the processor has the instructions of `L`.
     #[inline(always)]
-    unsafe fn add_tiles<L: Lanes, const K: usize, const N: usize>(&self, sums: *mut f32, plane: usize) {
+    unsafe fn add_tiles<L: Lanes, const N: usize>(&self, sums: *mut f32, plane: usize) {
         for starts in self.starts.chunks(TILE) {
             for first in (0..self.live).step_by(N) {
                 // SAFETY: promised by the caller; N divides BLOCK, so that `first + N <= BLOCK`.
                 unsafe {
                     let sums = sums.add(first * plane);
                     match *starts {
-                        [a, b, c] => self.tile::<L, K, 3, N>([a, b, c], first, sums, plane),
-                        [a, b] => self.tile::<L, K, 2, N>([a, b], first, sums, plane),
-                        [a] => self.tile::<L, K, 1, N>([a], first, sums, plane),
+                        [a, b, c] => self.tile::<L, 3, N>([a, b, c], first, sums, plane),
+                        [a, b] => self.tile::<L, 2, N>([a, b], first, sums, plane),
+                        [a] => self.tile::<L, 1, N>([a], first, sums, plane),
                         _ => {}
                     }
                 }
@@ -247,14 +295,13 @@ impl Plane<'_> {
         reason = "iterators take the sums' address, which keeps them out of registers: half the speed"
     )]
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const K: usize, const V: usize, const N: usize>(
+    unsafe fn tile<L: Lanes, const V: usize, const N: usize>(
         &self,
         starts: [[usize; 2]; V],
         first: usize,
         sums: *mut f32,
         plane: usize,
     ) {
-        let [channel, z, row] = self.strides;
         // SAFETY: the assertions of `add` bound all offsets below.
         unsafe {
             let mut acc: [[L; V]; N] =
@@ -262,20 +309,16 @@ impl Plane<'_> {
             let inputs: [*const f32; V] = std::array::from_fn(|v| self.input.as_ptr().add(starts[v][0]));
             let mut weight = self.weights.as_ptr().add(first);
             for c in 0..self.channels {
-                for kz in 0..K {
-                    for ky in 0..K {
-                        let at = c * channel + kz * z + ky * row;
-                        for kx in 0..K {
-                            let x: [L; V] = std::array::from_fn(|v| L::load(inputs[v].add(at + kx)));
-                            for n in 0..N {
-                                let scale = L::splat(*weight.add(n));
-                                for v in 0..V {
-                                    acc[n][v] = acc[n][v].add_product(x[v], scale);
-                                }
-                            }
-                            weight = weight.add(BLOCK);
+                for &tap in self.taps {
+                    let at = c * self.channel + tap;
+                    let x: [L; V] = std::array::from_fn(|v| L::load(inputs[v].add(at)));
+                    for n in 0..N {
+                        let scale = L::splat(*weight.add(n));
+                        for v in 0..V {
+                            acc[n][v] = acc[n][v].add_product(x[v], scale);
                         }
                     }
+                    weight = weight.add(BLOCK);
                 }
             }
             for n in 0..N {

@@ -102,37 +102,45 @@ impl<'a> Channels<'a> {
     }
 }
 
-/// A zero-padded copy `[c, d + 2p, h + 2p, w + 2p]` of one sample, p = k / 2, with room for vectors that run over its end.
-///
-/// Without padding, and where planes are whole vectors, it is the sample itself.
+/// Numbers that follow the last channel of [`Padded`], for vectors that run over its end.
+pub const SLACK: usize = 2 * MAX_LANES;
+
+/// One sample with zeros around it, so that every tap of a kernel is one shift of all voxels' places.
 pub struct Padded<'a> {
     /// The numbers.
     pub values: Cow<'a, [f32]>,
-    /// Numbers from one row to the next.
+    /// Numbers from the place of one row's voxels to the next row's.
     pub row: usize,
     /// Numbers from one plane to the next.
     pub plane: usize,
     /// Numbers from one channel to the next.
     pub channel: usize,
+    /// The shift of every tap, in the order of the weights.
+    pub taps: Vec<usize>,
 }
 
 impl<'a> Padded<'a> {
-    /// Pads one sample `[c, d, h, w]`.
-    pub fn new(x: &'a [f32], channels: usize, size: [usize; 3], k: usize, slack: usize) -> Self {
-        let [d, h, w] = size;
-        let p = k / 2;
+    /// Pads one sample `[c, d, h, w]` by p = k / 2 on all sides; without padding, and where planes are whole vectors, it is
+    /// the sample itself.
+    pub fn new(x: &'a [f32], g: &Geometry) -> Self {
+        let (channels, [d, h, w]) = (g.ci, g.size);
+        let p = g.k / 2;
         let row = w + 2 * p;
         let plane = (h + 2 * p) * row;
         let channel = (d + 2 * p) * plane;
+        let taps = (0..g.taps())
+            .map(|tap| tap / (g.k * g.k) * plane + tap / g.k % g.k * row + tap % g.k)
+            .collect();
         if p == 0 && plane.is_multiple_of(MAX_LANES) {
             return Self {
                 values: Cow::Borrowed(x),
                 row,
                 plane,
                 channel,
+                taps,
             };
         }
-        let values = from_zeros(channels * channel + slack, channel, |at, to| {
+        let values = from_zeros(channels * channel + SLACK, channel, |at, to| {
             // The slack, which follows the last channel, has nothing to copy.
             let of_channel = x.chunks_exact(d * h * w).nth(at).unwrap_or_default();
             for (z, from) in of_channel.chunks_exact(h * w).enumerate() {
@@ -147,6 +155,7 @@ impl<'a> Padded<'a> {
             row,
             plane,
             channel,
+            taps,
         }
     }
 }
@@ -190,16 +199,20 @@ impl Vectors {
 }
 
 /// Reorders weights `[co, ci, taps]` to `[block, ci, taps, BLOCK]`, zero where the last block has no channel.
-pub fn pack(weight: &[f32], g: &Geometry) -> Vec<f32> {
-    let taps = g.taps();
-    let mut packed = vec![0.0; g.blocks() * g.ci * taps * BLOCK];
-    for (c, of_output) in weight.chunks_exact(g.ci * taps).enumerate() {
-        let block = &mut packed[(c / BLOCK) * g.ci * taps * BLOCK..];
-        for (at, &value) in of_output.iter().enumerate() {
-            block[at * BLOCK + c % BLOCK] = value;
+pub fn pack(weight: &[f32], [co, ci, taps]: [usize; 3]) -> Vec<f32> {
+    let per_block = ci * taps * BLOCK;
+    from_zeros(co.div_ceil(BLOCK) * per_block, per_block, |block, to| {
+        for (lane, of_channel) in weight
+            .chunks_exact(ci * taps)
+            .skip(block * BLOCK)
+            .take(BLOCK)
+            .enumerate()
+        {
+            for (to, &value) in to.chunks_exact_mut(BLOCK).zip(of_channel) {
+                to[lane] = value;
+            }
         }
-    }
-    packed
+    })
 }
 
 /// Returns the weights `[ci, co, taps]` of the gradient with respect to the input: channels swapped, taps reversed.

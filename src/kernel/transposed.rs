@@ -2,7 +2,7 @@
 //! side 1 to eight channels per output channel, which are then interleaved.
 
 use super::isa::Isa;
-use super::layout::{BLOCK, Geometry, Shared, from_zeros};
+use super::layout::{BLOCK, Geometry, Padded, Shared, from_zeros};
 use super::{convolution, weight_gradient};
 
 /// Doubles the resolution of a batch.
@@ -25,7 +25,7 @@ pub fn forward(isa: Isa, g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) 
     let mut out = from_zeros(x.len() / size_in * size_out, g.voxels() * BLOCK, |_, _| ());
     for (x, out) in x.chunks_exact(size_in).zip(out.chunks_exact_mut(size_out)) {
         let out = Shared::new(out);
-        convolution::planes(isa, &flat, x, [&packed, &biases], |c, z, sums| {
+        convolution::planes(isa, &flat, &Padded::new(x, &flat), [&packed, &biases], |c, z, sums| {
             // SAFETY: channel c and plane z of the input own two planes of the output; no other task has both.
             let to = unsafe { out.slice((c * d + z) * 8 * h * w, 8 * h * w) };
             for tap in 0..4 {

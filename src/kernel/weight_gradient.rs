@@ -47,30 +47,31 @@ pub fn of_channels(isa: Isa, g: &Geometry, x: Channels, gradient: &[f32]) -> Vec
 
 /// Computes what [`weight`] does, without filtering.
 pub fn direct(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32]) -> Vec<f32> {
+    let samples = x.chunks_exact(g.ci * g.voxels());
+    of_padded(isa, g, samples.map(|x| Padded::new(x, g)), gradient)
+}
+
+/// Computes the gradient from samples of input that are laid out already; `g` has the voxels of the output.
+pub fn of_padded<'a>(isa: Isa, g: &Geometry, samples: impl Iterator<Item = Padded<'a>>, gradient: &[f32]) -> Vec<f32> {
     let taps = g.taps();
     let mut total = vec![0.0_f64; g.blocks() * BLOCK * g.ci * taps];
-    let samples = x.chunks_exact(g.ci * g.voxels());
-    for (x, gradient) in samples.zip(gradient.chunks_exact(g.co * g.voxels())) {
-        sample(isa, g, x, gradient, &mut total);
+    for (input, gradient) in samples.zip(gradient.chunks_exact(g.co * g.voxels())) {
+        sample(isa, g, &input, gradient, &mut total);
     }
     // total is [block, ci, kz, ky, BLOCK, kx]
-    let mut out = Vec::with_capacity(g.co * g.ci * taps);
-    for c in 0..g.co {
-        for i in 0..g.ci {
-            for plane_row in 0..g.k * g.k {
-                let at = (((c / BLOCK) * g.ci + i) * g.k * g.k + plane_row) * BLOCK * g.k + (c % BLOCK) * g.k;
-                out.extend(total[at..at + g.k].iter().map(|&v| v as f32));
-            }
+    from_zeros(g.co * g.ci * taps, g.ci * taps, |c, to| {
+        let of_block = &total[c / BLOCK * g.ci * taps * BLOCK..][..g.ci * taps * BLOCK];
+        for (to, from) in to.chunks_exact_mut(g.k).zip(of_block.chunks_exact(BLOCK * g.k)) {
+            let row = &from[c % BLOCK * g.k..][..g.k];
+            to.iter_mut().zip(row).for_each(|(to, &sum)| *to = sum as f32);
         }
-    }
-    out
+    })
 }
 
 /// Adds what one sample contributes.
-fn sample(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32], total: &mut [f64]) {
+fn sample(isa: Isa, g: &Geometry, padded: &Padded, gradient: &[f32], total: &mut [f64]) {
     let [d, h, w] = g.size;
     let lanes = isa.lanes();
-    let padded = Padded::new(x, g.ci, g.size, g.k, 2 * MAX_LANES);
     let vectors = Vectors::new(h, w, padded.row, lanes);
     let gradient = spread(gradient, g, &vectors);
     let strips = strips(&vectors, d, [padded.plane, padded.row], lanes);
@@ -92,15 +93,19 @@ fn sample(isa: Isa, g: &Geometry, x: &[f32], gradient: &[f32], total: &mut [f64]
                     strip,
                     live: BLOCK.min(g.co - block * BLOCK),
                 };
-                work.all_channels(isa, g, padded.channel, &mut sums);
+                work.all_channels(isa, g, padded, &mut sums);
             }
             sums.chunks_exact(lanes).map(across).collect()
         })
         .collect();
-    for (task, part) in parts.iter().enumerate() {
-        let total = &mut total[task / groups * per_block..][..per_block];
-        total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
-    }
+    let of_blocks = total
+        .par_chunks_exact_mut(per_block)
+        .zip(parts.par_chunks_exact(groups));
+    of_blocks.for_each(|(total, parts)| {
+        for part in parts {
+            total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+        }
+    });
 }
 
 /// Sums the lanes of one register: halves of it first, so that the additions fit registers, too.
@@ -191,35 +196,41 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Adds to `sums`, `[ci, kz, ky, BLOCK, kx, lanes]`.
-    fn all_channels(&self, isa: Isa, g: &Geometry, channel: usize, sums: &mut [f32]) {
-        let rows = (0..g.ci).flat_map(|c| (0..g.k).flat_map(move |kz| (0..g.k).map(move |ky| [c, kz, ky])));
-        for (sums, [c, kz, ky]) in sums.chunks_exact_mut(BLOCK * g.k * isa.lanes()).zip(rows) {
-            let offset = self.strip.starts[0] + c * channel + kz * self.strides[0] + ky * self.strides[1];
-            self.check(isa, offset, g.k);
+    fn all_channels(&self, isa: Isa, g: &Geometry, padded: &Padded, sums: &mut [f32]) {
+        let rows = (0..g.ci).flat_map(|c| {
+            padded
+                .taps
+                .chunks_exact(g.k)
+                .map(move |taps| (c * padded.channel, taps))
+        });
+        for (sums, (channel, taps)) in sums.chunks_exact_mut(BLOCK * g.k * isa.lanes()).zip(rows) {
+            let offset = self.strip.starts[0] + channel;
+            self.check(isa, offset, taps);
             // SAFETY: the instruction set was detected when `isa` was chosen; `check` bounds every read and the chunk
             // holds BLOCK x k registers.
             unsafe {
                 match (isa, g.k) {
                     #[cfg(target_arch = "x86_64")]
-                    (Isa::Avx512, 3) => self.row_avx512::<3>(offset, sums),
+                    (Isa::Avx512, 3) => self.row_avx512::<3>(offset, taps, sums),
                     #[cfg(target_arch = "x86_64")]
-                    (Isa::Avx512, _) => self.row_avx512::<1>(offset, sums),
+                    (Isa::Avx512, _) => self.row_avx512::<1>(offset, taps, sums),
                     #[cfg(target_arch = "x86_64")]
-                    (Isa::Avx2, 3) => self.row_avx2::<3>(offset, sums),
+                    (Isa::Avx2, 3) => self.row_avx2::<3>(offset, taps, sums),
                     #[cfg(target_arch = "x86_64")]
-                    (Isa::Avx2, _) => self.row_avx2::<1>(offset, sums),
-                    (_, 3) => self.row::<[f32; 4], 3, 1>(offset, sums),
-                    _ => self.row::<[f32; 4], 1, 1>(offset, sums),
+                    (Isa::Avx2, _) => self.row_avx2::<1>(offset, taps, sums),
+                    (_, 3) => self.row::<[f32; 4], 3, 1>(offset, taps, sums),
+                    _ => self.row::<[f32; 4], 1, 1>(offset, taps, sums),
                 }
             }
         }
     }
 
     /// Asserts that no vector leaves the buffers.
-    fn check(&self, isa: Isa, offset: usize, k: usize) {
+    fn check(&self, isa: Isa, offset: usize, taps: &[usize]) {
         let (v, [planes, rows, columns]) = (&self.vectors, self.strip.counts);
         let row = columns * isa.lanes();
-        let input = offset + (planes - 1) * self.strides[0] + (rows - 1) * self.strides[1] + row + k - 1;
+        let furthest = taps.iter().max().map_or(0, |&shift| shift);
+        let input = offset + (planes - 1) * self.strides[0] + (rows - 1) * self.strides[1] + row + furthest;
         assert!(input <= self.input.len(), "vectors stay within the padded input");
         let last = self.strip.starts[1] + (planes - 1) * v.plane + (rows - 1) * v.pitch + row;
         assert!(
@@ -232,13 +243,13 @@ impl Work<'_> {
     /// As [`Self::row`], and the processor has AVX-512.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx2,fma")]
-    unsafe fn row_avx512<const K: usize>(&self, offset: usize, sums: &mut [f32]) {
+    unsafe fn row_avx512<const K: usize>(&self, offset: usize, taps: &[usize], sums: &mut [f32]) {
         // SAFETY: promised by the caller.
         unsafe {
             match self.live {
                 // Half a tile: a network of 12 channels would waste a quarter of the work otherwise.
-                ..=4 => self.row::<std::arch::x86_64::__m512, K, 4>(offset, sums),
-                _ => self.row::<std::arch::x86_64::__m512, K, 8>(offset, sums),
+                ..=4 => self.row::<std::arch::x86_64::__m512, K, 4>(offset, taps, sums),
+                _ => self.row::<std::arch::x86_64::__m512, K, 8>(offset, taps, sums),
             }
         }
     }
@@ -247,9 +258,9 @@ impl Work<'_> {
     /// As [`Self::row`], and the processor has AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn row_avx2<const K: usize>(&self, offset: usize, sums: &mut [f32]) {
+    unsafe fn row_avx2<const K: usize>(&self, offset: usize, taps: &[usize], sums: &mut [f32]) {
         // SAFETY: promised by the caller.
-        unsafe { self.row::<std::arch::x86_64::__m256, K, 4>(offset, sums) }
+        unsafe { self.row::<std::arch::x86_64::__m256, K, 4>(offset, taps, sums) }
     }
 
     /// Adds one row of taps, for `N` output channels (as many as registers allow) at a time.
@@ -261,9 +272,10 @@ impl Work<'_> {
         reason = "iterators take the sums' address, which keeps them out of registers: half the speed"
     )]
     #[inline(always)]
-    unsafe fn row<L: Lanes, const K: usize, const N: usize>(&self, offset: usize, sums: &mut [f32]) {
+    unsafe fn row<L: Lanes, const K: usize, const N: usize>(&self, offset: usize, taps: &[usize], sums: &mut [f32]) {
         let (v, [planes, rows, columns]) = (self.vectors, self.strip.counts);
         let live = self.live.div_ceil(N);
+        let taps: [usize; K] = std::array::from_fn(|kx| taps[kx]);
         for (part, sums) in sums.chunks_exact_mut(N * K * L::COUNT).take(live).enumerate() {
             // SAFETY: `check` bounds every read, and the chunk holds N x K registers.
             unsafe {
@@ -277,7 +289,7 @@ impl Work<'_> {
                         let at = part * N * self.channel + self.strip.starts[1] + z * v.plane + y * v.pitch;
                         let gradient = self.gradient.as_ptr().add(at);
                         for i in 0..columns {
-                            let x: [L; K] = std::array::from_fn(|kx| L::load(x.add(i * L::COUNT + kx)));
+                            let x: [L; K] = std::array::from_fn(|kx| L::load(x.add(i * L::COUNT + taps[kx])));
                             for n in 0..N {
                                 let g = L::load(gradient.add(n * self.channel + i * L::COUNT));
                                 for kx in 0..K {
