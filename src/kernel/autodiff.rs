@@ -51,6 +51,21 @@ impl<B: Operators + OperatorGradients, C: CheckpointStrategy> Operators for Auto
         }
     }
 
+    fn halving_conv3d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let step = HalvingConv3d.prepare::<C>([x.node(), weight.node(), bias.node()]);
+        match step.compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&weight));
+                let out = B::halving_conv3d(x.into_primitive(), weight.into_primitive(), bias.into_primitive());
+                prep.finish(state, out)
+            }
+            OpsKind::UnTracked(prep) => {
+                let out = B::halving_conv3d(x.into_primitive(), weight.into_primitive(), bias.into_primitive());
+                prep.finish(out)
+            }
+        }
+    }
+
     fn doubling_conv3d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         let step = DoublingConv3d.prepare::<C>([x.node(), weight.node(), bias.node()]);
         match step.compute_bound().stateful() {
@@ -170,6 +185,33 @@ impl<B: OperatorGradients> Backward<B, 4> for PairedConv3d {
         }
         if let Some(node) = weight_node {
             grads.register::<B>(node.id, B::paired_conv3d_weight([first, second], gradient, k));
+        }
+    }
+}
+
+/// The backward step of [`Operators::halving_conv3d`].
+#[derive(Debug)]
+struct HalvingConv3d;
+
+impl<B: OperatorGradients> Backward<B, 3> for HalvingConv3d {
+    /// Nodes of x and weight.
+    type State = (NodeId, NodeId);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [x_node, weight_node, bias_node] = ops.parents;
+        let gradient = grads.consume::<B>(&ops.node);
+        let x: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.0);
+        let weight: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.1);
+        let ([_, _, d, h, w], k) = (x.shape().dims(), weight.shape()[2]);
+        if let Some(node) = x_node {
+            let dx = B::halving_conv3d_input(gradient.clone(), weight, [d, h, w]);
+            grads.register::<B>(node.id, dx);
+        }
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, B::channel_sums(gradient.clone()));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<B>(node.id, B::halving_conv3d_weight(x, gradient, k));
         }
     }
 }

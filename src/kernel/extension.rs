@@ -9,6 +9,7 @@ use burn::tensor::{Bytes, DType, Shape};
 
 use super::isa::Isa;
 use super::layout::{Channels, Geometry, transpose};
+use super::strided::{Strided, halved};
 use super::{convolution, loss, norm, pool, transposed, weight_gradient};
 use crate::volume::ClassSet;
 
@@ -25,6 +26,9 @@ pub trait Operators: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// Convolves with stride 2 and padding of half the kernel's side.
+    fn halving_conv3d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// Convolves, transposed, with kernel and stride 2.
     fn doubling_conv3d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -77,6 +81,16 @@ pub trait OperatorGradients: Backend {
     /// Returns the gradient of [`Operators::paired_conv3d`] with respect to a weight of side k.
     fn paired_conv3d_weight(inputs: [FloatTensor<Self>; 2], gradient: FloatTensor<Self>, k: usize)
     -> FloatTensor<Self>;
+
+    /// Returns the gradient of [`Operators::halving_conv3d`] with respect to x of `size` voxels.
+    fn halving_conv3d_input(
+        gradient: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        size: [usize; 3],
+    ) -> FloatTensor<Self>;
+
+    /// Returns the gradient of [`Operators::halving_conv3d`] with respect to a weight of side k.
+    fn halving_conv3d_weight(x: FloatTensor<Self>, gradient: FloatTensor<Self>, k: usize) -> FloatTensor<Self>;
 
     /// Returns the gradients of [`Operators::doubling_conv3d`] with respect to x and weight.
     fn doubling_conv3d_gradients(
@@ -169,6 +183,16 @@ impl Operators for Flex {
             values(&weight),
             values(&bias),
         );
+        tensor(out, [n, co, d, h, w])
+    }
+
+    fn halving_conv3d(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let [x, weight, bias] = [x, weight, bias].map(|t| t.to_contiguous());
+        let ([n, ..], [co, ci, k, _, _]) = (x.shape().dims::<5>(), weight.shape().dims());
+        let g = geometry(&x, co, k);
+        assert_eq!(g.ci, ci, "a convolution's input channels");
+        let out = Strided::new(g).forward(Isa::chosen(), values(&x), values(&weight), values(&bias));
+        let [d, h, w] = halved(g.size);
         tensor(out, [n, co, d, h, w])
     }
 
@@ -275,6 +299,21 @@ impl OperatorGradients for Flex {
         let x = channels([&first, &second], &g);
         let out = weight_gradient::of_channels(Isa::chosen(), &g, x, values(&gradient));
         tensor(out, [co, g.ci, k, k, k])
+    }
+
+    fn halving_conv3d_input(gradient: FlexTensor, weight: FlexTensor, size: [usize; 3]) -> FlexTensor {
+        let [gradient, weight] = [gradient, weight].map(|t| t.to_contiguous());
+        let ([n, ..], [co, ci, k, _, _]) = (gradient.shape().dims::<5>(), weight.shape().dims());
+        let strided = Strided::new(Geometry { ci, co, k, size });
+        let dx = strided.input_gradient(Isa::chosen(), values(&gradient), values(&weight));
+        tensor(dx, [n, ci, size[0], size[1], size[2]])
+    }
+
+    fn halving_conv3d_weight(x: FlexTensor, gradient: FlexTensor, k: usize) -> FlexTensor {
+        let [x, gradient] = [x, gradient].map(|t| t.to_contiguous());
+        let g = geometry(&x, gradient.shape()[1], k);
+        let dw = Strided::new(g).weight_gradient(Isa::chosen(), values(&x), values(&gradient));
+        tensor(dw, [g.co, g.ci, k, k, k])
     }
 
     fn doubling_conv3d_gradients(x: FlexTensor, weight: FlexTensor, gradient: FlexTensor) -> [FlexTensor; 2] {

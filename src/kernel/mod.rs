@@ -15,6 +15,7 @@ mod loss;
 mod norm;
 mod pool;
 mod reduce;
+mod strided;
 mod transposed;
 mod weight_gradient;
 mod winograd;
@@ -46,14 +47,18 @@ const NORM_EPSILON: f64 = 1e-5;
 /// Convolves with a cubic kernel and zero padding of half its side.
 ///
 /// # Shape
-/// x `[B, Ci, D, H, W]`, weight `[Co, Ci, k, k, k]` (k odd), bias `[Co]` -> `[B, Co, D/stride, H/stride, W/stride]`.
+/// x `[B, Ci, D, H, W]`, weight `[Co, Ci, k, k, k]` (k odd), bias `[Co]` -> `[B, Co, D', H', W']`, D' = D / stride
+/// rounded up.
 pub fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, stride: usize) -> Tensor<5> {
     let k = weight.dims()[2];
-    if stride != 1 || (k != 1 && k != 3) || !is_ours(&x) {
+    if !(1..=2).contains(&stride) || (k != 1 && k != 3) || !is_ours(&x) {
         return composed::conv3d(x, weight, bias, stride);
     }
     let [x, weight, bias] = [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()];
-    Tensor::from_dispatch(Dispatch::same_conv3d(x, weight, bias))
+    Tensor::from_dispatch(match stride {
+        1 => Dispatch::same_conv3d(x, weight, bias),
+        _ => Dispatch::halving_conv3d(x, weight, bias),
+    })
 }
 
 /// Convolves as [`conv3d`] does with stride 1, the channels of `second` following those of `first`: what a step up of a
