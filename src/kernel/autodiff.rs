@@ -13,6 +13,7 @@ use burn::backend::{Autodiff, TensorMetadata};
 use burn::tensor::Shape;
 
 use super::extension::{NormInputs, OperatorGradients, Operators};
+use super::upsampling::Upsampling;
 use crate::volume::ClassSet;
 
 impl<B: Operators + OperatorGradients, C: CheckpointStrategy> Operators for Autodiff<B, C> {
@@ -116,6 +117,14 @@ impl<B: Operators + OperatorGradients, C: CheckpointStrategy> Operators for Auto
                 prep.finish(chosen, out)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::halving_max(x.into_primitive())),
+        }
+    }
+
+    fn doubling_interpolation(x: FloatTensor<Self>, how: Upsampling) -> FloatTensor<Self> {
+        let step = DoublingInterpolation.prepare::<C>([x.node()]);
+        match step.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(how, B::doubling_interpolation(x.into_primitive(), how)),
+            OpsKind::UnTracked(prep) => prep.finish(B::doubling_interpolation(x.into_primitive(), how)),
         }
     }
 
@@ -282,6 +291,22 @@ impl<B: OperatorGradients> Backward<B, 1> for HalvingMax {
         let gradient = grads.consume::<B>(&ops.node);
         if let Some(node) = x_node {
             grads.register::<B>(node.id, B::halving_max_gradient(gradient, &ops.state));
+        }
+    }
+}
+
+/// The backward step of [`Operators::doubling_interpolation`].
+#[derive(Debug)]
+struct DoublingInterpolation;
+
+impl<B: OperatorGradients> Backward<B, 1> for DoublingInterpolation {
+    type State = Upsampling;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [x_node] = ops.parents;
+        let gradient = grads.consume::<B>(&ops.node);
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::doubling_interpolation_gradient(gradient, ops.state));
         }
     }
 }

@@ -4,6 +4,7 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData, activation, module, op
 
 use super::dtype::follow;
 use super::loss::DICE_EPSILON;
+use super::upsampling::{Axis, Upsampling};
 use crate::volume::ClassSet;
 
 /// See [`super::conv3d`].
@@ -47,6 +48,33 @@ pub fn max_pool3d_k2(x: Tensor<5>) -> Tensor<5> {
     let x: Tensor<4> = x.reshape([n * c * (d / 2), h / 2, 2, w]).max_dim(2);
     let x: Tensor<2> = x.reshape([n * c * (d / 2) * (h / 2) * (w / 2), 2]).max_dim(1);
     x.reshape([n, c, d / 2, h / 2, w / 2])
+}
+
+/// See [`super::upsample3d_x2`].
+pub fn upsample3d_x2(x: Tensor<5>, how: Upsampling) -> Tensor<5> {
+    (2..5).fold(x, |x, dim| {
+        let mut shape = x.dims();
+        let [even, odd] = match how {
+            Upsampling::Nearest => [x.clone(), x],
+            Upsampling::Trilinear { align_corners } => between(x, dim, &Axis::new(shape[dim], align_corners)),
+        };
+        shape[dim] *= 2;
+        Tensor::stack::<6>(vec![even, odd], dim + 1).reshape(shape)
+    })
+}
+
+/// Interpolates along one axis: its even and its odd voxels.
+fn between(x: Tensor<5>, dim: usize, axis: &Axis) -> [Tensor<5>; 2] {
+    let n = x.dims()[dim];
+    let (first, last) = (x.clone().narrow(dim, 0, 1), x.clone().narrow(dim, n - 1, 1));
+    let before = Tensor::cat(vec![first, x.clone()], dim).narrow(dim, 0, n);
+    let after = Tensor::cat(vec![x.clone(), last], dim).narrow(dim, 1, n);
+    [(&axis.before, before), (&axis.after, after)].map(|(factors, other)| {
+        let mut shape = [1; 5];
+        shape[dim] = n;
+        let factors = Tensor::<5>::from_data(TensorData::new(factors.clone(), shape), &x.device());
+        x.clone() + (other - x.clone()) * follow(factors, &x)
+    })
 }
 
 /// Returns log sum exp over the classes, safe for large logits.

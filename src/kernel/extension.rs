@@ -10,6 +10,7 @@ use burn::tensor::{Bytes, DType, Shape};
 use super::isa::Isa;
 use super::layout::{Channels, Geometry, transpose};
 use super::strided::{Strided, halved};
+use super::upsampling::{self, Upsampling};
 use super::{convolution, loss, norm, pool, transposed, weight_gradient};
 use crate::volume::ClassSet;
 
@@ -43,6 +44,9 @@ pub trait Operators: Backend {
 
     /// Takes the maximum over blocks of 2x2x2.
     fn halving_max(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Doubles the resolution by interpolation.
+    fn doubling_interpolation(x: FloatTensor<Self>, how: Upsampling) -> FloatTensor<Self>;
 
     /// Computes the marginal loss, shape `[1]`.
     fn marginal_loss(logits: FloatTensor<Self>, sets: Arc<[ClassSet]>) -> FloatTensor<Self>;
@@ -116,6 +120,9 @@ pub trait OperatorGradients: Backend {
 
     /// Returns the gradient of [`Operators::halving_max`].
     fn halving_max_gradient(gradient: FloatTensor<Self>, chosen: &[u8]) -> FloatTensor<Self>;
+
+    /// Returns the gradient of [`Operators::doubling_interpolation`].
+    fn doubling_interpolation_gradient(gradient: FloatTensor<Self>, how: Upsampling) -> FloatTensor<Self>;
 
     /// Completes [`Operators::marginal_loss`] and returns its gradient with it.
     fn marginal_loss_gradient(logits: FloatTensor<Self>, sets: &[ClassSet]) -> [FloatTensor<Self>; 2];
@@ -236,6 +243,13 @@ impl Operators for Flex {
 
     fn halving_max(x: FlexTensor) -> FlexTensor {
         Self::halving_max_chosen(x).0
+    }
+
+    fn doubling_interpolation(x: FlexTensor, how: Upsampling) -> FlexTensor {
+        let x = x.to_contiguous();
+        let [n, c, d, h, w] = x.shape().dims();
+        let out = upsampling::forward(Isa::chosen(), how, values(&x), [d, h, w]);
+        tensor(out, [n, c, 2 * d, 2 * h, 2 * w])
     }
 
     fn marginal_loss(logits: FlexTensor, sets: Arc<[ClassSet]>) -> FlexTensor {
@@ -370,6 +384,15 @@ impl OperatorGradients for Flex {
         let dx = pool::gradient(values(&gradient), chosen, size);
         tensor(dx, [n, c, size[0], size[1], size[2]])
     }
+
+    fn doubling_interpolation_gradient(gradient: FlexTensor, how: Upsampling) -> FlexTensor {
+        let gradient = gradient.to_contiguous();
+        let [n, c, d, h, w] = gradient.shape().dims();
+        let size = [d / 2, h / 2, w / 2];
+        let dx = upsampling::gradient(Isa::chosen(), how, values(&gradient), size);
+        tensor(dx, [n, c, size[0], size[1], size[2]])
+    }
+
     fn marginal_loss_gradient(logits: FlexTensor, sets: &[ClassSet]) -> [FlexTensor; 2] {
         let logits = logits.to_contiguous();
         let shape: [usize; 5] = logits.shape().dims();

@@ -13,10 +13,12 @@ mod isa;
 mod layout;
 mod loss;
 mod norm;
+mod parity;
 mod pool;
 mod reduce;
 mod strided;
 mod transposed;
+mod upsampling;
 mod weight_gradient;
 mod winograd;
 
@@ -30,6 +32,7 @@ use extension::Operators;
 
 pub use composed::{log_sum_exp, total};
 pub use dtype::ComputeDtype;
+pub use upsampling::Upsampling;
 
 /// Returns the class of CPU results that are equal bit for bit: it follows from the vector instructions in use.
 pub fn numerics() -> &'static str {
@@ -118,6 +121,17 @@ pub fn max_pool3d_k2(x: Tensor<5>) -> Tensor<5> {
         return composed::max_pool3d_k2(x);
     }
     Tensor::from_dispatch(Dispatch::halving_max(x.into_dispatch()))
+}
+
+/// Doubles the resolution by interpolation.
+///
+/// # Shape
+/// `[B, C, D, H, W]` -> `[B, C, 2D, 2H, 2W]`.
+pub fn upsample3d_x2(x: Tensor<5>, how: Upsampling) -> Tensor<5> {
+    if !is_ours(&x) {
+        return composed::upsample3d_x2(x, how);
+    }
+    Tensor::from_dispatch(Dispatch::doubling_interpolation(x.into_dispatch(), how))
 }
 
 /// Returns marginal cross-entropy plus marginal Dice loss as [`crate::nn::marginal_loss`] defines them.

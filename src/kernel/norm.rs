@@ -11,9 +11,9 @@ use super::reduce;
 
 /// Compiles a function for every instruction set; none of them changes its result, because nothing is fused.
 macro_rules! for_every_isa {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? $body:block) => {
+    ($(#[$doc:meta])* $visible:vis fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? $body:block) => {
         $(#[$doc])*
-        fn $name(isa: Isa, $($arg: $type),*) $(-> $out)? {
+        $visible fn $name(isa: Isa, $($arg: $type),*) $(-> $out)? {
             #[inline(always)]
             fn body($($arg: $type),*) $(-> $out)? $body
             #[cfg(target_arch = "x86_64")]

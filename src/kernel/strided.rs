@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use super::convolution::{self, Direct, Taps};
 use super::isa::Isa;
 use super::layout::{BLOCK, Geometry, Padded, SLACK, Shared, from_zeros};
-use super::norm::for_every_isa;
+use super::parity::{interleave_row, split_row};
 use super::weight_gradient;
 
 /// Phases of a volume, z's parity times 4 + y's times 2 + x's.
@@ -226,30 +226,6 @@ impl Phase {
         Taps {
             shifts: &self.shifts,
             weights: &self.packed[block * co * self.shifts.len() * BLOCK..],
-        }
-    }
-}
-
-for_every_isa! {
-    /// Separates a row's voxels by parity; without a place for the odd ones they are left out.
-    fn split_row(from: &[f32], even: &mut [f32], odd: &mut [f32]) {
-        for (even, pair) in even.iter_mut().zip(from.chunks(2)) {
-            *even = pair[0];
-        }
-        for (odd, pair) in odd.iter_mut().zip(from.chunks_exact(2)) {
-            *odd = pair[1];
-        }
-    }
-}
-
-for_every_isa! {
-    /// Puts a row together from the voxels of each parity.
-    fn interleave_row(even: &[f32], odd: &[f32], to: &mut [f32]) {
-        if let (Some(last), true) = (to.last_mut(), even.len() > odd.len()) {
-            *last = even[even.len() - 1];
-        }
-        for (pair, (&even, &odd)) in to.chunks_exact_mut(2).zip(even.iter().zip(odd)) {
-            pair.copy_from_slice(&[even, odd]);
         }
     }
 }
