@@ -60,3 +60,63 @@ pub fn gradient(gradient: &[f32], chosen: &[u8], size: [usize; 3]) -> Vec<f32> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::tests::{normals, same_for_threads, sets};
+
+    const SIZES: [[usize; 3]; 4] = [[2, 2, 2], [4, 6, 8], [2, 4, 34], [6, 2, 70]];
+
+    #[test]
+    fn equals_the_loop() {
+        for size @ [d, h, w] in SIZES {
+            let (x, given) = (normals(3 * d * h * w, 1), normals(3 * d * h * w / 8, 2));
+            let (mut out, mut dx) = (vec![f32::NEG_INFINITY; given.len()], vec![0.0; x.len()]);
+            let block = |i: usize| {
+                let [z, y, x] = [i / (h * w), i / w % h, i % w].map(|v| v / 2);
+                // Channels follow each other and d is even: z counts through all of them.
+                (z * (h / 2) + y) * (w / 2) + x
+            };
+            for (i, &value) in x.iter().enumerate() {
+                out[block(i)] = out[block(i)].max(value);
+            }
+            for (i, &value) in x.iter().enumerate() {
+                // No two of these numbers are equal.
+                dx[i] = if value == out[block(i)] { given[block(i)] } else { 0.0 };
+            }
+            for isa in sets() {
+                let (maxima, chosen) = forward(isa, &x, size);
+                assert_eq!(maxima, out);
+                assert_eq!(gradient(&given, &chosen, size), dx);
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradient_is_a_slope() {
+        let size = [4, 6, 10];
+        let (x, given) = (normals(2 * 240, 1), normals(2 * 30, 2));
+        let dx = gradient(&given, &forward(Isa::best(), &x, size).1, size);
+        let loss = |step: f32| -> f64 {
+            let moved: Vec<f32> = x.iter().zip(&dx).map(|(x, d)| x + step * d).collect();
+            let (out, _) = forward(Isa::best(), &moved, size);
+            out.iter().zip(&given).map(|(o, g)| f64::from(*o) * f64::from(*g)).sum()
+        };
+        let square: f64 = dx.iter().map(|d| f64::from(*d).powi(2)).sum();
+        // Too small a step for another voxel to become the largest: what is left is rounding, 1e-7 of a loss of order 10
+        // over a difference of order 0.1.
+        let slope = (loss(1e-3) - loss(-1e-3)) / (2e-3 * square);
+        assert!((slope - 1.0).abs() < 1e-3, "{slope}");
+    }
+
+    #[test]
+    fn ignores_threads() {
+        let size = [8, 12, 34];
+        let x = normals(5 * 8 * 12 * 34, 1);
+        for isa in sets() {
+            same_for_threads(|| forward(isa, &x, size).0);
+            same_for_threads(|| gradient(&x[..x.len() / 8], &forward(isa, &x, size).1, size));
+        }
+    }
+}
