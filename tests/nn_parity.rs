@@ -1,78 +1,24 @@
 //! Operators and a small U-Net against tensors that another framework computed in float64 (`golden/nn/make.py`).
 
-use std::collections::HashMap;
-
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
 use freetumor::kernel;
 use freetumor::nn::{Condition, GeneratorConfig, Unet, UnetConfig};
 use freetumor::rng::{Purpose, Rng};
-use safetensors::SafeTensors;
 
-type Golden = HashMap<String, (Vec<usize>, Vec<f32>)>;
+#[path = "common/golden.rs"]
+mod golden;
+
+use golden::{Golden, assert_close, flat, numbers, tensor};
 
 fn golden() -> Golden {
-    let bytes = include_bytes!("golden/nn/golden.safetensors");
-    let file = SafeTensors::deserialize(bytes).expect("the golden file is whole");
-    let numbers = |data: &[u8]| {
-        data.chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().expect("chunks of four")))
-            .collect()
-    };
-    file.tensors()
-        .into_iter()
-        .map(|(name, t)| (name, (t.shape().to_vec(), numbers(t.data()))))
-        .collect()
+    golden::read(include_bytes!("golden/nn/golden.safetensors"))
 }
 
-fn tensor<const D: usize>(golden: &Golden, name: &str, device: &Device) -> Tensor<D> {
-    let (shape, values) = &golden[name];
-    Tensor::from_data(TensorData::new(values.clone(), shape.clone()), device)
-}
-
-fn numbers<const D: usize>(t: Tensor<D>) -> Vec<f32> {
-    t.into_data().try_to_vec().expect("tensors of f32")
-}
-
-/// Asserts that numbers differ from the golden ones by at most `tolerance` times the largest golden one.
-#[track_caller]
-fn assert_close(golden: &Golden, name: &str, got: &[f32], tolerance: f32) {
-    let expected = &golden[name].1;
-    assert_eq!(got.len(), expected.len(), "{name}");
-    let scale = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-    let worst = got.iter().zip(expected).fold(0.0_f32, |m, (g, e)| m.max((g - e).abs()));
-    assert!(
-        worst <= tolerance * scale,
-        "{name}: off by {worst:e}, largest {scale:e}"
-    );
-}
-
-/// Checks an operator of tensors that are all reshaped to 5 axes.
 #[track_caller]
 fn check<const N: usize>(name: &str, f: impl Fn([Tensor<5>; N]) -> Tensor<5>) {
-    let golden = golden();
-    let device = Device::flex().autodiff();
-    let inputs: [Tensor<5>; N] = std::array::from_fn(|i| {
-        let (shape, values) = &golden[&format!("{name}.in{i}")];
-        let mut padded = [1; 5];
-        padded[..shape.len()].copy_from_slice(shape);
-        Tensor::from_data(TensorData::new(values.clone(), padded), &device).require_grad()
-    });
-    let out = f(inputs.clone());
-    let grads = (out.clone() * tensor(&golden, &format!("{name}.cotangent"), &device))
-        .sum()
-        .backward();
-    // f32 sums of some hundred products against float64.
-    assert_close(&golden, &format!("{name}.out"), &numbers(out), 2e-6);
-    for (i, input) in inputs.iter().enumerate() {
-        let gradient = numbers(input.grad(&grads).expect("every input is tracked"));
-        assert_close(&golden, &format!("{name}.grad{i}"), &gradient, 3e-6);
-    }
-}
-
-fn flat(t: Tensor<5>) -> Tensor<1> {
-    t.flatten(0, 4)
+    golden::check(&golden(), name, f);
 }
 
 #[test]
