@@ -184,10 +184,16 @@ def entries():
     found = {}
     for c, side in [(128, 12), (64, 24), (32, 48), (16, 96)]:
         found[f"conv3d_c{c}_{side}"] = operator(nn.Conv3d(c, c, 3, padding=1), (1, c, side, side, side))
+    found["conv1_c32_48"] = operator(nn.Conv3d(32, 32, 1), (1, 32, 48, 48, 48))
+    for c, side in [(64, 24), (32, 48)]:
+        halving = nn.Conv3d(c, 2 * c, 3, stride=2, padding=1)
+        found[f"conv3d_s2_c{c}_{side}"] = operator(halving, (1, c, side, side, side))
     for c, side in [(128, 6), (64, 12), (32, 24)]:
         found[f"transposed_c{c}_{side}"] = operator(nn.ConvTranspose3d(c, c, 2, 2), (1, c, side, side, side))
     found["norm_act_c32_48"] = operator(norm_act(32), (1, 32, 48, 48, 48))
     found["max_pool_c32_48"] = operator(nn.MaxPool3d(2), (1, 32, 48, 48, 48))
+    found["nearest_c32_24"] = operator(nn.Upsample(scale_factor=2), (1, 32, 24, 24, 24))
+    found["trilinear_c32_24"] = operator(nn.Upsample(scale_factor=2, mode="trilinear"), (1, 32, 24, 24, 24))
     for name, (make, co, side) in NETWORKS.items():
         found[name] = network(make, co, side)
     return {f"{name}_{kind}": prepare for name, kinds in found.items() for kind, prepare in kinds.items()}

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::cli::device::Compute;
-use crate::kernel;
+use crate::kernel::{self, Upsampling};
 use crate::learn::{Adam, OptimizerSettings};
 use crate::nn::{OutputActivation, Published, PublishedConfig, Unet, UnetConfig};
 use crate::rng::{Purpose, Rng};
@@ -32,34 +32,54 @@ pub(super) fn all(compute: &Compute) -> Vec<Entry> {
 }
 
 fn operators(compute: &Compute) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    let operator = |name: &str, gflop, shapes: &[[usize; 5]], run| operator(compute, (name, gflop), shapes, run);
-    for (c, side) in [(128, 12), (64, 24), (32, 48), (16, 96)] {
-        let gflop = gflop(27 * (c * c * side * side * side) as u64);
-        let shapes = [[1, c, side, side, side], [c, c, 3, 3, 3], [c, 1, 1, 1, 1]];
-        let convolve: Operator = |t| kernel::conv3d(t[0].clone(), t[1].clone(), vector(&t[2]), 1);
-        entries.extend(operator(&format!("conv3d_c{c}_{side}"), Some(gflop), &shapes, convolve));
-    }
-    for (c, side) in [(128, 6), (64, 12), (32, 24)] {
-        let gflop = gflop(8 * (c * c * side * side * side) as u64);
-        let shapes = [[1, c, side, side, side], [c, c, 2, 2, 2], [c, 1, 1, 1, 1]];
-        let double: Operator = |t| kernel::conv_transpose3d_k2s2(t[0].clone(), t[1].clone(), vector(&t[2]));
-        entries.extend(operator(
-            &format!("transposed_c{c}_{side}"),
-            Some(gflop),
-            &shapes,
-            double,
-        ));
-    }
-    let (c, side) = (32, 48);
-    let shapes = [[1, c, side, side, side], [c, 1, 1, 1, 1], [c, 1, 1, 1, 1]];
+    let mut entries = convolutions(compute);
+    let mut add = |name: &str, shapes: &[[usize; 5]], run: Operator| {
+        entries.extend(operator(compute, (name, None), shapes, run));
+    };
     let norm: Operator = |t| {
         let row = |t: &Tensor<5>| vector(t).unsqueeze::<2>();
         kernel::instance_norm_leaky_relu(t[0].clone(), row(&t[1]), row(&t[2]), 0.01)
     };
-    entries.extend(operator(&format!("norm_act_c{c}_{side}"), None, &shapes, norm));
     let pool: Operator = |t| kernel::max_pool3d_k2(t[0].clone());
-    entries.extend(operator(&format!("max_pool_c{c}_{side}"), None, &shapes[..1], pool));
+    let nearest: Operator = |t| kernel::upsample3d_x2(t[0].clone(), Upsampling::Nearest);
+    let trilinear: Operator = |t| {
+        let how = Upsampling::Trilinear { align_corners: false };
+        kernel::upsample3d_x2(t[0].clone(), how)
+    };
+    let (fine, coarse) = ([1, 32, 48, 48, 48], [1, 32, 24, 24, 24]);
+    add("norm_act_c32_48", &[fine, [32, 1, 1, 1, 1], [32, 1, 1, 1, 1]], norm);
+    add("max_pool_c32_48", &[fine], pool);
+    add("nearest_c32_24", &[coarse], nearest);
+    add("trilinear_c32_24", &[coarse], trilinear);
+    entries
+}
+
+fn convolutions(compute: &Compute) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let mut add = |name: String, shapes: [[usize; 5]; 3], outputs: usize, run: Operator| {
+        // Every number of the weight meets every voxel of the output; of a transposed convolution, of the input.
+        let products = shapes[1].iter().product::<usize>() * outputs;
+        entries.extend(operator(compute, (&name, Some(gflop(products as u64))), &shapes, run));
+    };
+    let shapes =
+        |[ci, co]: [usize; 2], k: usize, side: usize| [[1, ci, side, side, side], [co, ci, k, k, k], [co, 1, 1, 1, 1]];
+    let same: Operator = |t| kernel::conv3d(t[0].clone(), t[1].clone(), vector(&t[2]), 1);
+    let halving: Operator = |t| kernel::conv3d(t[0].clone(), t[1].clone(), vector(&t[2]), 2);
+    let doubling: Operator = |t| kernel::conv_transpose3d_k2s2(t[0].clone(), t[1].clone(), vector(&t[2]));
+    let cube = |side: usize| side.pow(3);
+    for (c, side) in [(128, 12), (64, 24), (32, 48), (16, 96)] {
+        let name = format!("conv3d_c{c}_{side}");
+        add(name, shapes([c, c], 3, side), cube(side), same);
+    }
+    add("conv1_c32_48".into(), shapes([32, 32], 1, 48), cube(48), same);
+    for (c, side) in [(64, 24), (32, 48)] {
+        let name = format!("conv3d_s2_c{c}_{side}");
+        add(name, shapes([c, 2 * c], 3, side), cube(side / 2), halving);
+    }
+    for (c, side) in [(128, 6), (64, 12), (32, 24)] {
+        let name = format!("transposed_c{c}_{side}");
+        add(name, shapes([c, c], 2, side), cube(side), doubling);
+    }
     entries
 }
 
