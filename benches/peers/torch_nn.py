@@ -1,6 +1,7 @@
 """Measures with PyTorch what `freetumor bench nn` measures: same names, shapes, rounds, threads.
 
 python torch_nn.py [--json] [--rounds N] [--threads N] [--only NAME]...
+python torch_nn.py --ratios [--rounds N] [--threads N]      # JSON: ours / PyTorch, see compare_nn.py
 python torch_nn.py --device cuda:0 --bf16 --channels-last --compile      # PyTorch at its best on a GPU
 
 On the CPU, eager mode in single precision: a compiled model needs a C++ compiler on the machine. Written out in plain
@@ -9,8 +10,10 @@ measuring.
 """
 import argparse
 import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -260,7 +263,12 @@ def main():
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--channels-last", action="store_true", help="channels_last_3d")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--ratios", action="store_true", help="measure both in turn and print ours / PyTorch as JSON")
     args = parser.parse_args()
+    if args.ratios:
+        compare = str(Path(__file__).with_name("compare_nn.py"))
+        passed = ["--json", "--python", sys.executable, "--rounds", str(args.rounds), "--threads", str(args.threads)]
+        return os.execv(sys.executable, [sys.executable, compare, *passed])
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     if args.count:
