@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use freetumor::ingest::nifti::{read_image, read_labels, write_image, write_labels};
+use freetumor::ingest::nifti::{Scan, read_image, read_labels, write_image, write_labels};
 use freetumor::ingest::orient::orient;
 use freetumor::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest, source_hash};
 use freetumor::store::{CaseKind, Cases, Store};
@@ -52,6 +52,39 @@ fn every_orientation_type_and_version_reads_as_nibabel_reads_it() {
             expected["source_hash"].as_str().unwrap(),
             "{name}"
         );
+    }
+}
+
+#[test]
+fn oblique_and_sheared_axes_turn_as_nibabel_turns_them() {
+    let cases: Vec<Value> = serde_json::from_slice(&std::fs::read(golden().join("affines.json")).unwrap()).unwrap();
+    assert_eq!(cases.len(), 100);
+    for (number, case) in cases.iter().enumerate() {
+        let matrix = |key: &str| -> [[f64; 4]; 4] { serde_json::from_value(case[key].clone()).unwrap() };
+        let scan = Scan {
+            affine_xyz: matrix("given"),
+            // nibabel's [i, j, k] of 0 to 23 with k fastest.
+            voxels: Array3::from_shape_fn([4, 3, 2], |(k, j, i)| (12 * i + 4 * j + k) as i16),
+        };
+        let oriented = orient(scan);
+        assert_eq!(
+            oriented.source.orientation,
+            case["axcodes"].as_str().unwrap(),
+            "{number}"
+        );
+        let voxels: Vec<i16> = oriented.voxels.iter().copied().collect();
+        assert_eq!(serde_json::json!(voxels), case["voxels"], "{number}");
+        for (ours, nibabel) in oriented
+            .grid
+            .affine
+            .0
+            .iter()
+            .flatten()
+            .zip(matrix("affine").iter().flatten())
+        {
+            // Both are double precision; an origin of hundreds of mm comes from one product and one sum.
+            assert!((ours - nibabel).abs() < 1e-10, "{number}: {ours} {nibabel}");
+        }
     }
 }
 
