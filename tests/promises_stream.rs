@@ -571,7 +571,7 @@ fn p7_models_that_saw_a_held_out_case_are_refused() {
     let chosen = Recipe {
         select: Selection {
             cases: Some(vec!["case-2".into(), "case-3".into()]),
-            hold_out: Vec::new(),
+            ..Selection::default()
         },
         ..judged(0.0, Fallback::Healthy)
     };
@@ -582,6 +582,62 @@ fn p7_models_that_saw_a_held_out_case_are_refused() {
         ..analytic()
     };
     assert_eq!(resolve(known(), unneeded).unwrap(), Digest::default());
+}
+
+#[test]
+fn p7_a_scan_is_held_out_by_its_voxels_whatever_it_is_called() {
+    // The same scan as case-3 under another id.
+    let mut store = MemoryStore::new(plan());
+    for number in 0..4 {
+        let kind = if number < 2 {
+            CaseKind::Labelled
+        } else {
+            CaseKind::Unlabelled
+        };
+        push_case(&mut store, number, kind);
+    }
+    let twin = CaseRecord {
+        id: "case-3-again".into(),
+        ..store.records()[3].clone()
+    };
+    let crop = store.read(3, Region::whole([SIDE; 3])).unwrap();
+    store.push(twin, crop.image, crop.labels);
+    let streams = Streams::start(Arc::new(store), Some(bundle(known())), config(1)).unwrap();
+    let served = |select: Selection| -> BTreeSet<String> {
+        let recipe = Recipe { select, ..analytic() };
+        let patches = read(&streams, &recipe, &batches(Delivery::default(), 16));
+        patches.into_iter().map(|patch| patch.meta.case).collect()
+    };
+    let twins = BTreeSet::from(["case-3".to_string(), "case-3-again".to_string()]);
+    assert!(!served(Selection::default()).is_disjoint(&twins));
+    let by_id = Selection {
+        hold_out: vec!["case-3".into()],
+        ..Selection::default()
+    };
+    let by_hash = |source: &str| Selection {
+        hold_out_hashes: vec![Digest::of(source.as_bytes())],
+        ..Selection::default()
+    };
+    assert!(served(by_id).is_disjoint(&twins));
+    assert!(served(by_hash("source-3")).is_disjoint(&twins));
+    // Models are refused by hash as well, also for a scan that the store does not have.
+    let leak = |select: Selection, provenance| {
+        let recipe = Recipe {
+            select,
+            ..judged(0.0, Fallback::Healthy)
+        };
+        start(1, Some(bundle(provenance)))
+            .resolve(recipe)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(leak(by_hash("source-1"), known()).contains("case-1"));
+    let elsewhere = Provenance {
+        source_hashes: BTreeSet::from([Digest::of(b"elsewhere")]),
+        ..known()
+    };
+    assert!(leak(by_hash("elsewhere"), elsewhere).contains(&Digest::of(b"elsewhere").to_string()));
 }
 
 #[test]

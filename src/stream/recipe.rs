@@ -32,8 +32,11 @@ pub enum Fallback {
 pub struct Selection {
     /// Only these cases; all where absent.
     pub cases: Option<Vec<String>>,
-    /// Never these cases: the fold's validation set.
+    /// Never these cases, nor the same scans under other ids: the fold's validation set.
     pub hold_out: Vec<String>,
+    /// Never scans of these source hashes, whether the store has them or not; models that were trained on one are refused.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hold_out_hashes: Vec<Digest>,
 }
 
 /// Everything that decides a stream's content; with snapshot, bundle, revision and index it fixes every byte (P1).

@@ -118,8 +118,13 @@ fn allowed_cases(cases: &dyn Cases, recipe: &Recipe) -> Result<Vec<bool>, Stream
     for id in recipe.select.cases.iter().flatten() {
         allowed[find("select.cases", id)?] = true;
     }
+    // By hash, because one scan may stand in the store under two ids (promise P7).
+    let mut held_out: BTreeSet<Digest> = recipe.select.hold_out_hashes.iter().copied().collect();
     for id in &recipe.select.hold_out {
-        allowed[find("select.hold_out", id)?] = false;
+        held_out.insert(cases.records()[find("select.hold_out", id)?].source_hash);
+    }
+    for (allowed, record) in allowed.iter_mut().zip(cases.records()) {
+        *allowed &= !held_out.contains(&record.source_hash);
     }
     Ok(allowed)
 }
@@ -251,8 +256,14 @@ fn check_calibration(bundle: &Bundle, recipe: &Recipe) -> Result<(), StreamError
 
 /// Refuses models that were trained on what the recipe holds out (promise P7).
 fn check_leak(cases: &dyn Cases, bundle: &Bundle, recipe: &Recipe, allowed: &[bool]) -> Result<(), StreamError> {
-    let held_out = cases.records().iter().zip(allowed).filter(|(_, allowed)| !**allowed);
-    let held_out: Vec<_> = held_out.map(|(record, _)| record).collect();
+    let unwanted = cases.records().iter().zip(allowed).filter(|(_, allowed)| !**allowed);
+    // The name of each: an id of the store, or the hash itself.
+    let mut held_out: BTreeMap<Digest, String> = unwanted
+        .map(|(record, _)| (record.source_hash, record.id.clone()))
+        .collect();
+    for hash in &recipe.select.hold_out_hashes {
+        held_out.entry(*hash).or_insert_with(|| hash.to_string());
+    }
     if held_out.is_empty() {
         return Ok(());
     }
@@ -265,20 +276,16 @@ fn check_leak(cases: &dyn Cases, bundle: &Bundle, recipe: &Recipe, allowed: &[bo
             ),
         });
     }
-    let seen: BTreeSet<&str> = held_out
-        .iter()
-        .filter(|record| provenance.source_hashes.contains(&record.source_hash))
-        .map(|record| record.id.as_str())
-        .collect();
-    if seen.is_empty() {
+    held_out.retain(|hash, _| provenance.source_hashes.contains(hash));
+    if held_out.is_empty() {
         return Ok(());
     }
-    let named: Vec<&str> = seen.iter().copied().take(5).collect();
+    let named: Vec<&String> = held_out.values().take(5).collect();
     Err(StreamError::Leak {
         what: format!(
             "bundle {} was trained on {} of the held-out cases, such as {named:?}",
             bundle.hash,
-            seen.len()
+            held_out.len()
         ),
     })
 }
