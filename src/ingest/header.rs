@@ -206,6 +206,25 @@ fn shape_of(dim: &[i64; 8]) -> Result<[usize; 3], String> {
     Ok(shape)
 }
 
+/// Checks that an affine places voxels of a size that scanners make, not all in one plane, within reach of its origin.
+pub(super) fn check_affine(affine: &[[f64; 4]; 4]) -> Result<(), String> {
+    if !affine.iter().flatten().all(|value| value.abs() <= MAX_MM) {
+        return Err(format!(
+            "affine: expected finite values within {MAX_MM} mm, got {affine:?}"
+        ));
+    }
+    let lengths: [f64; 3] =
+        std::array::from_fn(|column| libm::sqrt((0..3).map(|row| affine[row][column] * affine[row][column]).sum()));
+    if !lengths.iter().all(|length| VOXEL_MM.contains(length)) {
+        return Err(format!("affine: expected voxels of {VOXEL_MM:?} mm, got {lengths:?}"));
+    }
+    // The determinant of unit axes is 1 where they are perpendicular and 0 where they lie in a plane.
+    if determinant(affine).abs() < MIN_DETERMINANT * lengths.iter().product::<f64>() {
+        return Err(format!("affine: expected three independent axes, got {affine:?}"));
+    }
+    Ok(())
+}
+
 impl Frame {
     /// Returns the affine: sform before qform before pixdim.
     fn affine(&self, shape: [usize; 3]) -> Result<[[f64; 4]; 4], String> {
@@ -217,20 +236,7 @@ impl Frame {
             self.pixdim_rows(shape)
         };
         let affine = [x, y, z, [0.0, 0.0, 0.0, 1.0]];
-        if !affine.iter().flatten().all(|value| value.abs() <= MAX_MM) {
-            return Err(format!(
-                "affine: expected finite values within {MAX_MM} mm, got {affine:?}"
-            ));
-        }
-        let lengths: [f64; 3] =
-            std::array::from_fn(|column| libm::sqrt((0..3).map(|row| affine[row][column] * affine[row][column]).sum()));
-        if !lengths.iter().all(|length| VOXEL_MM.contains(length)) {
-            return Err(format!("affine: expected voxels of {VOXEL_MM:?} mm, got {lengths:?}"));
-        }
-        // The determinant of unit axes is 1 where they are perpendicular and 0 where they lie in a plane.
-        if determinant(&affine).abs() < MIN_DETERMINANT * lengths.iter().product::<f64>() {
-            return Err(format!("affine: expected three independent axes, got {affine:?}"));
-        }
+        check_affine(&affine)?;
         Ok(affine)
     }
 

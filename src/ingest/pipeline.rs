@@ -185,7 +185,9 @@ pub fn ingest(
 /// Runs cases on a few threads, whose number bounds memory; returns the outcomes in the cases' order. Large files go first,
 /// so that no thread is left with one while the others have ended.
 fn longest_first<T: Send>(cases: &[&Entry], run: impl Fn(&Entry) -> T + Sync) -> Result<Vec<T>, IngestError> {
-    let bytes = |entry: &Entry| std::fs::metadata(&entry.image).map_or(0, |metadata| metadata.len());
+    // What cannot be read counts nothing here, and is refused by name when its turn comes.
+    let bytes_of = |path: &PathBuf| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let bytes = |entry: &Entry| image_files(&entry.image).map_or(0, |files| files.iter().map(bytes_of).sum());
     let mut order: Vec<(u64, usize)> = cases.iter().map(|entry| bytes(entry)).zip(0..).collect();
     order.sort_unstable_by_key(|(bytes, number)| (Reverse(*bytes), *number));
     let next = AtomicUsize::new(0);

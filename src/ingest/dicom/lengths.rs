@@ -1,19 +1,24 @@
-//! Whether every length that a file declares lies in the file: the parser allocates what a length says before it reads.
+//! What a file declares, checked before it is parsed: the parser allocates what a length says before it reads, keeps every
+//! element, and goes a call deeper with every nest.
 
 use dicom_core::VR;
 use dicom_core::dictionary::{DataDictionary, DataDictionaryEntry};
-use dicom_dictionary_std::StandardDataDictionary;
+use dicom_dictionary_std::{StandardDataDictionary, tags};
 use dicom_object::Tag;
 
 /// The preamble and `DICM`.
 pub(super) const PREFIX_BYTES: usize = 132;
+/// The most bytes of all values but pixels: scanners' private headers take some hundred thousand.
+const MAX_VALUE_BYTES: usize = 4 << 20;
+/// The most elements of a slice; scanners write some hundreds.
+const MAX_ELEMENTS: usize = 1 << 16;
+/// Sequences and their items around an element; structured reports are the deepest in use.
+const MAX_DEPTH: usize = 64;
 /// Length of sequences and items that end with a delimiter.
 const UNDEFINED: u32 = u32::MAX;
-/// The group of items and delimiters, which have no type.
-const ITEM_GROUP: u16 = 0xfffe;
-const ITEM: u16 = 0xe000;
-/// Sequences and their items; structured reports are the deepest in use.
-const MAX_DEPTH: usize = 64;
+const ITEM: Tag = Tag(0xfffe, 0xe000);
+const ITEM_END: Tag = Tag(0xfffe, 0xe00d);
+const SEQUENCE_END: Tag = Tag(0xfffe, 0xe0dd);
 
 /// How elements are written after the file's own group, which is always explicit.
 #[derive(Clone, Copy, PartialEq)]
@@ -24,60 +29,86 @@ pub(super) enum Encoding {
     Implicit,
 }
 
-/// What follows an element's head.
-#[derive(Clone, Copy)]
-enum Kind {
-    /// As many bytes as it declares.
-    Value,
-    /// Elements.
-    Container,
-    /// What follows the container that ends here.
-    End,
-}
-
 /// One element's head.
 struct Head {
     tag: Tag,
-    kind: Kind,
-    length: u32,
+    is_sequence: bool,
+    /// Nothing where a delimiter ends it.
+    length: Option<usize>,
     bytes: usize,
 }
 
-/// Checks the lengths of all elements from `from` on; containers are entered, so that what they hold is checked too, and may
-/// stand in each other [`MAX_DEPTH`] deep, because the parser goes a call deeper with each.
+/// What elements stand in.
+#[derive(Clone, Copy, PartialEq)]
+enum Container {
+    /// The file, or an item of a sequence: elements.
+    Elements,
+    /// A sequence: items.
+    Sequence,
+}
+
+/// A container around the element at hand, and where it ends; nothing where a delimiter ends it.
+#[derive(Clone, Copy)]
+struct Around {
+    container: Container,
+    end: Option<usize>,
+}
+
+/// Walks over all elements from `from` on and refuses what the parser could not read with little memory: lengths that reach
+/// past their container, stray items and delimiters, deep nests, too many elements, too large values other than pixels.
 pub(super) fn check(bytes: &[u8], from: usize, encoding: Encoding) -> Result<(), String> {
     let mut at = from;
-    // The ends of the containers around; those that end with a delimiter have none.
-    let mut around: Vec<usize> = Vec::new();
-    while at < bytes.len() {
-        while around.last().is_some_and(|end| *end <= at) {
+    let mut around = vec![Around {
+        container: Container::Elements,
+        end: Some(bytes.len()),
+    }];
+    let (mut elements, mut value_bytes) = (0, 0);
+    while let Some(inner) = around.last().copied() {
+        let end = around.iter().rev().find_map(|around| around.end).unwrap_or(bytes.len());
+        if inner.end == Some(at) {
             around.pop();
+            continue;
         }
-        let head = head(&bytes[at..], encoding)
-            .ok_or_else(|| format!("truncated: an element begins at byte {at} of {}", bytes.len()))?;
-        let start = at + head.bytes;
-        let left = bytes.len() - start;
-        let length = (head.length != UNDEFINED).then_some(head.length as usize);
-        if length.is_some_and(|length| length > left) {
+        let head = head(bytes.get(at..end).unwrap_or_default(), encoding)
+            .ok_or_else(|| format!("truncated: an element begins at byte {at} of {end}"))?;
+        let (start, tag) = (at + head.bytes, head.tag);
+        let left = end - start;
+        if head.length.is_some_and(|length| length > left) {
+            let length = head.length.unwrap_or_default();
             return Err(format!(
-                "truncated: element {} declares {} bytes, {left} are left",
-                head.tag, head.length
+                "truncated: element {tag} declares {length} bytes, {left} are left"
             ));
         }
-        at = match (head.kind, length) {
-            (Kind::Value, Some(length)) => start + length,
-            (Kind::Value, None) => return Err(format!("element {}: a value of undefined length", head.tag)),
-            (Kind::End, _) => {
+        at = start;
+        let opened = match (inner.container, tag) {
+            (Container::Sequence, ITEM) => Some(Container::Elements),
+            (Container::Sequence, SEQUENCE_END) | (Container::Elements, ITEM_END)
+                if inner.end.is_none() && head.length == Some(0) =>
+            {
                 around.pop();
-                start
+                None
             }
-            (Kind::Container, length) => {
-                around.push(length.map_or(usize::MAX, |length| start + length));
-                start
+            (Container::Elements, tag) if tag.group() != ITEM.group() => {
+                head.is_sequence.then_some(Container::Sequence)
             }
+            _ => return Err(format!("element {tag} in a place where none such may stand")),
         };
-        if around.len() > MAX_DEPTH {
-            return Err(format!("element {}: nested more than {MAX_DEPTH} deep", head.tag));
+        match opened {
+            Some(container) => around.push(Around {
+                container,
+                end: head.length.map(|length| start + length),
+            }),
+            None => at += head.length.unwrap_or_default(),
+        }
+        elements += 1;
+        if opened.is_none() && tag != tags::PIXEL_DATA {
+            value_bytes += head.length.unwrap_or_default();
+        }
+        if around.len() > MAX_DEPTH + 1 || elements > MAX_ELEMENTS || value_bytes > MAX_VALUE_BYTES {
+            return Err(format!(
+                "element {tag}: more than {MAX_ELEMENTS} elements, {MAX_VALUE_BYTES} bytes beside the pixels, or a nest deeper \
+                 than {MAX_DEPTH}"
+            ));
         }
     }
     Ok(())
@@ -93,50 +124,45 @@ pub(super) fn end_of_meta(bytes: &[u8]) -> Result<usize, String> {
             Some(_) => return Ok(at),
             None => return Err("truncated: the file ends in its own header".into()),
         }
-        let head =
-            head(&bytes[at..], Encoding::Explicit).ok_or_else(|| format!("its own header is damaged at byte {at}"))?;
-        let end = at + head.bytes + head.length as usize;
-        if head.length == UNDEFINED || end > bytes.len() {
-            return Err(format!(
-                "truncated: element {} declares {} bytes",
-                head.tag, head.length
-            ));
+        let head = explicit(&bytes[at..]).ok_or_else(|| format!("its own header is damaged at byte {at}"))?;
+        let end = head.length.map(|length| at + head.bytes + length);
+        match end.filter(|end| *end <= bytes.len()) {
+            Some(end) => at = end,
+            None => return Err(format!("truncated: element {} reaches past the end", head.tag)),
         }
-        at = end;
     }
 }
 
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
+}
+
+/// Returns a length of four bytes: `Some(None)` where it is undefined.
+fn length(bytes: &[u8], at: usize) -> Option<Option<usize>> {
+    let word = u32::from(half(bytes, at)?) | u32::from(half(bytes, at + 2)?) << 16;
+    Some((word != UNDEFINED).then_some(word as usize))
+}
+
 fn head(bytes: &[u8], encoding: Encoding) -> Option<Head> {
-    let half = |at: usize| Some(u16::from_le_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
-    let word = |at: usize| Some(u32::from(half(at)?) | u32::from(half(at + 2)?) << 16);
-    let tag = Tag(half(0)?, half(2)?);
-    let kind = |is_sequence: bool| if is_sequence { Kind::Container } else { Kind::Value };
-    if tag.group() == ITEM_GROUP {
-        let kind = if tag.element() == ITEM {
-            Kind::Container
-        } else {
-            Kind::End
-        };
-        let length = word(4)?;
-        return Some(Head {
-            tag,
-            kind,
-            length,
-            bytes: 8,
-        });
+    let tag = Tag(half(bytes, 0)?, half(bytes, 2)?);
+    if tag.group() != ITEM.group() && encoding == Encoding::Explicit {
+        return explicit(bytes);
     }
-    if encoding == Encoding::Implicit {
-        let vr = StandardDataDictionary.by_tag(tag).and_then(|entry| entry.vr().exact());
-        let length = word(4)?;
-        // What has no length is read as a sequence, known as one or not.
-        let kind = kind(vr == Some(VR::SQ) || length == UNDEFINED);
-        return Some(Head {
-            tag,
-            kind,
-            length,
-            bytes: 8,
-        });
-    }
+    let vr = StandardDataDictionary.by_tag(tag).and_then(|entry| entry.vr().exact());
+    let length = length(bytes, 4)?;
+    Some(Head {
+        tag,
+        // What has no length and no known type is read as a sequence.
+        is_sequence: tag != tags::PIXEL_DATA && (vr == Some(VR::SQ) || length.is_none()),
+        length,
+        bytes: 8,
+    })
+    .filter(|head| head.length.is_some() || head.is_sequence)
+}
+
+/// Reads the head of an element with its type; only sequences may leave their length open.
+fn explicit(bytes: &[u8]) -> Option<Head> {
+    let tag = Tag(half(bytes, 0)?, half(bytes, 2)?);
     let vr = VR::from_binary([*bytes.get(4)?, *bytes.get(5)?])?;
     let is_long = matches!(
         vr,
@@ -155,14 +181,14 @@ fn head(bytes: &[u8], encoding: Encoding) -> Option<Head> {
             | VR::UV
     );
     let (length, bytes) = if is_long {
-        (word(8)?, 12)
+        (length(bytes, 8)?, 12)
     } else {
-        (u32::from(half(6)?), 8)
+        (Some(usize::from(half(bytes, 6)?)), 8)
     };
-    let kind = kind(vr == VR::SQ || length == UNDEFINED);
-    Some(Head {
+    let is_sequence = vr == VR::SQ;
+    (length.is_some() || is_sequence).then_some(Head {
         tag,
-        kind,
+        is_sequence,
         length,
         bytes,
     })
@@ -172,46 +198,70 @@ fn head(bytes: &[u8], encoding: Encoding) -> Option<Head> {
 mod tests {
     use super::*;
 
+    const OPEN: [u8; 4] = [0xff; 4];
+    const ITEM_OPEN: [u8; 8] = [0xfe, 0xff, 0, 0xe0, 0xff, 0xff, 0xff, 0xff];
+    const ITEM_ENDS: [u8; 8] = [0xfe, 0xff, 0x0d, 0xe0, 0, 0, 0, 0];
+    const SEQUENCE_ENDS: [u8; 8] = [0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0];
+
+    /// (0008,1140), a sequence, of some length.
+    fn sequence(length: [u8; 4]) -> Vec<u8> {
+        [[0x08, 0, 0x40, 0x11, b'S', b'Q', 0, 0].as_slice(), &length].concat()
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        check(bytes, 0, Encoding::Explicit).unwrap_err()
+    }
+
     #[test]
     fn lengths_past_the_end_are_refused() {
         // (0010,0020) LO, two bytes.
         let good = [0x10, 0, 0x20, 0, b'L', b'O', 2, 0, b'a', b'b'];
         assert_eq!(check(&good, 0, Encoding::Explicit), Ok(()));
-        assert!(
-            check(&good[..9], 0, Encoding::Explicit)
-                .unwrap_err()
-                .contains("2 bytes, 1 are left")
-        );
-        assert!(
-            check(&good[..5], 0, Encoding::Explicit)
-                .unwrap_err()
-                .contains("begins at byte 0 of 5")
-        );
-        // (7fe0,0010) implicit, four gigabytes less one.
-        let huge = [0xe0, 0x7f, 0x10, 0, 0xfe, 0xff, 0xff, 0xff];
-        assert!(check(&huge, 0, Encoding::Implicit).unwrap_err().contains("4294967294"));
-        // The same inside a sequence of undefined length.
-        let mut nested = vec![0x08, 0, 0x40, 0x11, b'S', b'Q', 0, 0, 0xff, 0xff, 0xff, 0xff];
-        nested.extend([0xfe, 0xff, 0, 0xe0, 0xff, 0xff, 0xff, 0xff]);
-        nested.extend([0x10, 0, 0x20, 0, b'U', b'T', 0, 0, 0, 0, 0, 0x70]);
-        assert!(
-            check(&nested, 0, Encoding::Explicit)
-                .unwrap_err()
-                .contains("0 are left")
-        );
+        assert!(refusal(&good[..9]).contains("2 bytes, 1 are left"));
+        assert!(refusal(&good[..5]).contains("begins at byte 0 of 5"));
+        // (7fe0,0010) implicit, four gigabytes less two, and of open length.
+        let pixels = |length: [u8; 4]| [[0xe0, 0x7f, 0x10, 0].as_slice(), &length].concat();
+        let huge = check(&pixels([0xfe, 0xff, 0xff, 0xff]), 0, Encoding::Implicit).unwrap_err();
+        assert!(huge.contains("4294967294"), "{huge}");
+        assert!(check(&pixels(OPEN), 0, Encoding::Implicit).is_err());
+        // UT inside an item of open length; then inside one that ends before it does.
+        let text = [0x10, 0, 0x20, 0, b'U', b'T', 0, 0, 8, 0, 0, 0];
+        assert!(refusal(&[&sequence(OPEN), ITEM_OPEN.as_slice(), &text].concat()).contains("8 bytes, 0 are left"));
+        let short = [
+            [0xfe, 0xff, 0, 0xe0, 12, 0, 0, 0].as_slice(),
+            &text,
+            &[0; 8],
+            &SEQUENCE_ENDS,
+        ]
+        .concat();
+        assert!(refusal(&[sequence(OPEN), short].concat()).contains("8 bytes, 0 are left"));
     }
+
     #[test]
-    fn nests_are_bounded() {
-        // (0008,1140) SQ and an item, both of undefined length, again and again.
-        let mut level = vec![0x08, 0, 0x40, 0x11, b'S', b'Q', 0, 0, 0xff, 0xff, 0xff, 0xff];
-        level.extend([0xfe, 0xff, 0, 0xe0, 0xff, 0xff, 0xff, 0xff]);
-        assert_eq!(check(&level.repeat(MAX_DEPTH / 2), 0, Encoding::Explicit), Ok(()));
-        let error = check(&level.repeat(MAX_DEPTH), 0, Encoding::Explicit).unwrap_err();
-        assert!(error.contains("more than 64 deep"), "{error}");
-        // One after the other is no nest: each ends, with its item, where the next begins.
-        let end = [0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0];
-        let item_end = [0xfe, 0xff, 0x0d, 0xe0, 0, 0, 0, 0];
-        let whole = [level.as_slice(), &item_end, &end].concat();
+    fn items_and_delimiters_stand_where_they_may() {
+        let whole = [sequence(OPEN).as_slice(), &ITEM_OPEN, &ITEM_ENDS, &SEQUENCE_ENDS].concat();
+        // One after the other is no nest.
         assert_eq!(check(&whole.repeat(200), 0, Encoding::Explicit), Ok(()));
+        let misplaced = |parts: &[&[u8]]| refusal(&parts.concat()).contains("where none such may stand");
+        let value_in_delimiter = [0xfe, 0xff, 0xdd, 0xe0, 4, 0, 0, 0, 1, 2, 3, 4];
+        assert!(misplaced(&[&ITEM_OPEN]));
+        assert!(misplaced(&[&SEQUENCE_ENDS]));
+        assert!(misplaced(&[&sequence(OPEN), &ITEM_OPEN, &SEQUENCE_ENDS]));
+        assert!(misplaced(&[&sequence(OPEN), &value_in_delimiter]));
+        assert!(misplaced(&[&sequence([8, 0, 0, 0]), &SEQUENCE_ENDS]));
+        assert!(misplaced(&[&sequence(OPEN), &sequence(OPEN)]));
+    }
+
+    #[test]
+    fn nests_elements_and_values_are_bounded() {
+        let level = [sequence(OPEN).as_slice(), &ITEM_OPEN].concat();
+        assert!(refusal(&level.repeat(MAX_DEPTH / 2)).contains("truncated"));
+        assert!(refusal(&level.repeat(MAX_DEPTH)).contains("deeper than 64"));
+        let empty = [0x10, 0, 0x20, 0, b'L', b'O', 0, 0];
+        assert_eq!(check(&empty.repeat(MAX_ELEMENTS), 0, Encoding::Explicit), Ok(()));
+        assert!(refusal(&empty.repeat(MAX_ELEMENTS + 1)).contains("65536 elements"));
+        let mut large = vec![0x10, 0, 0x20, 0, b'U', b'C', 0, 0, 1, 0, 0x40, 0];
+        large.resize(12 + MAX_VALUE_BYTES + 1, b'\\');
+        assert!(refusal(&large).contains("4194304 bytes"));
     }
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array3, ArrayView2, Axis};
 
 use self::slice::Slice;
+use super::header::check_affine;
 use super::nifti::{MAX_SIDE, MAX_VOXELS, Scan};
 
 /// How far a slice may lie from where an even series has it, as a share of the step between slices: rounding in files takes
@@ -119,7 +120,9 @@ pub fn read_series(folder: &Path) -> Result<Scan<i16>, DicomError> {
     let normal = slices[0].normal();
     slices.sort_by(|a, b| dot(a.position_lps, normal).total_cmp(&dot(b.position_lps, normal)));
     let step = even_step(folder, &slices, normal)?;
-    Ok(volume(slices, step))
+    let scan = volume(slices, step);
+    check_affine(&scan.affine_xyz).or_else(|what| refused(folder, what))?;
+    Ok(scan)
 }
 
 /// Checks that two slices belong to one volume.

@@ -4,13 +4,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use dicom_dictionary_std::{tags, uids};
-use dicom_object::{DefaultDicomObject, Tag, from_reader};
+use dicom_object::{FileMetaTable, InMemDicomObject, Tag};
+use dicom_transfer_syntax_registry::entries;
 
 use super::lengths::{self, Encoding, PREFIX_BYTES};
 use super::{DicomError, MAX_SIDE, refused};
 
-/// The most bytes of a slice's file: 2048 x 2048 voxels of 16 bits and 56 MiB of attributes.
-const MAX_FILE_BYTES: u64 = 64 << 20;
+/// The most bytes of a slice's file: 2048 x 2048 voxels of 16 bits, and as much again.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// A slice of a series.
 pub(super) struct Slice {
@@ -66,8 +67,8 @@ impl Slice {
     }
 }
 
-/// Reads a file whole, after its lengths have been checked.
-fn open(path: &Path) -> Result<DefaultDicomObject, String> {
+/// Reads a file whole, and parses it after its lengths have been checked.
+fn open(path: &Path) -> Result<InMemDicomObject, String> {
     let failed = |error: std::io::Error| format!("cannot read: {error}");
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
@@ -76,12 +77,10 @@ fn open(path: &Path) -> Result<DefaultDicomObject, String> {
         return Err(format!("more than {MAX_FILE_BYTES} bytes for one slice"));
     }
     let data = lengths::end_of_meta(&bytes)?;
-    // Without its data, so that nothing is parsed before it is known how.
-    let meta =
-        dicom_object::FileMetaTable::from_reader(&bytes[PREFIX_BYTES - 4..data]).map_err(|error| error.to_string())?;
-    let encoding = match meta.transfer_syntax() {
-        uids::EXPLICIT_VR_LITTLE_ENDIAN => Encoding::Explicit,
-        uids::IMPLICIT_VR_LITTLE_ENDIAN => Encoding::Implicit,
+    let meta = FileMetaTable::from_reader(&bytes[PREFIX_BYTES - 4..data]).map_err(|error| error.to_string())?;
+    let (encoding, syntax) = match meta.transfer_syntax() {
+        uids::EXPLICIT_VR_LITTLE_ENDIAN => (Encoding::Explicit, entries::EXPLICIT_VR_LITTLE_ENDIAN.erased()),
+        uids::IMPLICIT_VR_LITTLE_ENDIAN => (Encoding::Implicit, entries::IMPLICIT_VR_LITTLE_ENDIAN.erased()),
         other => {
             return Err(format!(
                 "transfer syntax {other}: expected uncompressed little-endian pixels; decompress the files first, for example \
@@ -90,12 +89,13 @@ fn open(path: &Path) -> Result<DefaultDicomObject, String> {
         }
     };
     lengths::check(&bytes, data, encoding)?;
-    from_reader(&bytes[..]).map_err(|error| error.to_string())
+    // From where the check began, whatever the header says of its own length.
+    InMemDicomObject::read_dataset_with_ts(&bytes[data..], &syntax).map_err(|error| error.to_string())
 }
 
 /// The attributes of one file, by their keywords.
 struct Attributes<'a> {
-    object: &'a DefaultDicomObject,
+    object: &'a InMemDicomObject,
 }
 
 impl Attributes<'_> {
