@@ -156,6 +156,24 @@ fn a_state_of_another_configuration_is_not_resumed() {
         error.contains("critic.state.safetensors") && error.contains("another configuration"),
         "{error}"
     );
+    // The same path to a file of folds that now says something else: scans that the weights saw would count as held out.
+    let folds = out.path().join("splits_final.json");
+    let mut config = critic_config(4);
+    config.split.file = Some(folds.clone());
+    let write = |held_out: &str| {
+        std::fs::write(
+            &folds,
+            serde_json::json!([{"train": [], "val": [held_out]}]).to_string(),
+        )
+        .unwrap();
+    };
+    write("case_003");
+    run(&config, false, &mut StopAfter(2, 0)).unwrap_err();
+    write("case_004");
+    let error = run(&config, true, &mut Quiet).unwrap_err().to_string();
+    assert!(error.contains("another configuration"), "{error}");
+    write("case_003");
+    run(&config, true, &mut Quiet).unwrap();
 }
 
 #[test]

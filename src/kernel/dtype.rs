@@ -2,6 +2,7 @@
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
+use serde::Serialize;
 
 /// What convolutions and activations are computed in. Whatever is chosen, weights, their gradients, the optimiser's state,
 /// the statistics of norms, logits and losses are single precision.
@@ -9,7 +10,8 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 /// # Source
 /// Micikevicius et al., Mixed precision training, arXiv 1710.03740. Departure: bfloat16 has the range of single precision,
 /// so that losses need no scaling.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ComputeDtype {
     /// Single precision. On NVIDIA's tensor cores products are rounded to TF32 (10 bits of mantissa) and summed in single
     /// precision; burn gives no way to tell it not to.

@@ -255,7 +255,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         stage: "critic",
         steps: config.steps,
         checkpoint_every: config.checkpoint_every,
-        identity: Digest::of_json(&("critic", config, job.cases.snapshot())),
+        identity: Digest::of_json(&("critic", config, job.cases.snapshot(), &labelled, job.dtype)),
         out: job.out,
         resume: job.resume,
     };

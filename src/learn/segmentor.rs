@@ -1,5 +1,6 @@
 //! Stage 3: the segmentor, on the patches that any trainer would stream: real ones and gated synthetic ones.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use burn::tensor::Device;
@@ -21,7 +22,7 @@ use crate::nn::{Targets, Unet, UnetConfig, marginal_loss};
 use crate::rng::{Purpose, Rng};
 use crate::stream::delivery::Delivery;
 use crate::stream::patch::{Outcome, StreamedPatch};
-use crate::stream::recipe::Recipe;
+use crate::stream::recipe::{Recipe, Selection};
 use crate::stream::{PatchService, PatchStream, Resolved};
 use crate::volume::{ClassSet, IGNORE, Plan};
 
@@ -217,13 +218,17 @@ impl SegmentorConfig {
     }
 }
 
-/// Returns the cases that a recipe may stream and those it holds out, as positions in the store.
-fn cases_of(job: &Job, recipe: &Recipe) -> (Vec<usize>, Vec<usize>) {
+/// Returns the cases that a recipe may stream and those it holds out, as positions in the store; scans are held out by hash,
+/// as the stream does it.
+fn cases_of(job: &Job, select: &Selection) -> (Vec<usize>, Vec<usize>) {
     let records = job.cases.records();
+    let named = records.iter().filter(|record| select.hold_out.contains(&record.id));
+    let mut hashes: BTreeSet<Digest> = named.map(|record| record.source_hash).collect();
+    hashes.extend(&select.hold_out_hashes);
     let (held_out, others): (Vec<usize>, Vec<usize>) =
-        (0..records.len()).partition(|case| recipe.select.hold_out.contains(&records[*case].id));
+        (0..records.len()).partition(|case| hashes.contains(&records[*case].source_hash));
     let chosen = |case: &usize| {
-        let only = recipe.select.cases.as_ref();
+        let only = select.cases.as_ref();
         only.is_none_or(|only| only.contains(&records[*case].id))
     };
     (others.into_iter().filter(chosen).collect(), held_out)
@@ -270,7 +275,7 @@ pub fn train_segmentor(
         stage: "segmentor",
         steps: config.steps,
         checkpoint_every: config.checkpoint_every,
-        identity: Digest::of_json(&("segmentor", config, recipe.cursor(0))),
+        identity: Digest::of_json(&("segmentor", config, recipe.cursor(0), job.dtype)),
         out: job.out,
         resume: job.resume,
     };
@@ -280,7 +285,7 @@ pub fn train_segmentor(
     let net = fill(unet.init(job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
 
     job.progress.on_note("scoring held-out cases");
-    let (training, held_out) = cases_of(job, &recipe.recipe);
+    let (training, held_out) = cases_of(job, &recipe.recipe.select);
     let report = SegmentorReport {
         steps: config.steps,
         parameters: Architecture::Unet(unet.clone()).parameters(),

@@ -90,10 +90,8 @@ impl Split {
             return Err(refused(format!("fold {}: {both:?} is in train and in val", self.fold)));
         }
         let hash_of = |id: &String| {
-            let found = store.records().iter().find(|record| record.id == *id);
-            found
-                .map(|record| record.source_hash)
-                .ok_or_else(|| refused(format!("case {id:?} is not in the store")))
+            let found = store.find(id).map(|case| store.records()[case].source_hash);
+            found.ok_or_else(|| refused(format!("case {id:?} is not in the store")))
         };
         let validated = val.iter().map(hash_of).collect::<Result<BTreeSet<_>, _>>()?;
         for id in train {

@@ -375,7 +375,7 @@ pub fn train_synthesizer(
     let (training, held_out) = config.split.divide(job.cases)?;
     let catalogue = Catalogue::new(job.cases, &training);
     let networks = networks(config, catalogue.organs.len());
-    let trained = compete(config, &critic, (catalogue, &networks), job)?;
+    let trained = compete(config, &critic, (catalogue, &training, &networks), job)?;
 
     job.progress.on_note("painting lesions into held-out hosts");
     let hosts = if held_out.is_empty() { &training } else { &held_out };
@@ -426,7 +426,7 @@ struct Trained {
 fn compete(
     config: &SynthesizerConfig,
     critic: &Bundle,
-    (catalogue, networks): (Catalogue, &(GeneratorConfig, UnetConfig)),
+    (catalogue, training, networks): (Catalogue, &[usize], &(GeneratorConfig, UnetConfig)),
     job: &mut Job,
 ) -> Result<Trained, LearnError> {
     let device = job.device.clone().autodiff();
@@ -449,7 +449,14 @@ fn compete(
         stage: "synthesizer",
         steps: config.steps,
         checkpoint_every: config.checkpoint_every,
-        identity: Digest::of_json(&("synthesizer", config, job.cases.snapshot(), critic.hash)),
+        identity: Digest::of_json(&(
+            "synthesizer",
+            config,
+            job.cases.snapshot(),
+            critic.hash,
+            training,
+            job.dtype,
+        )),
         out: job.out,
         resume: job.resume,
     };
