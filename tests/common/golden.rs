@@ -44,11 +44,13 @@ pub fn assert_close(golden: &Golden, name: &str, got: &[f32], tolerance: f32) {
     let expected = &golden[name].1;
     assert_eq!(got.len(), expected.len(), "{name}");
     let scale = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-    let worst = got.iter().zip(expected).fold(0.0_f32, |m, (g, e)| m.max((g - e).abs()));
-    assert!(
-        worst <= tolerance * scale,
-        "{name}: off by {worst:e}, largest {scale:e}"
-    );
+    for (at, (g, e)) in got.iter().zip(expected).enumerate() {
+        let off = (g - e).abs();
+        assert!(
+            off <= tolerance * scale,
+            "{name}: {at} is off by {off:e}, largest {scale:e}"
+        );
+    }
 }
 
 /// Checks output and gradients of an operator whose inputs are all reshaped to 5 axes.
