@@ -1,4 +1,4 @@
-"""nnU-Net itself, from PyPI, trained with its own commands from a live server; a phantom data set, seconds on a CPU."""
+"""nnU-Net itself, trained with its own commands from a live server; a phantom data set, seconds on a CPU."""
 
 from __future__ import annotations
 

@@ -155,7 +155,9 @@ impl Shape {
             let mut power = Homogeneous::constant(harmonic.amplitude);
             for j in 0..=harmonic.degree {
                 powers[j].add(&power, LEGENDRE[harmonic.degree][j]);
-                power = power.times(&linear);
+                if j < harmonic.degree {
+                    power = power.times(&linear);
+                }
             }
         }
         let square = rows

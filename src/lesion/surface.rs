@@ -48,13 +48,18 @@ impl Homogeneous {
         }
     }
 
-    /// Returns the product with a polynomial; beyond degree 6 it is cut off.
+    /// Returns the product with a polynomial; their degrees add up to at most 6.
     pub(super) fn times(&self, other: &Self) -> Self {
+        debug_assert!(
+            self.degree + other.degree <= 6,
+            "a product of degree {}",
+            self.degree + other.degree
+        );
         let mut out = Self::zero(self.degree + other.degree);
         let terms = |degree: usize| (0..=degree).flat_map(move |i| (0..=degree - i).map(move |j| (i, j)));
         for (k, l) in terms(other.degree) {
             let factor = other.coefficients[k][l];
-            for (i, j) in terms(self.degree.min(6 - other.degree)) {
+            for (i, j) in terms(self.degree) {
                 out.coefficients[i + k][j + l] += factor * self.coefficients[i][j];
             }
         }

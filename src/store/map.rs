@@ -66,7 +66,12 @@ impl MappedFile {
         // SAFETY: the map is read-only and no reference into it is ever made: `copy` reads it through a raw pointer into
         // a private buffer. So a change of the file by another process breaks no rule of Rust's references, and the
         // handler answers where its pages are gone.
-        let map = unsafe { Mmap::map(file.file()) }?;
+        let map = unsafe { Mmap::map(file.file()) }.map_err(|error| {
+            StoreError::Io(std::io::Error::new(
+                error.kind(),
+                format!("{}: cannot map: {error}", path.display()),
+            ))
+        })?;
         let start = map.as_ptr() as usize;
         let slot = claim(start, start + map.len()).ok_or_else(|| {
             StoreError::Io(std::io::Error::other(format!(

@@ -74,6 +74,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         "--side: expected 1 to 512, got {}",
         args.side
     );
+    ensure!(
+        (0.01..=3600.0).contains(&args.seconds),
+        "--seconds: expected 0.01 to 3600, got {}",
+        args.seconds
+    );
     let temporary = tempfile::tempdir()?;
     let dir = args.dir.as_deref().unwrap_or(temporary.path());
     let source = match &args.store {
@@ -179,7 +184,13 @@ fn rewrite(source: &Store, volumes: &[Loaded], dir: &Path, compression: Compress
         })?;
     }
     writer.finish()?;
-    Ok(Store::open(dir)?)
+    let store = Store::open(dir)?;
+    ensure!(
+        store.records().len() == volumes.len(),
+        "{}: holds other cases; expected an empty or new folder",
+        dir.display()
+    );
+    Ok(store)
 }
 
 fn case_bytes(dir: &Path) -> anyhow::Result<u64> {
