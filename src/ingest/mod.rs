@@ -1,12 +1,13 @@
 //! Scanner files into the store: read NIfTI or DICOM, orient, resample, map labels, crop, write. One bad case never stops others.
 //!
 //! ```text
-//! datalist.rs -> pipeline.rs: nifti.rs | dicom/ -> orient.rs -> resample.rs -> crop -> store::StoreWriter
+//! datalist.rs -> pipeline.rs: files.rs (nifti.rs | dicom/) -> orient.rs -> resample.rs -> crop -> store::StoreWriter
 //!                    masks.rs: folder of masks -> labels; preset.rs: file ids -> class names
 //! ```
 
 pub mod datalist;
 pub mod dicom;
+mod files;
 mod header;
 mod masks;
 pub mod nifti;

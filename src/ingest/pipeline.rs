@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use super::IngestError;
 use super::datalist::{Entry, Section};
+use super::files::{hash_of, image_files, read_image};
+use super::masks;
 use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
 use super::preset::{Preset, ResolvedPreset};
 use super::resample::{resample_image, resample_labels, resampled_grid};
-use super::{dicom, masks};
 use crate::digest::Digest;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, StoreWriter};
 use crate::volume::{AIR_HU, Annotation, Grid, Plan, Region};
@@ -410,36 +411,6 @@ impl Pipeline<'_> {
         }
         remarks
     }
-}
-
-/// Reads a NIfTI file, or the DICOM series of a folder.
-fn read_image(path: &Path) -> Result<nifti::Scan<i16>, IngestError> {
-    if path.is_dir() {
-        return Ok(dicom::read_series(path)?);
-    }
-    Ok(nifti::read_image(path)?)
-}
-
-/// Returns the files that an image is made of.
-fn image_files(path: &Path) -> Result<Vec<PathBuf>, IngestError> {
-    if path.is_dir() {
-        return Ok(dicom::series_files(path)?);
-    }
-    Ok(vec![path.into()])
-}
-
-/// Hashes files one after the other.
-fn hash_of(files: &[PathBuf]) -> Result<Digest, IngestError> {
-    let mut hasher = blake3::Hasher::new();
-    for path in files {
-        let file = std::fs::File::open(path);
-        file.and_then(|file| hasher.update_reader(file).map(drop))
-            .map_err(|source| nifti::NiftiFileError::Read {
-                path: path.clone(),
-                source,
-            })?;
-    }
-    Ok(hasher.finalize().into())
 }
 
 /// Says how two grids differ: shapes, or the farthest corner by more than the tolerance.

@@ -63,8 +63,11 @@ pub fn gradient(gradient: &[f32], chosen: &[u8], size: [usize; 3]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{Device, Tensor};
+
     use super::*;
-    use crate::kernel::tests::{normals, same_for_threads, sets};
+    use crate::kernel::tests::{normals, same_as_burn, same_for_threads, sets};
+    use crate::kernel::{composed, max_pool3d_k2};
 
     const SIZES: [[usize; 3]; 4] = [[2, 2, 2], [4, 6, 8], [2, 4, 34], [6, 2, 70]];
 
@@ -118,5 +121,36 @@ mod tests {
             same_for_threads(|| forward(isa, &x, size).0);
             same_for_threads(|| gradient(&x[..x.len() / 8], &forward(isa, &x, size).1, size));
         }
+    }
+
+    #[test]
+    fn equals_burns() {
+        for size in [[2, 2, 2], [4, 6, 8], [2, 4, 34]] {
+            let [d, h, w] = size;
+            same_as_burn(
+                [&[2, 3, d, h, w]],
+                |[x]| max_pool3d_k2(x.clone()),
+                |[x]| composed::max_pool3d_k2(x.clone()),
+            );
+        }
+    }
+
+    #[test]
+    fn takes_the_first_of_equals_and_passes_nan_on() {
+        let run = |x: [f32; 8]| {
+            let (out, chosen) = forward(Isa::best(), &x, [2, 2, 2]);
+            (out[0], chosen[0])
+        };
+        assert_eq!(run([0.0; 8]), (0.0, 0));
+        assert_eq!(run([1.0, 3.0, 2.0, 3.0, 0.0, 0.0, 3.0, 0.0]), (3.0, 1));
+        let (value, at) = run([1.0, 2.0, f32::NAN, 9.0, 0.0, 0.0, 0.0, 0.0]);
+        assert!(value.is_nan());
+        assert_eq!(at, 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "even sizes")]
+    fn refuses_odd_sizes() {
+        max_pool3d_k2(Tensor::<5>::zeros([1, 1, 2, 3, 2], &Device::flex()));
     }
 }

@@ -305,37 +305,6 @@ fn norm_survives_a_large_mean_and_a_constant_channel() {
 }
 
 #[test]
-fn pooling_equals_burns() {
-    for size in [[2, 2, 2], [4, 6, 8], [2, 4, 34]] {
-        let [d, h, w] = size;
-        same_as_burn(
-            [&[2, 3, d, h, w]],
-            |[x]| super::max_pool3d_k2(x.clone()),
-            |[x]| super::composed::max_pool3d_k2(x.clone()),
-        );
-    }
-}
-
-#[test]
-fn pooling_takes_the_first_of_equals_and_passes_nan_on() {
-    let run = |x: [f32; 8]| {
-        let (out, chosen) = super::pool::forward(Isa::best(), &x, [2, 2, 2]);
-        (out[0], chosen[0])
-    };
-    assert_eq!(run([0.0; 8]), (0.0, 0));
-    assert_eq!(run([1.0, 3.0, 2.0, 3.0, 0.0, 0.0, 3.0, 0.0]), (3.0, 1));
-    let (value, at) = run([1.0, 2.0, f32::NAN, 9.0, 0.0, 0.0, 0.0, 0.0]);
-    assert!(value.is_nan());
-    assert_eq!(at, 2);
-}
-
-#[test]
-#[should_panic(expected = "even sizes")]
-fn pooling_refuses_odd_sizes() {
-    super::max_pool3d_k2(Tensor::<5>::zeros([1, 1, 2, 3, 2], &Device::flex()));
-}
-
-#[test]
 fn every_instruction_set_norms_and_pools_to_the_same_bits() {
     let (x, gradient) = (normals(2 * 3 * 4 * 6 * 10, 1), normals(2 * 3 * 4 * 6 * 10, 2));
     let (gamma, beta) = (normals(6, 3), normals(6, 4));

@@ -342,22 +342,6 @@ impl Trainee for SynthesizerTrainee<'_> {
     }
 }
 
-/// Returns the shapes of generator and discriminator.
-fn networks(config: &SynthesizerConfig, organs: usize) -> (GeneratorConfig, UnetConfig) {
-    let generator_config = GeneratorConfig {
-        widths: config.widths.clone(),
-        organs,
-        spread_hu: config.spread_hu,
-    };
-    let discriminator_config = UnetConfig {
-        in_channels: 1,
-        out_channels: 3,
-        widths: config.discriminator_widths.clone(),
-        condition: 0,
-    };
-    (generator_config, discriminator_config)
-}
-
 /// Trains generator and discriminator against the critic of a folder, measures the generator on held-out hosts, and
 /// writes a complete bundle (the critic is copied) and `synthesizer.report.json`.
 ///
@@ -374,7 +358,7 @@ pub fn train_synthesizer(
     critic.check_plan(job.cases.plan())?;
     let (training, held_out) = config.split.divide(job.cases)?;
     let catalogue = Catalogue::new(job.cases, &training);
-    let networks = networks(config, catalogue.organs.len());
+    let networks = config.networks(catalogue.organs.len());
     let trained = compete(config, &critic, (catalogue, &training, &networks), job)?;
 
     job.progress.on_note("painting lesions into held-out hosts");

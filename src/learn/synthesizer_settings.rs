@@ -11,6 +11,7 @@ use super::painting::PaintingScore;
 use super::{LearnError, Metrics, OptimizerSettings, Split};
 use crate::checkpoint::Precision;
 use crate::lesion::LesionForm;
+use crate::nn::{GeneratorConfig, UnetConfig};
 use crate::volume::SizeClass;
 
 /// How the parts of the generator's loss are weighed.
@@ -124,6 +125,22 @@ impl Default for SynthesizerConfig {
 }
 
 impl SynthesizerConfig {
+    /// Returns the shapes of generator and discriminator.
+    pub(super) fn networks(&self, organs: usize) -> (GeneratorConfig, UnetConfig) {
+        let generator = GeneratorConfig {
+            widths: self.widths.clone(),
+            organs,
+            spread_hu: self.spread_hu,
+        };
+        let discriminator = UnetConfig {
+            in_channels: 1,
+            out_channels: 3,
+            widths: self.discriminator_widths.clone(),
+            condition: 0,
+        };
+        (generator, discriminator)
+    }
+
     /// Checks every value that can be checked without a store.
     ///
     /// # Errors
