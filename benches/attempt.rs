@@ -142,7 +142,7 @@ impl Scene {
             size,
             diameters_mm: diameters_mm(size, f64::from(holds_mm), SPACING_MM, cube_mm)?,
             form: &Recipe::default().lesion,
-            cube,
+            box_voxels: [cube; 3],
             key: [1, index, 0],
         };
         plant(&request).unwrap()

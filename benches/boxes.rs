@@ -80,7 +80,7 @@ impl Scene {
             size,
             diameters_mm: diameters_mm(size, holds_mm, spacing_mm, cube as f64 * spacing_mm[0])?,
             form: &Recipe::default().lesion,
-            cube,
+            box_voxels: [cube; 3],
             key: [1, index, 0],
         };
         plant(&request).unwrap()

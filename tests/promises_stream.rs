@@ -688,13 +688,68 @@ fn absent_fields_and_spelled_defaults_are_one_recipe() {
     assert_eq!(resolved.feasible[&Pool::UnlabelledHost]["liver"], 3);
 }
 
+/// Returns untrained models of another grid.
+fn bundle_of(spacing_mm: [f64; 3]) -> Arc<Bundle> {
+    let mut other = Arc::into_inner(bundle(known())).unwrap();
+    other.plan.spacing_mm = spacing_mm;
+    Arc::new(other)
+}
+
+#[test]
+fn p5_models_of_another_grid_change_only_the_lesion() {
+    let recipe = Recipe {
+        sizes: BTreeMap::from([(SizeClass::Tiny, 0.5), (SizeClass::Small, 0.5)]),
+        ..judged(0.0, Fallback::Best)
+    };
+    let delivery = batches(Delivery::default(), 6);
+    // The store's own grid is 2 mm; then finer, coarser, and both in one.
+    let mean_off_hu = [[2.0; 3], [1.5; 3], [3.0; 3], [5.0, 0.9, 1.1]].map(|models_mm| {
+        let other = bundle_of(models_mm);
+        let patches = read(&start(1, Some(other.clone())), &recipe, &delivery);
+        assert_eq!(
+            digests(&read(&start(3, Some(other)), &recipe, &delivery)),
+            digests(&patches)
+        );
+        let painted: Vec<f64> = patches.iter().filter_map(off_hu).collect();
+        assert!(
+            painted.len() >= 10,
+            "{models_mm:?}: {} of {}",
+            painted.len(),
+            patches.len()
+        );
+        painted.iter().sum::<f64>() / painted.len() as f64
+    });
+    // Soft edges take a share of the contrast asked for and an untrained generator adds up to 10 HU of texture: as much on
+    // every grid, give or take what interpolation takes from a lesion of a few voxels.
+    let own = mean_off_hu[0];
+    assert!(mean_off_hu.iter().all(|off| (off - own).abs() < 5.0), "{mean_off_hu:?}");
+}
+
+/// Checks that a patch is its source but for its lesion; returns how far the lesion's contrast is off what was asked.
+fn off_hu(patch: &StreamedPatch) -> Option<f64> {
+    let [lesion] = &patch.meta.lesions[..] else { return None };
+    assert!(lesion.gate.is_some());
+    let mut changed = 0;
+    let voxels = patch
+        .image
+        .iter()
+        .zip(&patch.source)
+        .zip(&patch.soft_mask)
+        .zip(&patch.label);
+    for (((now, before), soft), label) in voxels {
+        assert!(*soft > 0 || now == before);
+        assert_eq!(*soft >= 128, *label == LIVER.1 || *label == KIDNEY.1);
+        changed += usize::from(now != before);
+    }
+    assert!(changed > 0);
+    Some((lesion.realised_hu - lesion.requested_hu).abs())
+}
+
 #[test]
 fn models_of_another_plan_are_refused_by_field() {
-    let mut other = Arc::into_inner(bundle(known())).unwrap();
-    other.plan.spacing_mm = [1.5; 3];
-    let error = Streams::start(store(), Some(Arc::new(other)), config(1))
-        .map(|_| ())
-        .unwrap_err();
+    // A fifth of the store's voxels: further than a grid is bridged.
+    let other = bundle_of([0.4; 3]);
+    let error = Streams::start(store(), Some(other), config(1)).map(|_| ()).unwrap_err();
     assert!(
         matches!(
             &error,
@@ -705,7 +760,7 @@ fn models_of_another_plan_are_refused_by_field() {
         ),
         "{error}"
     );
-    assert!(error.to_string().contains("[1.5, 1.5, 1.5]") && error.to_string().contains("[2.0, 2.0, 2.0]"));
+    assert!(error.to_string().contains("[0.4, 0.4, 0.4]") && error.to_string().contains("[2.0, 2.0, 2.0]"));
 }
 
 /// A store in which one case is damaged.

@@ -1,7 +1,7 @@
 //! Scanner files into the store: read NIfTI or DICOM, orient, resample, map labels, crop, write. One bad case never stops others.
 //!
 //! ```text
-//! datalist.rs -> pipeline.rs: files.rs (nifti.rs | dicom/) -> orient.rs -> resample.rs -> crop -> store::StoreWriter
+//! datalist.rs -> pipeline.rs: files.rs (nifti.rs | dicom/) -> orient.rs -> volume::resample -> crop -> store::StoreWriter
 //!                    masks.rs: folder of masks -> labels; preset.rs: file ids -> class names
 //! ```
 
@@ -14,7 +14,6 @@ pub mod nifti;
 pub mod orient;
 mod pipeline;
 pub mod preset;
-pub mod resample;
 
 use std::path::PathBuf;
 

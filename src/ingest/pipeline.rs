@@ -18,9 +18,9 @@ use super::masks;
 use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
 use super::preset::{Preset, ResolvedPreset};
-use super::resample::{resample_image, resample_labels, resampled_grid};
 use crate::digest::Digest;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, StoreWriter};
+use crate::volume::resample::{resample_image, resample_labels, resampled_grid};
 use crate::volume::{AIR_HU, Annotation, Grid, Plan, Region};
 
 /// Raised whenever the same files would become another case: it makes every case be made again.

@@ -31,18 +31,16 @@ pub struct Mix {
     pub sizes: Vec<(SizeClass, f64)>,
     /// Shares of the contrast bins.
     pub contrasts: Vec<(ContrastBin, f64)>,
-    /// Voxel size (z, y, x) in mm.
+    /// Voxel size (z, y, x) in mm, the larger of the store's and the models'.
     pub spacing_mm: [f64; 3],
-    /// Side of the cube in which lesions of each size class are looked at, in voxels, smallest class first.
-    pub cube_voxels: [usize; 4],
+    /// Side of the cube in which lesions of each size class are looked at, in mm, smallest class first.
+    pub cube_mm: [f64; 4],
 }
 
 impl Mix {
     /// Returns the diameters in mm that an organ holding `holds_mm` can be asked for in a size class.
     pub fn diameters_mm(&self, size: SizeClass, holds_mm: f64) -> Option<[f64; 2]> {
-        let finest = self.spacing_mm.into_iter().fold(f64::INFINITY, f64::min);
-        let cube_mm = self.cube_voxels[size as usize] as f64 * finest;
-        diameters_mm(size, holds_mm, self.spacing_mm, cube_mm)
+        diameters_mm(size, holds_mm, self.spacing_mm, self.cube_mm[size as usize])
     }
 
     /// Lists the cases of `allowed` that serve an organ in a pool: for host pools, those that hold a requested size.
@@ -337,7 +335,7 @@ mod tests {
             sizes: vec![(SizeClass::Small, 1.0 - large), (SizeClass::Large, large)],
             contrasts: vec![(ContrastBin::Dark, 0.75), (ContrastBin::Iso, 0.25)],
             spacing_mm: [1.5; 3],
-            cube_voxels: [32, 48, 64, 96],
+            cube_mm: [48.0, 72.0, 96.0, 144.0],
         };
         let allowed = vec![true; records.len()];
         (Schedule::new(&mix, &records, &allowed).unwrap(), records)

@@ -15,9 +15,9 @@ use crate::nn::cube_side;
 use crate::rng::{Purpose, Rng};
 use crate::sampler::{Draw, Pool, draw_contrast_hu};
 use crate::store::{Cases, StoreError};
-use crate::synth::gate::{self, Judged, Scores, Verdict};
+use crate::synth::gate::{self, Judged, Verdict};
 use crate::synth::{
-    Analytic, Cancelled, Conditional, Engine, GateRule, Judgement, LESION_FROM, LesionCube, PlantRequest, Planted,
+    Analytic, Cancelled, Conditional, Engine, GateRule, GridBridge, LESION_FROM, LesionCube, PlantRequest, Planted,
     SynthError, Synthesizer, SynthesizerKind, compose, plant, realised_hu,
 };
 use crate::volume::{ClassSet, IGNORE, Region};
@@ -202,9 +202,17 @@ impl Maker {
             size: draw.size,
             diameters_mm,
             form: &prepared.resolved.recipe.lesion,
-            cube: cube_side(draw.size),
+            box_voxels: self
+                .bridge(prepared, draw)
+                .map_or([cube_side(draw.size); 3], |bridge| bridge.host_size()),
             key,
         })
+    }
+
+    /// Returns the way to the models' grid, where it is not the store's.
+    fn bridge(&self, prepared: &Prepared, draw: &Draw) -> Option<GridBridge> {
+        let store_mm = self.cases.plan().spacing_mm;
+        GridBridge::new(store_mm, prepared.models_mm, cube_side(draw.size))
     }
 
     /// Paints a planted lesion and asks the gate.
@@ -230,16 +238,11 @@ impl Maker {
             key,
             cancelled: order.cancelled.clone(),
         };
-        let batch = std::slice::from_ref(&cube);
-        let residuals = match (recipe.synthesizer, &self.engine) {
-            (Some(SynthesizerKind::Analytic), _) => Analytic.residuals(batch)?,
-            (_, Some(engine)) => Conditional::new(engine.clone()).residuals(batch)?,
-            (_, None) => return Err(SynthError::NoModel("generator").into()),
-        };
-        let residual = residuals.first().ok_or(SynthError::Ended)?;
+        let bridge = self.bridge(&order.prepared, draw);
+        let residual = self.residual(recipe.synthesizer, &cube, bridge.as_ref())?;
         let mut made = Attempt {
             painted: Painted {
-                image: compose(&cube.image, residual, &cube.soft),
+                image: compose(&cube.image, &residual, &cube.soft),
                 planted,
                 tumour_id: draw.organ.tumour_id,
             },
@@ -254,15 +257,43 @@ impl Maker {
         Ok(made)
     }
 
+    /// Returns the residual of a lesion on the store's grid.
+    fn residual(
+        &self,
+        synthesizer: Option<SynthesizerKind>,
+        cube: &LesionCube,
+        bridge: Option<&GridBridge>,
+    ) -> Result<Array3<f32>, SynthError> {
+        let paint = |synthesizer: &dyn Synthesizer, cube: &LesionCube| {
+            let residuals = synthesizer.residuals(std::slice::from_ref(cube))?;
+            residuals.into_iter().next().ok_or(SynthError::Ended)
+        };
+        if synthesizer == Some(SynthesizerKind::Analytic) {
+            return paint(&Analytic, cube);
+        }
+        let engine = self.engine.as_ref().ok_or(SynthError::NoModel("generator"))?;
+        let conditional = Conditional::new(engine.clone());
+        match bridge {
+            Some(bridge) => {
+                let seen = bridge.lesion_view(cube);
+                Ok(bridge.residual(&paint(&conditional, &seen)?, &seen, cube))
+            }
+            None => paint(&conditional, cube),
+        }
+    }
+
     fn judge(&self, order: &Order, draw: &Draw, made: &mut Attempt) -> Result<(), MakeError> {
         let (Some(engine), Some(bundle)) = (&self.engine, &self.bundle) else {
             return Err(SynthError::NoModel("critic").into());
         };
         let recipe = &order.prepared.resolved.recipe;
-        let host = &made.painted.planted.host;
-        let seen = engine.judge(host.image.clone(), made.painted.image.clone(), &order.cancelled)?;
         let planted = &made.painted.planted;
-        let lesion = planted.soft.map(|soft| u8::from(*soft >= LESION_FROM));
+        let bridge = self.bridge(&order.prepared, draw);
+        let view = |image: &Array3<i16>| bridge.map_or_else(|| image.clone(), |bridge| bridge.view(image));
+        let seen = engine.judge(view(&planted.host.image), view(&made.painted.image), &order.cancelled)?;
+        // All of the gate happens on the models' grid, on which its thresholds were calibrated.
+        let soft = bridge.map_or_else(|| planted.soft.clone(), |bridge| bridge.soft_view(&planted.soft));
+        let lesion = soft.mapv_into(|soft| u8::from(soft >= LESION_FROM));
         made.discriminator = seen.real.as_ref().map(|real| mean_over(real, &lesion));
         let tumours = bundle
             .plan
@@ -273,14 +304,16 @@ impl Maker {
                 set.insert(organ.tumour_id);
                 set
             });
-        let scores = score(
-            &seen,
-            planted,
-            &lesion,
-            tumours,
-            draw.organ.tumour_id,
-            bundle.plan.spacing_mm,
-        );
+        let others = planted.host.labels.map(|label| u8::from(tumours.contains(*label)));
+        let scores = gate::scores(&Judged {
+            before: &seen.before,
+            after: &seen.after,
+            lesion: &lesion,
+            others: &bridge.map_or_else(|| others.clone(), |bridge| bridge.labels_view(&others)),
+            tumour_id: draw.organ.tumour_id,
+            spacing_mm: bundle.plan.spacing_mm,
+            radius_mm: planted.diameter_mm / 2.0,
+        });
         let (thresholds, verdict) = match recipe.gate.rule {
             GateRule::Published => {
                 let recall = gate::published_recall(&seen.after, &lesion, tumours);
@@ -423,26 +456,6 @@ impl Maker {
             lesion_instance: Array3::zeros(size),
         }
     }
-}
-
-fn score(
-    seen: &Judgement,
-    planted: &Planted,
-    lesion: &Array3<u8>,
-    tumours: ClassSet,
-    tumour_id: u8,
-    spacing_mm: [f64; 3],
-) -> Scores {
-    let others = planted.host.labels.map(|label| u8::from(tumours.contains(*label)));
-    gate::scores(&Judged {
-        before: &seen.before,
-        after: &seen.after,
-        lesion,
-        others: &others,
-        tumour_id,
-        spacing_mm,
-        radius_mm: planted.diameter_mm / 2.0,
-    })
 }
 
 fn mean_over(values: &Array3<f32>, mask: &Array3<u8>) -> f64 {

@@ -19,6 +19,8 @@ pub(super) struct Prepared {
     pub(super) resolved: Arc<Resolved>,
     pub(super) mix: Mix,
     pub(super) schedule: Schedule,
+    /// Voxel size (z, y, x) of the models in mm; the store's where the recipe needs no models.
+    pub(super) models_mm: [f64; 3],
     /// What the fallback `real` draws from, by organ id.
     pub(super) real_cases: BTreeMap<u8, Vec<usize>>,
 }
@@ -42,14 +44,16 @@ pub(super) fn resolve(cases: &dyn Cases, bundle: Option<&Bundle>, mut recipe: Re
     let kind = synthesizer(bundle, &recipe)?;
     recipe.synthesizer = Some(kind);
     recipe.patch = Some(recipe.patch(plan));
+    let models_mm = models_mm(bundle, &recipe).unwrap_or(plan.spacing_mm);
+    let finest_mm = models_mm.into_iter().fold(f64::INFINITY, f64::min);
     let mix = Mix {
         seed: recipe.seed,
         pools: pool_shares(cases, &recipe, &allowed),
         organs,
         sizes: recipe.sizes.iter().map(|(size, share)| (*size, *share)).collect(),
         contrasts: recipe.contrasts.iter().map(|(bin, share)| (*bin, *share)).collect(),
-        spacing_mm: plan.spacing_mm,
-        cube_voxels: SizeClass::ALL.map(cube_side),
+        spacing_mm: std::array::from_fn(|axis| plan.spacing_mm[axis].max(models_mm[axis])),
+        cube_mm: SizeClass::ALL.map(|size| cube_side(size) as f64 * finest_mm),
     };
     let Some(schedule) = Schedule::new(&mix, cases.records(), &allowed) else {
         return infeasible("pools", "no case of the store can serve any of the pools and organs");
@@ -79,6 +83,7 @@ pub(super) fn resolve(cases: &dyn Cases, bundle: Option<&Bundle>, mut recipe: Re
         resolved: Arc::new(resolved),
         mix,
         schedule,
+        models_mm,
         real_cases,
     })
 }
@@ -127,6 +132,12 @@ fn allowed_cases(cases: &dyn Cases, recipe: &Recipe) -> Result<Vec<bool>, Stream
         *allowed &= !held_out.contains(&record.source_hash);
     }
     Ok(allowed)
+}
+
+/// Returns the voxel size of the models, where synthesizer or gate need them.
+fn models_mm(bundle: Option<&Bundle>, recipe: &Recipe) -> Option<[f64; 3]> {
+    let needed = recipe.gate.enabled || recipe.synthesizer == Some(SynthesizerKind::Conditional);
+    bundle.filter(|_| needed).map(|bundle| bundle.plan.spacing_mm)
 }
 
 fn synthesizer(bundle: Option<&Bundle>, recipe: &Recipe) -> Result<SynthesizerKind, StreamError> {

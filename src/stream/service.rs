@@ -18,7 +18,7 @@ use super::window::OrderedWindow;
 use super::{PatchService, PatchStream, Resolved, StreamError};
 use crate::checkpoint::Bundle;
 use crate::store::Cases;
-use crate::synth::Engine;
+use crate::synth::{Engine, GridBridge};
 use crate::volume::Plan;
 
 /// How many threads prepare patches, and how many patches may wait.
@@ -75,7 +75,7 @@ pub enum StartError {
     /// Models and store that do not fit each other.
     #[error("plan.{field}: the models have {models}, the store has {store}")]
     PlanMismatch {
-        /// The field.
+        /// The field; of `spacing_mm`, by more than [`crate::synth::MAX_GRID_RATIO`].
         field: &'static str,
         /// What the models were trained on.
         models: String,
@@ -168,7 +168,7 @@ impl Streams {
     }
 }
 
-/// Refuses models whose labels, window or grid differ from the store's.
+/// Refuses models whose labels or window differ from the store's, or whose voxels do so much.
 fn check_plans(models: &Plan, store: &Plan) -> Result<(), StartError> {
     let mismatch = |field, models: String, store: String| Err(StartError::PlanMismatch { field, models, store });
     let names = |plan: &Plan| format!("{:?}", plan.labels.iter().collect::<Vec<_>>());
@@ -182,8 +182,7 @@ fn check_plans(models: &Plan, store: &Plan) -> Result<(), StartError> {
             format!("{:?}", store.window_hu),
         );
     }
-    let differs = |(a, b): (&f64, &f64)| (a - b).abs() > 1e-6;
-    if models.spacing_mm.iter().zip(&store.spacing_mm).any(differs) {
+    if !GridBridge::spans(store.spacing_mm, models.spacing_mm) {
         return mismatch(
             "spacing_mm",
             format!("{:?}", models.spacing_mm),

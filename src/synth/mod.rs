@@ -6,6 +6,7 @@
 //! ```
 
 mod analytic;
+mod bridge;
 mod compose;
 mod conditional;
 mod engine;
@@ -20,6 +21,7 @@ use ndarray::Array3;
 
 pub use crate::lesion::LESION_FROM;
 pub use analytic::Analytic;
+pub use bridge::{GridBridge, MAX_GRID_RATIO};
 pub use compose::{compose, realised_hu};
 pub use conditional::Conditional;
 pub(crate) use engine::panic_text;

@@ -27,8 +27,8 @@ pub struct PlantRequest<'a> {
     pub diameters_mm: [f64; 2],
     /// The form.
     pub form: &'a LesionForm,
-    /// Side of the cube in voxels.
-    pub cube: usize,
+    /// The box in which the lesion is looked at, in the store's voxels (z, y, x).
+    pub box_voxels: [usize; 3],
     /// Seed, index and attempt: the key of every random number.
     pub key: [u64; 3],
 }
@@ -80,7 +80,7 @@ pub fn plant(request: &PlantRequest) -> Result<Option<Planted>, StoreError> {
 
 /// Returns the lesion at a place; nothing where too little of it lies in the organ.
 fn planted_at(request: &PlantRequest, shape: &Shape, centre: [i64; 3]) -> Result<Option<Planted>, StoreError> {
-    let region = Region::centred(centre, [request.cube; 3]);
+    let region = Region::centred(centre, request.box_voxels);
     let host = request.cases.read(request.case, region)?;
     let mask = soft_mask(&MaskRequest {
         shape,

@@ -7,6 +7,7 @@ mod grid;
 mod labels;
 mod plan;
 mod region;
+pub mod resample;
 mod size;
 mod window;
 

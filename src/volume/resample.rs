@@ -1,15 +1,38 @@
-//! Resampling to the plan's spacing, along the (z, y, x) axes: images linear, labels nearest.
+//! Resampling along the (z, y, x) axes: images linear, labels nearest.
 //!
-//! Grids are aligned at the outer corner of the first voxel, as the field of view is what a scan covers: sample `i` of
-//! the new grid lies at `(i + 0.5) * new / old - 0.5` of the old one. The affine follows exactly; the new shape is
-//! `round(n * old / new)`, so the far border moves by at most half a new voxel.
+//! Grids of one field of view are aligned at the outer corner of the first voxel, as the field of view is what a scan
+//! covers: sample `i` of the new grid lies at `(i + 0.5) * new / old - 0.5` of the old one. The affine follows exactly; the
+//! new shape is `round(n * old / new)`, so the far border moves by at most half a new voxel.
 
 use ndarray::{Array3, Axis};
 
-use crate::volume::{Affine, Grid, Shape};
+use super::{Affine, Grid, Shape};
 
 /// From this ratio of new to old spacing on, samples are averaged: plain interpolation would skip voxels.
 const AVERAGE_FROM: f64 = 1.5;
+
+/// Where the samples of a new axis lie on an old one: sample `i` at `(i + 0.5) * ratio - 0.5 + shift`, in old voxels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AxisMap {
+    /// Samples of the new axis.
+    pub count: usize,
+    /// New spacing over old.
+    pub ratio: f64,
+    /// How far the outer corner of the first new voxel lies from that of the first old one, in old voxels.
+    pub shift: f64,
+}
+
+impl AxisMap {
+    /// Returns the place of a sample on the old axis.
+    fn at(self, sample: usize) -> f64 {
+        (sample as f64 + 0.5) * self.ratio - 0.5 + self.shift
+    }
+
+    /// Tells whether the new axis is the old one, of `side` voxels.
+    fn is_identity(self, side: usize) -> bool {
+        self.count == side && (self.ratio - 1.0).abs() < 1e-9 && self.shift.abs() < 1e-9
+    }
+}
 
 /// Returns the grid that covers the same field of view at another spacing.
 pub fn resampled_grid(grid: &Grid, spacing_mm: [f64; 3]) -> Grid {
@@ -36,18 +59,25 @@ pub fn resample_image(image: &Array3<i16>, from: &Grid, to: &Grid) -> Array3<i16
     if from == to {
         return image.clone();
     }
-    let ratio = ratios(from, to);
-    // The axis that shrinks most goes first: less to do for the others. The order depends on the grids alone.
-    let mut order = [0, 1, 2];
-    order.sort_by(|a, b| ratio[*b].total_cmp(&ratio[*a]));
-    let mut values = image.as_standard_layout().mapv(f32::from);
-    for axis in order {
-        values = resample_axis(values, axis, to.shape[axis], ratio[axis]);
-    }
+    let values = image.as_standard_layout().mapv(f32::from);
     // Averages of 16-bit values have 16 bits. Adding and subtracting 1.5 * 2^23 leaves an f32 of that size rounded half to
     // even, in two vector instructions where the function is a call.
     const ROUNDING: f32 = 12_582_912.0;
-    values.mapv(|hu| ((hu + ROUNDING) - ROUNDING) as i16)
+    resample_values(values, axis_maps(from, to)).mapv(|hu| ((hu + ROUNDING) - ROUNDING) as i16)
+}
+
+/// Resamples values as [`resample_image`] does; beyond the old border its last value goes on.
+///
+/// # Shape
+/// `[D, H, W]` in standard layout -> the maps' counts.
+pub fn resample_values(mut values: Array3<f32>, maps: [AxisMap; 3]) -> Array3<f32> {
+    // The axis that shrinks most goes first: less to do for the others. The order depends on the maps alone.
+    let mut order = [0, 1, 2];
+    order.sort_by(|a, b| maps[*b].ratio.total_cmp(&maps[*a].ratio));
+    for axis in order {
+        values = resample_axis(values, axis, maps[axis]);
+    }
+    values
 }
 
 /// Resamples labels to the nearest voxel.
@@ -55,26 +85,38 @@ pub fn resample_labels(labels: &Array3<u8>, from: &Grid, to: &Grid) -> Array3<u8
     if from == to {
         return labels.clone();
     }
-    let ratio = ratios(from, to);
+    resample_nearest(labels, axis_maps(from, to))
+}
+
+/// Takes for every new voxel the old one whose extent holds its centre, or the nearest where none does.
+///
+/// # Shape
+/// `[D, H, W]` -> the maps' counts.
+pub fn resample_nearest(labels: &Array3<u8>, maps: [AxisMap; 3]) -> Array3<u8> {
+    let (_, height, width) = labels.dim();
+    let sides: Shape = labels.dim().into();
     let nearest: [Vec<usize>; 3] = std::array::from_fn(|axis| {
-        let last = from.shape[axis] - 1;
-        // The voxel whose extent holds the new centre.
-        let at = |i: usize| (((i as f64 + 0.5) * ratio[axis]) as usize).min(last);
-        (0..to.shape[axis]).map(at).collect()
+        let map = maps[axis];
+        let at = |i: usize| (((i as f64 + 0.5) * map.ratio + map.shift).max(0.0) as usize).min(sides[axis] - 1);
+        (0..map.count).map(at).collect()
     });
     let labels = labels.as_standard_layout();
     let old = labels.as_slice().expect("it is in standard layout");
-    let mut new = Vec::with_capacity(to.voxels());
+    let mut new = Vec::with_capacity(maps.iter().map(|map| map.count).product());
     for (z, y) in nearest[0].iter().flat_map(|z| nearest[1].iter().map(move |y| (z, y))) {
-        let row = &old[(z * from.shape[1] + y) * from.shape[2]..][..from.shape[2]];
+        let row = &old[(z * height + y) * width..][..width];
         new.extend(nearest[2].iter().map(|x| row[*x]));
     }
-    Array3::from_shape_vec(to.shape, new).expect("one label per voxel")
+    Array3::from_shape_vec(maps.map(|map| map.count), new).expect("one label per voxel")
 }
 
-fn ratios(from: &Grid, to: &Grid) -> [f64; 3] {
+fn axis_maps(from: &Grid, to: &Grid) -> [AxisMap; 3] {
     let (old, new) = (from.spacing_mm(), to.spacing_mm());
-    std::array::from_fn(|axis| new[axis] / old[axis])
+    std::array::from_fn(|axis| AxisMap {
+        count: to.shape[axis],
+        ratio: new[axis] / old[axis],
+        shift: 0.0,
+    })
 }
 
 /// The old samples that make up a new one: the first, and a weight for each from there on.
@@ -83,13 +125,13 @@ struct Taps {
     weights: Vec<f32>,
 }
 
-fn taps(count: usize, side: usize, ratio: f64) -> Vec<Taps> {
-    let reach = if ratio > AVERAGE_FROM { ratio } else { 1.0 };
+fn taps(side: usize, map: AxisMap) -> Vec<Taps> {
+    let reach = if map.ratio > AVERAGE_FROM { map.ratio } else { 1.0 };
     let last = side - 1;
-    (0..count)
+    (0..map.count)
         .map(|i| {
             // Beyond the border the last voxel goes on.
-            let centre = ((i as f64 + 0.5) * ratio - 0.5).clamp(0.0, last as f64);
+            let centre = map.at(i).clamp(0.0, last as f64);
             let first = (centre - reach).ceil().max(0.0) as usize;
             let end = ((centre + reach).floor() as usize).min(last);
             let raw: Vec<f64> = (first..=end)
@@ -104,12 +146,12 @@ fn taps(count: usize, side: usize, ratio: f64) -> Vec<Taps> {
         .collect()
 }
 
-fn resample_axis(values: Array3<f32>, axis: usize, count: usize, ratio: f64) -> Array3<f32> {
+fn resample_axis(values: Array3<f32>, axis: usize, map: AxisMap) -> Array3<f32> {
     let side = values.len_of(Axis(axis));
-    if side == count && (ratio - 1.0).abs() < 1e-9 {
+    if map.is_identity(side) {
         return values;
     }
-    let taps = taps(count, side, ratio);
+    let (count, taps) = (map.count, taps(side, map));
     let mut shape: Shape = values.dim().into();
     // Samples of the axis lie `inner` values apart: one along x, a row along y, a plane along z.
     let inner: usize = shape[axis + 1..].iter().product();
