@@ -4,7 +4,7 @@ mod cases;
 
 use std::path::{Path, PathBuf};
 
-use freetumor::store::{CaseInput, Cases, Compression, MemoryStore, Store, StoreError, StoreWriter};
+use freetumor::store::{CaseInput, Cases, Compression, MemoryStore, Store, StoreConfig, StoreError, StoreWriter};
 use freetumor::volume::{AIR_HU, Affine, HuWindow, Plan, Region};
 use proptest::prelude::*;
 
@@ -18,21 +18,27 @@ proptest! {
         size in prop::array::uniform3(0_usize..70),
     ) {
         use std::sync::OnceLock;
-        static STORES: OnceLock<(tempfile::TempDir, Store, Store, MemoryStore)> = OnceLock::new();
-        let (_, zstd, raw, memory) = STORES.get_or_init(|| {
+        static STORES: OnceLock<(tempfile::TempDir, [Store; 3], MemoryStore)> = OnceLock::new();
+        let (_, [zstd, kept, raw], memory) = STORES.get_or_init(|| {
             let dir = tempfile::tempdir().unwrap();
             let cases = [("a", [41, 33, 70])];
             let zstd = store_of(&dir.path().join("zstd"), &cases, Compression::Zstd);
+            let kept = Store::open(dir.path().join("zstd")).unwrap();
+            let kept = kept.with_config(&StoreConfig { cache_mib: 1 });
             let raw = store_of(&dir.path().join("raw"), &cases, Compression::Raw);
             let mut memory = MemoryStore::new(plan());
             let input = case("a", [41, 33, 70]);
             memory.push(zstd.records()[0].clone(), input.image, input.labels);
-            (dir, zstd, raw, memory)
+            (dir, [zstd, kept, raw], memory)
         });
         let region = Region { start, size };
         let expected = memory.read(0, region).unwrap();
         prop_assert_eq!(&zstd.read(0, region).unwrap(), &expected);
         prop_assert_eq!(&raw.read(0, region).unwrap(), &expected);
+        // Unpacked, unpacked to be kept, and what was kept.
+        for _ in 0..3 {
+            prop_assert_eq!(&kept.read(0, region).unwrap(), &expected);
+        }
         // The three hold the same cases and plan, so they are the same snapshot.
         prop_assert_eq!(zstd.snapshot(), raw.snapshot());
         prop_assert_eq!(zstd.snapshot(), memory.snapshot());

@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let cases = phantom::make(&store_dir, &config.plan, CASES, SEED)?;
     let models_dir = args.dir.join("models");
     unpack_models(&models_dir)?;
-    let store = open_store(&store_dir)?;
+    let store = open_store(&store_dir, &config)?;
     let bundle = open_models(Some(&models_dir), &Compute::cpu())?;
     let (service, recipe) = start_service(&config, store.clone(), bundle)?;
     let server = super::serve::start(&config, &store, service, recipe)?;

@@ -53,7 +53,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let Compute { device, dtype } = args.device.open()?;
-    let store = open_store(&args.store)?;
+    let store = open_store(&args.store, &config)?;
     let (net, seen): (_, BTreeSet<Digest>) = match args.network {
         Network::Critic => {
             let bundle = Bundle::load_critic(&args.models, &device)?;

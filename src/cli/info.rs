@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use super::device::Compute;
 use super::models::{open_models, open_store};
 use super::{say, say_json};
+use crate::config::Config;
 use crate::kernel;
 use crate::store::{CaseKind, Cases};
 use crate::stream::recipe::REVISION;
@@ -35,7 +36,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         "cuda": cfg!(feature = "cuda"),
     });
     if let Some(dir) = &args.store {
-        let store = open_store(dir)?;
+        let store = open_store(dir, &Config::default())?;
         let labelled = store
             .records()
             .iter()

@@ -14,9 +14,9 @@ use crate::stream::recipe::Recipe;
 use crate::synth::SynthesizerKind;
 
 /// Opens a store.
-pub(super) fn open_store(dir: &Path) -> anyhow::Result<Arc<Store>> {
+pub(super) fn open_store(dir: &Path, config: &Config) -> anyhow::Result<Arc<Store>> {
     let store = Store::open(dir).with_context(|| format!("cannot open the store {}", dir.display()))?;
-    Ok(Arc::new(store))
+    Ok(Arc::new(store.with_config(&config.store)))
 }
 
 /// Loads a folder of models, if one is named.

@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(bind) = args.bind {
         config.server.bind = bind;
     }
-    let store = open_store(&args.store)?;
+    let store = open_store(&args.store, &config)?;
     let bundle = open_models(args.models.as_deref(), &args.device.open()?)?;
     let (service, recipe) = start_service(&config, store.clone(), bundle)?;
     let server = start(&config, &store, service, recipe)?;

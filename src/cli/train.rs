@@ -72,7 +72,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 dtype: job.dtype,
             };
             let bundle = open_models(Some(&stage.out), &compute)?;
-            let (service, _) = start_service(config, open_store(&stage.store)?, bundle)?;
+            let (service, _) = start_service(config, open_store(&stage.store, config)?, bundle)?;
             Ok(train_segmentor(&config.segmentor, &*service, job)?)
         }),
     }
@@ -83,7 +83,7 @@ fn train<R: Serialize>(
     stage: impl FnOnce(&Config, &mut Job) -> anyhow::Result<R>,
 ) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
-    let store = open_store(&args.store)?;
+    let store = open_store(&args.store, &config)?;
     let compute = args.device.open()?;
     fs_err::create_dir_all(&args.out)?;
     fs_err::write(args.out.join("config.toml"), toml::to_string(&config)?)?;

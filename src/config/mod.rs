@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::http::ServerConfig;
 use crate::learn::{CriticConfig, SegmentorConfig, SynthesizerConfig};
+use crate::store::StoreConfig;
 use crate::stream::StreamConfig;
 use crate::stream::recipe::Recipe;
 use crate::telemetry::log::LogConfig;
@@ -25,6 +26,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Threads and windows of streams.
     pub stream: StreamConfig,
+    /// How stores are read.
+    pub store: StoreConfig,
     /// What a client gets that names no recipe.
     pub recipe: Recipe,
     /// Stage 1.
@@ -53,6 +56,7 @@ impl Config {
             checked.err().map(|error| error.to_string())
         };
         let server = || self.server.refusal();
+        let store = || self.store.refusal();
         let sections = [
             &server as &dyn Fn() -> Option<String>,
             &recipe,
@@ -60,6 +64,7 @@ impl Config {
             &log,
             &stream,
             &stages,
+            &store,
         ];
         self.plan
             .refusal()

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::cache::ChunkCache;
 use super::reader::CaseFile;
-use super::{Candidate, CaseRecord, Cases, Crop, StoreError, case_path, index, snapshot_of};
+use super::{Candidate, CaseRecord, Cases, Crop, StoreConfig, StoreError, case_path, index, snapshot_of};
 use crate::digest::Digest;
 use crate::volume::{Plan, Region};
 
@@ -65,6 +66,7 @@ pub struct Store {
     records: Vec<CaseRecord>,
     snapshot: Digest,
     open: Mutex<OpenFiles>,
+    cache: Option<Arc<ChunkCache>>,
 }
 
 impl Store {
@@ -81,7 +83,14 @@ impl Store {
             plan,
             records,
             open: Mutex::default(),
+            cache: None,
         })
+    }
+
+    /// Keeps chunks in memory as the settings say.
+    pub fn with_config(mut self, config: &StoreConfig) -> Self {
+        self.cache = (config.cache_mib > 0).then(|| Arc::new(ChunkCache::new(config.cache_mib << 20)));
+        self
     }
 
     /// Checks every block of a case's file.
@@ -102,7 +111,11 @@ impl Store {
         }
         // Opened outside the lock: a slow disk holds up only those who need this case.
         let path = case_path(&self.dir, &record.id);
-        let file = Arc::new(CaseFile::open(&path)?);
+        let file = CaseFile::open(&path)?;
+        let file = Arc::new(match &self.cache {
+            Some(cache) => file.with_cache(cache.clone(), case),
+            None => file,
+        });
         if file.record() != record {
             return Err(StoreError::damaged(
                 &path,

@@ -65,6 +65,11 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
+    /// Tells whether reading it takes more than a copy.
+    pub(super) fn is_packed(&self) -> bool {
+        self.image_codec == codec::RESIDUALS || self.labels_codec == codec::ZSTD
+    }
+
     /// Returns the bytes of both.
     pub(super) fn length(&self) -> usize {
         self.image_length as usize + self.labels_length as usize

@@ -8,6 +8,7 @@
 //! [`StoreWriter`] analyses and writes cases, [`Store`] reads them; `docs/store-format.md` has the bytes.
 
 mod analyse;
+mod cache;
 mod codec;
 mod disk;
 mod format;
@@ -22,6 +23,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 use ndarray::Array3;
+use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, canonical_json};
 use crate::volume::{Plan, Region, Shape};
@@ -34,6 +36,30 @@ pub(crate) use writer::replace;
 pub use writer::{CaseInput, Finished, StoreWriter};
 
 const CASES_DIR: &str = "cases";
+/// The most memory for unpacked chunks, in MiB.
+const MAX_CACHE_MIB: u64 = 1 << 20;
+
+/// How a store is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// Memory for chunks that were unpacked and are read again, in MiB; 0 keeps none.
+    pub cache_mib: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { cache_mib: 256 }
+    }
+}
+
+impl StoreConfig {
+    /// Tells what is wrong with the settings, naming the key, or nothing.
+    pub fn refusal(&self) -> Option<String> {
+        (self.cache_mib > MAX_CACHE_MIB)
+            .then(|| format!("store.cache_mib: expected 0 to {MAX_CACHE_MIB}, got {}", self.cache_mib))
+    }
+}
 
 /// A box of voxels read from a case.
 #[derive(Clone, Debug, PartialEq)]

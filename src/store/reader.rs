@@ -4,16 +4,18 @@
 //! the CRC-32 of that copy, and unpacks the copy. Checking once per chunk and process would be no proof: the map shows
 //! what the file holds now, so bytes that were checked may change, by another process or by a page that is dropped and
 //! read again from a failing disk. The copy stays in the first-level cache and the check runs at 50 GB/s: it costs 1 to 13
-//! percent of a read, less than any bookkeeping of what has been checked.
+//! percent of a read, less than any bookkeeping of what has been checked. What was unpacked from a checked copy may be kept
+//! (`cache.rs`): that is memory of this process.
 
 use std::cell::RefCell;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use ndarray::Array3;
 use rayon::prelude::*;
 
+use super::cache::{ChunkCache, Unpacked};
 use super::format::{self, CaseHeader, Chunk, MAX_SIDE, PREAMBLE_BYTES};
 use super::map::MappedFile;
 use super::{Candidate, CaseRecord, Crop, StoreError, codec, residuals};
@@ -34,6 +36,16 @@ pub(super) struct CaseFile {
     advised: Vec<AtomicBool>,
     /// Placement candidates, read when they are first asked for.
     candidates: OnceLock<Places>,
+    kept: Option<Kept>,
+}
+
+/// Where unpacked chunks of the file are kept.
+struct Kept {
+    cache: Arc<ChunkCache>,
+    /// The case's position in the store.
+    case: usize,
+    /// For each chunk, whether it was read before.
+    read: Vec<AtomicBool>,
 }
 
 /// The candidates of every organ of a case.
@@ -78,7 +90,17 @@ impl CaseFile {
             payload_offset: preamble.payload_offset,
             advised: (0..depth * rows).map(|_| AtomicBool::new(false)).collect(),
             candidates: OnceLock::new(),
+            kept: None,
         })
+    }
+
+    /// Keeps packed chunks that are read again in a cache, as those of the store's case at that position.
+    pub(super) fn with_cache(self, cache: Arc<ChunkCache>, case: usize) -> Self {
+        let read = self.header.chunks.iter().map(|_| AtomicBool::new(false)).collect();
+        Self {
+            kept: Some(Kept { cache, case, read }),
+            ..self
+        }
     }
 
     /// Returns what the header says of the case.
@@ -89,7 +111,8 @@ impl CaseFile {
     /// Returns the bytes of memory that the open file takes, once its candidates have been read.
     pub(super) fn memory_bytes(&self) -> usize {
         let candidates = self.header.candidate_bytes as usize;
-        self.header.chunks.len() * size_of::<Chunk>() + candidates + self.advised.len() + size_of::<Self>()
+        // A flag of `Kept` beside each entry of the table.
+        self.header.chunks.len() * (size_of::<Chunk>() + 1) + candidates + self.advised.len() + size_of::<Self>()
     }
 
     /// Reads a box; only the chunks that it meets are touched.
@@ -165,7 +188,7 @@ impl CaseFile {
             for z in first[0]..=last[0] {
                 for y in first[1]..=last[1] {
                     for x in first[2]..=last[2] {
-                        self.paste([z, y, x], &mut target, scratch)?;
+                        self.paste_kept([z, y, x], &mut target, scratch)?;
                     }
                 }
             }
@@ -173,9 +196,13 @@ impl CaseFile {
         })
     }
 
-    fn chunk(&self, [z, y, x]: [usize; 3]) -> &Chunk {
+    fn number(&self, [z, y, x]: [usize; 3]) -> usize {
         let [_, rows, columns] = self.header.tiling.counts();
-        &self.header.chunks[(z * rows + y) * columns + x]
+        (z * rows + y) * columns + x
+    }
+
+    fn chunk(&self, place: [usize; 3]) -> &Chunk {
+        &self.header.chunks[self.number(place)]
     }
 
     /// Asks the kernel to read the rows of chunks between two corners that were not asked for before.
@@ -208,7 +235,44 @@ impl CaseFile {
         StoreError::damaged(self.mapped.path(), format!("chunk {place:?}: {what}"))
     }
 
-    /// Copies what a chunk shares with the target into it.
+    /// Copies what a chunk shares with the target into it, from what is kept of it where that is so.
+    fn paste_kept(&self, place: [usize; 3], target: &mut Target, scratch: &mut Scratch) -> Result<(), StoreError> {
+        let Some(kept) = self.kept.as_ref().filter(|_| self.chunk(place).is_packed()) else {
+            return self.paste(place, target, scratch);
+        };
+        let number = self.number(place);
+        let region = self.header.tiling.region(place);
+        let window = Window::new(region, target.region);
+        if let Some(unpacked) = kept.cache.get(kept.case, number) {
+            window.paste(&unpacked, target);
+            return Ok(());
+        }
+        if !kept.read[number].swap(true, Ordering::Relaxed) {
+            return self.paste(place, target, scratch);
+        }
+        let unpacked = self.unpack(place, region, scratch)?;
+        window.paste(&unpacked, target);
+        kept.cache.put(kept.case, number, unpacked);
+        Ok(())
+    }
+
+    /// Unpacks a whole chunk.
+    fn unpack(&self, place: [usize; 3], region: Region, scratch: &mut Scratch) -> Result<Unpacked, StoreError> {
+        let (mut hu, mut labels) = (vec![0; region.voxels()], vec![0; region.voxels()]);
+        let mut whole = Target {
+            region,
+            image: &mut hu,
+            labels: &mut labels,
+        };
+        self.paste(place, &mut whole, scratch)?;
+        let is_labelled = labels.iter().any(|label| *label != 0);
+        Ok(Unpacked {
+            hu: hu.into(),
+            labels: is_labelled.then(|| labels.into()),
+        })
+    }
+
+    /// Copies what a chunk shares with the target into it. The target's labels are background before.
     fn paste(&self, place: [usize; 3], target: &mut Target, scratch: &mut Scratch) -> Result<(), StoreError> {
         let Scratch {
             stored,
@@ -331,6 +395,14 @@ impl Window {
     /// Returns how many of the chunk's planes, from the first on, are needed.
     fn planes_needed(&self) -> usize {
         self.from[0] + self.size[0]
+    }
+
+    /// Copies what the target shares of an unpacked chunk. The target's labels are background before.
+    fn paste(&self, chunk: &Unpacked, target: &mut Target) {
+        self.rows(target.image, |from, to| copy_row(to, &chunk.hu[from..from + to.len()]));
+        if let Some(labels) = &chunk.labels {
+            self.rows(target.labels, |from, to| copy_row(to, &labels[from..from + to.len()]));
+        }
     }
 
     /// Calls `copy` for every shared row, with the place of its first voxel in the chunk and the row in the target.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 
 use crate::cli::{say, say_json};
-use crate::store::Store;
+use crate::store::{Store, StoreConfig};
 use crate::stream::delivery::Delivery;
 use crate::stream::recipe::Recipe;
 use crate::stream::{PatchService, StreamConfig, Streams};
@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// Voxels along each side of a patch
     #[arg(long, default_value_t = 96)]
     side: usize,
+    /// Memory for unpacked chunks, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = StoreConfig::default().cache_mib)]
+    cache_mib: u64,
     /// Patches to take
     #[arg(long, default_value_t = 2000)]
     patches: u64,
@@ -44,6 +47,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let store = Store::open(&args.store).with_context(|| format!("cannot open {}", args.store.display()))?;
+    let store = store.with_config(&StoreConfig {
+        cache_mib: args.cache_mib,
+    });
     let config = StreamConfig {
         preparation_threads: args.threads,
         ..StreamConfig::default()
