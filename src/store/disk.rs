@@ -90,6 +90,8 @@ impl Store {
     /// Keeps chunks in memory as the settings say.
     pub fn with_config(mut self, config: &StoreConfig) -> Self {
         self.cache = (config.cache_mib > 0).then(|| Arc::new(ChunkCache::new(config.cache_mib << 20)));
+        // Files that are open know of no cache, or of another.
+        self.open = Mutex::default();
         self
     }
 
