@@ -20,7 +20,7 @@ use freetumor::stream::patch::{Outcome, StreamedPatch};
 use freetumor::stream::recipe::{Fallback, Recipe, Selection};
 use freetumor::stream::{PatchService, PatchStream, StartError, StreamConfig, StreamError, Streams};
 use freetumor::synth::{GateRule, GateSettings, SynthesizerKind};
-use freetumor::volume::{Affine, Annotation, ContrastBin, Grid, Plan, Region, SizeClass};
+use freetumor::volume::{Affine, Annotation, ContrastBin, Fingerprint, Grid, Plan, Region, SizeClass};
 use ndarray::Array3;
 
 const SIDE: usize = 56;
@@ -100,7 +100,10 @@ fn push_case(store: &mut MemoryStore, number: usize, kind: CaseKind) {
             classes: classes[..annotated].to_vec(),
             assumed_tumour_free: kind == CaseKind::Unlabelled,
         },
+        patient: String::new(),
+        labels_by: String::new(),
         source_hash: Digest::of(format!("source-{number}").as_bytes()),
+        fingerprint: Fingerprint::default(),
         content_hash: Digest::of(format!("content-{number}").as_bytes()),
         source: SourceGeometry {
             shape_xyz: [SIDE; 3],

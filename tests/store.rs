@@ -5,7 +5,7 @@ mod cases;
 use std::path::{Path, PathBuf};
 
 use freetumor::store::{CaseInput, Cases, Compression, MemoryStore, Store, StoreConfig, StoreError, StoreWriter};
-use freetumor::volume::{AIR_HU, Affine, HuWindow, Plan, Region};
+use freetumor::volume::{AIR_HU, Affine, Fingerprint, HuWindow, MAX_FINGERPRINT_BYTES, Plan, Region};
 use proptest::prelude::*;
 
 use cases::{case, file_of, plan, store_of};
@@ -52,7 +52,7 @@ proptest! {
     fn a_lying_header_is_no_danger(at in 8_usize..2000, value in any::<[u8; 4]>(), width in 1_usize..5) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("cases")).unwrap();
-        let mut bytes = std::fs::read(golden("store-v2.ftc")).unwrap();
+        let mut bytes = std::fs::read(golden("store-v3.ftc")).unwrap();
         let header_end = 32 + u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
         let at = if at < 28 { at.min(24) } else { 32 + at % (header_end - 36) };
         bytes[at..at + width].copy_from_slice(&value[..width]);
@@ -176,6 +176,8 @@ fn what_the_plan_does_not_allow_is_refused_by_name() {
     assert!(refusal(&|case| case.image[[0, 0, 0]] = -3024).contains("got -3024"));
     assert!(refusal(&|case| case.annotation.classes.push("spleen".into())).contains("spleen"));
     assert!(refusal(&|case| case.grid.shape = [9, 8, 8]).contains("shape"));
+    assert!(refusal(&|case| case.patient = "p".repeat(129)).contains("patient: expected at most 128 bytes, got 129"));
+    assert!(refusal(&|case| case.labels_by = "l".repeat(129)).contains("labels_by"));
     assert!(refusal(&|case| case.grid.affine = Affine::axis_aligned([1.0; 3], [0.0; 3])).contains("spacing"));
     let other = Plan {
         window_hu: HuWindow {
@@ -201,6 +203,11 @@ fn records_and_candidates_survive_the_disk() {
     assert!(!candidates.is_empty() && candidates.len() <= 4096);
     assert_eq!(liver.holds_mm, 2.0 * candidates[0].depth_mm);
     assert!(store.candidates(0, 3).unwrap().is_empty());
+    assert_eq!(
+        (record.patient.as_str(), record.labels_by.as_str()),
+        ("patient of a", "")
+    );
+    assert_eq!(record.fingerprint.as_bytes(), [1, 2, 3]);
     assert_eq!(record.tumours.len(), 1);
     assert!((record.tumours[0].contrast_hu + 40.0).abs() < 2.0);
     let voxel = candidates[0].voxel.map(i64::from);
@@ -215,6 +222,30 @@ fn records_and_candidates_survive_the_disk() {
     assert!(store.read(0, far).unwrap_err().to_string().contains("too far"));
     let outside = store.read(0, Region::centred([-50; 3], [4; 3])).unwrap();
     assert!(outside.image.iter().all(|hu| *hu == AIR_HU) && outside.labels.iter().all(|label| *label == 0));
+}
+
+#[test]
+fn patient_labeller_and_fingerprint_are_kept_and_no_part_of_the_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = StoreWriter::create(dir.path(), &plan()).unwrap();
+    let before = writer.write(case("a", [8; 3])).unwrap();
+    let input = CaseInput {
+        patient: "somebody".into(),
+        labels_by: "pseudo:0123".into(),
+        fingerprint: Fingerprint::from_bytes(vec![9; MAX_FINGERPRINT_BYTES]).unwrap(),
+        ..case("a", [8; 3])
+    };
+    let after = writer.write(input).unwrap();
+    assert_eq!(after.content_hash, before.content_hash);
+    writer.finish().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let record = &store.records()[0];
+    assert_eq!(*record, after);
+    assert_eq!(
+        (record.patient.as_str(), record.labels_by.as_str()),
+        ("somebody", "pseudo:0123")
+    );
+    assert_eq!(record.fingerprint.as_bytes(), [9; MAX_FINGERPRINT_BYTES]);
 }
 
 #[test]
@@ -258,8 +289,8 @@ fn the_layout_never_changes() {
     let dir = tempfile::tempdir().unwrap();
     write_golden(dir.path());
     for (written, kept) in [
-        ("cases/golden.ftc", "store-v2.ftc"),
-        ("index.bin", "store-v2.index.bin"),
+        ("cases/golden.ftc", "store-v3.ftc"),
+        ("index.bin", "store-v3.index.bin"),
     ] {
         let written = std::fs::read(dir.path().join(written)).unwrap();
         assert!(
@@ -268,8 +299,8 @@ fn the_layout_never_changes() {
         );
     }
     // The kept bytes open, too.
-    std::fs::copy(golden("store-v2.ftc"), file_of(dir.path(), "golden")).unwrap();
-    std::fs::copy(golden("store-v2.index.bin"), dir.path().join("index.bin")).unwrap();
+    std::fs::copy(golden("store-v3.ftc"), file_of(dir.path(), "golden")).unwrap();
+    std::fs::copy(golden("store-v3.index.bin"), dir.path().join("index.bin")).unwrap();
     let crop = Store::open(dir.path())
         .unwrap()
         .read(0, Region::whole([5, 18, 34]))
@@ -284,6 +315,6 @@ fn the_layout_never_changes() {
 fn write_golden_bytes() {
     let dir = tempfile::tempdir().unwrap();
     write_golden(dir.path());
-    std::fs::copy(file_of(dir.path(), "golden"), golden("store-v2.ftc")).unwrap();
-    std::fs::copy(dir.path().join("index.bin"), golden("store-v2.index.bin")).unwrap();
+    std::fs::copy(file_of(dir.path(), "golden"), golden("store-v3.ftc")).unwrap();
+    std::fs::copy(dir.path().join("index.bin"), golden("store-v3.index.bin")).unwrap();
 }

@@ -21,7 +21,7 @@ use super::preset::{Preset, ResolvedPreset};
 use crate::digest::Digest;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, StoreWriter};
 use crate::volume::resample::{resample_image, resample_labels, resampled_grid};
-use crate::volume::{AIR_HU, Annotation, Grid, Plan, Region};
+use crate::volume::{AIR_HU, Annotation, Fingerprint, Grid, Plan, Region};
 
 /// Raised whenever the same files would become another case: it makes every case be made again.
 const INGEST_REVISION: u32 = 1;
@@ -336,7 +336,10 @@ impl Pipeline<'_> {
                 affine: grid.affine.shifted(body.start),
             },
             annotation,
+            patient: String::new(),
+            labels_by: String::new(),
             source_hash: hash,
+            fingerprint: Fingerprint::default(),
             source: image.source,
             image: cropped(&resampled, body),
             labels: cropped(&labels_or_none, body),

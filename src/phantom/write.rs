@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{PhantomSpec, generate};
 use crate::ingest::source_hash;
 use crate::store::{CaseInput, CaseKind, Finished, SourceGeometry, StoreError, StoreWriter};
-use crate::volume::{Affine, Annotation, Plan};
+use crate::volume::{Affine, Annotation, Fingerprint, Plan};
 
 /// Returns the id that a phantom has in a store.
 pub fn case_id(spec: &PhantomSpec) -> String {
@@ -58,7 +58,10 @@ fn case_input(spec: &PhantomSpec) -> CaseInput {
             classes: classes.into_iter().map(String::from).collect(),
             assumed_tumour_free: !spec.with_tumours,
         },
+        patient: String::new(),
+        labels_by: String::new(),
         source_hash: source_hash(&volume.image),
+        fingerprint: Fingerprint::default(),
         source: SourceGeometry {
             shape_xyz: [width, height, depth],
             affine_xyz: reversed_columns(&volume.grid.affine),

@@ -284,7 +284,7 @@ mod tests {
     use super::*;
     use crate::digest::Digest;
     use crate::store::{OrganRecord, SourceGeometry};
-    use crate::volume::{Affine, Annotation, Grid, LabelMap, Region};
+    use crate::volume::{Affine, Annotation, Fingerprint, Grid, LabelMap, Region};
     use std::collections::BTreeMap;
 
     /// Every fourth case is labelled; every tenth holds large lesions, the others medium ones at most.
@@ -309,7 +309,10 @@ mod tests {
                 classes: Vec::new(),
                 assumed_tumour_free: true,
             },
+            patient: String::new(),
+            labels_by: String::new(),
             source_hash: Digest::default(),
+            fingerprint: Fingerprint::default(),
             content_hash: Digest::default(),
             source: SourceGeometry {
                 shape_xyz: [8; 3],

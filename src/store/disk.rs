@@ -76,7 +76,7 @@ impl Store {
     /// [`StoreError`] names the file that is missing or damaged.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         let dir = dir.as_ref().to_path_buf();
-        let (plan, records) = index::read(&dir)?;
+        let (plan, index::Contents { records, .. }) = index::read(&dir)?;
         Ok(Self {
             snapshot: snapshot_of(&records, &plan),
             dir,

@@ -9,7 +9,7 @@ use crate::volume::{Region, Shape};
 /// The first eight bytes of a case file; the line break shows a transfer that rewrote line ends.
 pub(super) const CASE_MAGIC: [u8; 8] = *b"FTCASE\r\n";
 /// The layout this code writes and reads.
-pub(super) const CASE_VERSION: u32 = 2;
+pub(super) const CASE_VERSION: u32 = 3;
 /// Bytes before the header.
 pub(super) const PREAMBLE_BYTES: usize = 32;
 /// Voxels along each side of the chunks that are written. A random patch also reads what it does not show of the chunks it
@@ -218,6 +218,7 @@ fn check_header(header: &CaseHeader, payload_bytes: u64) -> Result<(), String> {
         return Err(format!("shape {shape:?}: expected 1 to {MAX_SIDE} voxels a side"));
     }
     check_places(&header.record)?;
+    header.record.refusal().map_or(Ok(()), Err)?;
     check_chunks(header, payload_bytes)?;
     let candidate_bytes = header.candidate_bytes as usize;
     if candidate_bytes > MAX_CANDIDATE_BYTES {
@@ -327,9 +328,9 @@ mod tests {
         assert!(
             decode_preamble(&bytes, 1 << 20)
                 .unwrap_err()
-                .contains("version 2, got 9")
+                .contains("version 3, got 9")
         );
-        bytes[8] = 2;
+        bytes[8] = 3;
         bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
         bytes[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(

@@ -31,7 +31,9 @@ use crate::volume::{Plan, Region, Shape};
 pub use codec::Compression;
 pub use disk::Store;
 pub use memory::MemoryStore;
-pub use record::{Candidate, CaseKind, CaseRecord, OrganRecord, SourceGeometry, TumourRecord};
+pub use record::{
+    Candidate, CaseKind, CaseRecord, MAX_NAME_BYTES, NearDuplicate, OrganRecord, SourceGeometry, TumourRecord,
+};
 pub(crate) use writer::replace;
 pub use writer::{CaseInput, Finished, StoreWriter};
 
@@ -236,35 +238,41 @@ impl StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::{Affine, Annotation, Grid};
+    use crate::volume::{Affine, Annotation, Fingerprint, Grid};
+
+    /// A record of an empty case.
+    pub(super) fn record(number: usize) -> CaseRecord {
+        CaseRecord {
+            id: format!("case-{number:06}"),
+            kind: CaseKind::Labelled,
+            grid: Grid {
+                shape: [1; 3],
+                affine: Affine::axis_aligned([1.0; 3], [0.0; 3]),
+            },
+            annotation: Annotation {
+                classes: Vec::new(),
+                assumed_tumour_free: false,
+            },
+            patient: String::new(),
+            labels_by: String::new(),
+            source_hash: Digest::default(),
+            fingerprint: Fingerprint::default(),
+            content_hash: Digest::of(&number.to_le_bytes()),
+            source: SourceGeometry {
+                shape_xyz: [1; 3],
+                affine_xyz: [[0.0; 4]; 4],
+                orientation: "RAS".into(),
+            },
+            organs: Vec::new(),
+            tumours: Vec::new(),
+        }
+    }
 
     #[test]
     fn a_snapshot_is_the_digest_of_canonical_json() {
         let plan = Plan::default();
         // Enough for several pieces.
-        let records: Vec<CaseRecord> = (0..1500)
-            .map(|n| CaseRecord {
-                id: format!("case-{n:04}"),
-                kind: CaseKind::Labelled,
-                grid: Grid {
-                    shape: [1; 3],
-                    affine: Affine::axis_aligned([1.0; 3], [0.0; 3]),
-                },
-                annotation: Annotation {
-                    classes: Vec::new(),
-                    assumed_tumour_free: false,
-                },
-                source_hash: Digest::default(),
-                content_hash: Digest::of(&[n as u8]),
-                source: SourceGeometry {
-                    shape_xyz: [1; 3],
-                    affine_xyz: [[0.0; 4]; 4],
-                    orientation: "RAS".into(),
-                },
-                organs: Vec::new(),
-                tumours: Vec::new(),
-            })
-            .collect();
+        let records: Vec<CaseRecord> = (0..1500).map(record).collect();
         for count in [0, 1, 2, 1500] {
             let cases: Vec<_> = records[..count].iter().map(|r| (&r.id, r.content_hash)).collect();
             assert_eq!(snapshot_of(&records[..count], &plan), Digest::of_json(&(cases, &plan)));

@@ -1,7 +1,10 @@
 //! What is known of a case without reading its voxels.
 
 use crate::digest::Digest;
-use crate::volume::{Annotation, Grid, Region, Shape};
+use crate::volume::{Annotation, Fingerprint, Grid, Region, Shape};
+
+/// The most bytes of [`CaseRecord::patient`] and of [`CaseRecord::labels_by`].
+pub const MAX_NAME_BYTES: usize = 128;
 
 /// Whether a case brings labelled tumours or only organ masks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, bincode::Encode, bincode::Decode)]
@@ -63,6 +66,17 @@ pub struct SourceGeometry {
     pub orientation: String,
 }
 
+/// Two cases that show the same scan, saved differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct NearDuplicate {
+    /// The lower index among the store's cases.
+    pub first: u32,
+    /// The higher index.
+    pub second: u32,
+    /// How much speaks for it, see `docs/ingest.md`.
+    pub score: u16,
+}
+
 /// Everything known of a case without reading its voxels; stands in the case's file and in the index.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, bincode::Encode, bincode::Decode)]
 pub struct CaseRecord {
@@ -74,8 +88,14 @@ pub struct CaseRecord {
     pub grid: Grid,
     /// What the annotators looked for.
     pub annotation: Annotation,
+    /// Whose scan it is, under a name without meaning; empty: the case is its own patient. Folds never divide a patient.
+    pub patient: String,
+    /// Who made the labels: empty for annotators, `pseudo:` and a model's hash for a model.
+    pub labels_by: String,
     /// BLAKE3 of the canonically oriented source voxels and shape (see `ingest::source_hash`).
     pub source_hash: Digest,
+    /// What the scan looks like, so that it is known again when it was saved differently.
+    pub fingerprint: Fingerprint,
     /// BLAKE3 of everything stored that can change a patch.
     pub content_hash: Digest,
     /// Where the case came from.
@@ -90,5 +110,18 @@ impl CaseRecord {
     /// Returns an organ's record.
     pub fn organ(&self, id: u8) -> Option<&OrganRecord> {
         self.organs.iter().find(|organ| organ.id == id)
+    }
+
+    /// Tells which field a reader should not believe, or nothing.
+    pub(super) fn refusal(&self) -> Option<String> {
+        if let Some(refusal) = self.fingerprint.refusal() {
+            return Some(refusal.to_string());
+        }
+        let names = [("patient", &self.patient), ("labels_by", &self.labels_by)];
+        let (field, name) = names.into_iter().find(|(_, name)| name.len() > MAX_NAME_BYTES)?;
+        Some(format!(
+            "{field}: expected at most {MAX_NAME_BYTES} bytes, got {}",
+            name.len()
+        ))
     }
 }

@@ -14,7 +14,7 @@ use super::{
     check_id, index,
 };
 use crate::digest::{Digest, update_i16};
-use crate::volume::{AIR_HU, Annotation, Grid, IGNORE, Plan, Region};
+use crate::volume::{AIR_HU, Annotation, Fingerprint, Grid, IGNORE, Plan, Region};
 
 /// How far a case's spacing may differ from the plan's, in mm: rounding in affines.
 const SPACING_TOLERANCE_MM: f64 = 1e-3;
@@ -29,8 +29,14 @@ pub struct CaseInput {
     pub grid: Grid,
     /// What the annotators looked for.
     pub annotation: Annotation,
+    /// Whose scan it is, see [`CaseRecord::patient`].
+    pub patient: String,
+    /// Who made the labels, see [`CaseRecord::labels_by`].
+    pub labels_by: String,
     /// BLAKE3 of the canonically oriented source voxels.
     pub source_hash: Digest,
+    /// What the source looks like.
+    pub fingerprint: Fingerprint,
     /// Where the case came from.
     pub source: SourceGeometry,
     /// HU, at least -1024.
@@ -70,7 +76,7 @@ impl StoreWriter {
             let (known, _) = index::read(&dir)?;
             check_same_plan(&dir, &known, plan)?;
         } else {
-            index::write(&dir, plan, Vec::new())?;
+            index::write(&dir, plan, index::Contents::default())?;
         }
         Ok(Self {
             dir,
@@ -107,6 +113,9 @@ impl StoreWriter {
         let path = case_path(&self.dir, &case.id);
         self.check(&case).map_err(|what| StoreError::invalid(&path, what))?;
         let (record, candidates) = self.analyse(case_hash(&case), &case);
+        if let Some(what) = record.refusal() {
+            return Err(StoreError::invalid(&path, what));
+        }
         if self.existing(&case.id).as_ref() == Some(&record) {
             return Ok(record);
         }
@@ -145,7 +154,11 @@ impl StoreWriter {
         }
         records.sort_by(|a, b| a.id.cmp(&b.id));
         let cases = records.len();
-        index::write(&self.dir, &self.plan, records)?;
+        let contents = index::Contents {
+            records,
+            near_duplicates: Vec::new(),
+        };
+        index::write(&self.dir, &self.plan, contents)?;
         Ok(Finished { cases, damaged })
     }
 
@@ -213,7 +226,10 @@ impl StoreWriter {
             kind: case.kind,
             grid: case.grid,
             annotation: case.annotation.clone(),
+            patient: case.patient.clone(),
+            labels_by: case.labels_by.clone(),
             source_hash: case.source_hash,
+            fingerprint: case.fingerprint.clone(),
             content_hash,
             source: case.source.clone(),
             organs,
@@ -289,7 +305,7 @@ fn window<T>(volume: &Array3<T>, region: Region) -> ArrayView3<'_, T> {
     volume.slice(s![z..z + d, y..y + h, x..x + w])
 }
 
-/// Hashes everything stored that can change a patch; never ids, codecs, paths or times.
+/// Hashes everything stored that can change a patch; never ids, patients, codecs, paths or times.
 fn case_hash(case: &CaseInput) -> Digest {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"freetumor.case.v1");

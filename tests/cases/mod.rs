@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use freetumor::digest::Digest;
 use freetumor::rng::{Purpose, Rng};
 use freetumor::store::{CaseInput, CaseKind, Compression, SourceGeometry, Store, StoreWriter};
-use freetumor::volume::{Affine, Annotation, Grid, Plan};
+use freetumor::volume::{Affine, Annotation, Fingerprint, Grid, Plan};
 use ndarray::Array3;
 
 /// The plan of all test stores.
@@ -39,7 +39,10 @@ pub fn case(id: &str, shape: [usize; 3]) -> CaseInput {
             classes: vec!["liver".into(), "liver_tumour".into()],
             assumed_tumour_free: false,
         },
+        patient: format!("patient of {id}"),
+        labels_by: String::new(),
         source_hash: Digest::of(id.as_bytes()),
+        fingerprint: Fingerprint::from_bytes(vec![1, 2, 3]).unwrap(),
         source: SourceGeometry {
             shape_xyz: [shape[2], shape[1], shape[0]],
             affine_xyz: [

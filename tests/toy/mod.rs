@@ -3,7 +3,7 @@
 use freetumor::digest::Digest;
 use freetumor::rng::{Purpose, Rng};
 use freetumor::store::{CaseKind, CaseRecord, MemoryStore, OrganRecord, SourceGeometry, TumourRecord};
-use freetumor::volume::{Affine, Annotation, Grid, Plan, Region};
+use freetumor::volume::{Affine, Annotation, Fingerprint, Grid, Plan, Region};
 use ndarray::Array3;
 
 const SIDE: usize = 28;
@@ -61,7 +61,10 @@ fn push(store: &mut MemoryStore, number: usize, kind: CaseKind) {
     };
     let id = format!("case_{number:03}");
     let record = CaseRecord {
+        patient: String::new(),
+        labels_by: String::new(),
         source_hash: Digest::of(id.as_bytes()),
+        fingerprint: Fingerprint::default(),
         content_hash: Digest::of(id.as_bytes()),
         kind,
         grid: Grid {
