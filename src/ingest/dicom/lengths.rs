@@ -32,6 +32,8 @@ pub(super) enum Encoding {
 /// One element's head.
 struct Head {
     tag: Tag,
+    /// As the parser takes it; [`VR::UN`] where it has none.
+    vr: VR,
     is_sequence: bool,
     /// Nothing where a delimiter ends it.
     length: Option<usize>,
@@ -55,7 +57,7 @@ struct Around {
 }
 
 /// Walks over all elements from `from` on and refuses what the parser could not read with little memory: lengths that reach
-/// past their container, stray items and delimiters, deep nests, too many elements, too large values other than pixels.
+/// past their container or are no multiple of what their type counts in, stray items and delimiters, deep nests, too many elements, too large values other than pixels.
 pub(super) fn check(bytes: &[u8], from: usize, encoding: Encoding) -> Result<(), String> {
     let mut at = from;
     let mut around = vec![Around {
@@ -101,6 +103,7 @@ pub(super) fn check(bytes: &[u8], from: usize, encoding: Encoding) -> Result<(),
             None => at += head.length.unwrap_or_default(),
         }
         elements += 1;
+        check_units(&head, opened.is_some())?;
         if opened.is_none() && tag != tags::PIXEL_DATA {
             value_bytes += head.length.unwrap_or_default();
         }
@@ -148,10 +151,12 @@ fn head(bytes: &[u8], encoding: Encoding) -> Option<Head> {
     if tag.group() != ITEM.group() && encoding == Encoding::Explicit {
         return explicit(bytes);
     }
-    let vr = StandardDataDictionary.by_tag(tag).and_then(|entry| entry.vr().exact());
+    let known = StandardDataDictionary.by_tag(tag).map(|entry| entry.vr());
+    let vr = known.and_then(|vr| vr.exact());
     let length = length(bytes, 4)?;
     Some(Head {
         tag,
+        vr: known.map_or(VR::UN, |vr| vr.relaxed()),
         // What has no length and no known type is read as a sequence.
         is_sequence: tag != tags::PIXEL_DATA && (vr == Some(VR::SQ) || length.is_none()),
         length,
@@ -188,10 +193,29 @@ fn explicit(bytes: &[u8]) -> Option<Head> {
     let is_sequence = vr == VR::SQ;
     (length.is_some() || is_sequence).then_some(Head {
         tag,
+        vr,
         is_sequence,
         length,
         bytes,
     })
+}
+
+/// Refuses values that do not hold whole units of their type: the parser would take what is left over for an element.
+fn check_units(head: &Head, is_container: bool) -> Result<(), String> {
+    let unit = match head.vr {
+        VR::OW | VR::SS | VR::US => 2,
+        VR::AT | VR::FL | VR::OF | VR::OL | VR::SL | VR::UL => 4,
+        VR::FD | VR::OD | VR::OV | VR::SV | VR::UV => 8,
+        _ => 1,
+    };
+    match head.length {
+        Some(length) if !is_container && length % unit != 0 => Err(format!(
+            "element {}: expected a multiple of {unit} bytes of type {}, got {length}",
+            head.tag,
+            head.vr.to_string()
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -235,6 +259,23 @@ mod tests {
         ]
         .concat();
         assert!(refusal(&[sequence(OPEN), short].concat()).contains("8 bytes, 0 are left"));
+    }
+
+    #[test]
+    fn values_hold_whole_units_of_their_type() {
+        // (000c,0100) AT, six bytes: the parser reads four, and takes the other two for an element.
+        let tags = |length: u8| {
+            let head = [0x0c, 0, 0, 1, b'A', b'T', length, 0];
+            [head.as_slice(), &[b'1'; 8][..length.into()]].concat()
+        };
+        assert!(refusal(&tags(6)).contains("a multiple of 4 bytes of type AT, got 6"));
+        assert_eq!(check(&tags(8), 0, Encoding::Explicit), Ok(()));
+        // (0028,0010) US, of three bytes; (0028,0106), of one of two types that count in two bytes.
+        for element in [[0x10, 0], [6, 1]] {
+            let bytes = [[0x28, 0].as_slice(), &element, &[3, 0, 0, 0, 1, 2, 3]].concat();
+            let refused = check(&bytes, 0, Encoding::Implicit).unwrap_err();
+            assert!(refused.contains("a multiple of 2 bytes"), "{refused}");
+        }
     }
 
     #[test]
