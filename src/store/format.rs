@@ -2,6 +2,7 @@
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 
+use super::decode::decode;
 use super::{CaseRecord, TumourRecord};
 use super::{codec, residuals};
 use crate::volume::{Region, Shape};
@@ -202,9 +203,10 @@ pub(super) fn decode_header(
     if head_crc(raw_preamble, bytes) != preamble.crc {
         return Err("the header's checksum does not match".into());
     }
-    let (header, used): (CaseHeader, usize) =
-        bincode::decode_from_slice(bytes, header_config()).map_err(|error| format!("header: {error}"))?;
-    if used != bytes.len() {
+    let mut rest = bytes;
+    let header: CaseHeader = decode(&mut rest, bytes.len() as u64).map_err(|error| format!("header: {error}"))?;
+    if !rest.is_empty() {
+        let used = bytes.len() - rest.len();
         return Err(format!("the header holds {used} bytes, {} were announced", bytes.len()));
     }
     check_header(&header, file_bytes - preamble.payload_offset)?;

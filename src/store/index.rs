@@ -5,6 +5,7 @@ use std::path::Path;
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 
+use super::decode::decode;
 use super::{CaseRecord, NearDuplicate, StoreError, check_id};
 use crate::digest::canonical_json;
 use crate::volume::Plan;
@@ -145,8 +146,7 @@ pub(super) fn read(dir: &Path) -> Result<(Plan, Contents), StoreError> {
         hasher: crc32fast::Hasher::new(),
     };
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, &mut hashed);
-    let body: Body =
-        bincode::decode_from_std_read(&mut reader, config()).map_err(|error| damaged(error.to_string()))?;
+    let body: Body = decode(&mut reader, file_bytes).map_err(|error| damaged(error.to_string()))?;
     if !reader.fill_buf()?.is_empty() {
         return Err(damaged("bytes after the last case".into()));
     }

@@ -10,6 +10,7 @@
 mod analyse;
 mod cache;
 mod codec;
+mod decode;
 mod disk;
 mod format;
 mod index;

@@ -16,6 +16,7 @@ use ndarray::Array3;
 use rayon::prelude::*;
 
 use super::cache::{ChunkCache, Unpacked};
+use super::decode::decode;
 use super::format::{self, CaseHeader, Chunk, MAX_SIDE, PREAMBLE_BYTES};
 use super::map::MappedFile;
 use super::{Candidate, CaseRecord, Crop, StoreError, codec, residuals};
@@ -343,8 +344,8 @@ impl CaseFile {
         }
         let mut bytes = vec![0; self.header.candidate_bytes as usize];
         codec::unpack_bytes(block.codec, &stored, &mut bytes).map_err(damaged)?;
-        let (all, _): (Places, usize) =
-            bincode::decode_from_slice(&bytes, format::header_config()).map_err(|error| damaged(error.to_string()))?;
+        let all: Places =
+            decode(&mut bytes.as_slice(), bytes.len() as u64).map_err(|error| damaged(error.to_string()))?;
         let shape = self.header.record.grid.shape;
         let is_inside = |place: &Candidate| (0..3).all(|axis| usize::from(place.voxel[axis]) < shape[axis]);
         if !all.iter().all(|(_, places)| places.iter().all(is_inside)) {
