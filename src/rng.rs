@@ -40,6 +40,8 @@ pub enum Purpose {
     Training = 13,
     /// Tests.
     Test = 14,
+    /// Rotations, zooms and elastic deformations.
+    Warp = 15,
 }
 
 /// A stream of random numbers under one key.

@@ -691,6 +691,51 @@ fn absent_fields_and_spelled_defaults_are_one_recipe() {
     assert_eq!(resolved.feasible[&Pool::UnlabelledHost]["liver"], 3);
 }
 
+#[test]
+fn p5_a_warp_moves_image_mask_and_label_together() {
+    let mut recipe = analytic();
+    recipe.augment = Augmentation {
+        warp: 1.0,
+        rotation_deg: 20.0,
+        zoom: 1.2,
+        elastic_mm: 3.0,
+        ..recipe.augment
+    };
+    let delivery = batches(Delivery::default(), 8);
+    let patches = read(&start(1, None), &recipe, &delivery);
+    assert_eq!(digests(&read(&start(3, None), &recipe, &delivery)), digests(&patches));
+    let plain = read(&start(2, None), &analytic(), &delivery);
+    let mut painted = 0;
+    for (patch, plain) in patches.iter().zip(&plain) {
+        // The same case and box, seen otherwise.
+        assert_eq!(
+            (&patch.meta.case, patch.meta.region),
+            (&plain.meta.case, plain.meta.region)
+        );
+        assert_ne!(patch.meta.affine, plain.meta.affine);
+        assert_eq!(patch.image.dim(), plain.image.dim());
+        painted += usize::from(!patch.meta.lesions.is_empty());
+        check_warped(patch);
+    }
+    assert!(painted >= 8, "{painted}");
+}
+
+/// Checks that the label follows from the mask, and that voxels with no mask around them are the source's.
+fn check_warped(patch: &StreamedPatch) {
+    let shape = patch.image.dim();
+    for ((z, y, x), now) in patch.image.indexed_iter() {
+        let soft = patch.soft_mask[[z, y, x]];
+        let is_tumour = [LIVER.1, KIDNEY.1].contains(&patch.label[[z, y, x]]);
+        // Labelled hosts bring tumours of their own.
+        assert!(soft < 128 || (is_tumour && patch.lesion_instance[[z, y, x]] == 1));
+        let near = |at: usize, side: usize| at.saturating_sub(1)..(at + 2).min(side);
+        let around = ndarray::s![near(z, shape.0), near(y, shape.1), near(x, shape.2)];
+        if patch.soft_mask.slice(around).iter().all(|soft| *soft == 0) {
+            assert_eq!(*now, patch.source[[z, y, x]]);
+        }
+    }
+}
+
 /// Returns untrained models of another grid.
 fn bundle_of(spacing_mm: [f64; 3]) -> Arc<Bundle> {
     let mut other = Arc::into_inner(bundle(known())).unwrap();

@@ -6,9 +6,11 @@ mod deal;
 mod schedule;
 mod sequence;
 mod settings;
+mod warp;
 
 pub use augment::{Change, HU_RANGE};
 pub use bins::{diameters_mm, draw_contrast_hu, draw_diameter_mm};
 pub use schedule::{Draw, Mix, Schedule};
 pub use sequence::Sequence;
-pub use settings::{Augmentation, Pool};
+pub use settings::{Augmentation, Centre, Pool};
+pub use warp::Warp;

@@ -4,13 +4,14 @@
 //! index --pools--> visit of the pool --organs--> visit of pool and organ --+--sizes--> visit of the size --contrasts-->
 //!                                                                          +--round, position in it--> case
 //! ```
-//! A round visits every case of a pool and organ once, in a seeded order of its own, so visits differ by at most one.
+//! A round visits every case of a pool and organ once, in a seeded order of its own, so visits differ by at most one; or as
+//! often as the recipe's `patches_per_visit` says, one time after the other, for disks that are slow to find a volume.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::deal::{Host, Token, deal, largest_held};
-use super::{Pool, Sequence, diameters_mm};
+use super::{Centre, Pool, Sequence, diameters_mm};
 use crate::rng::{Purpose, Rng};
 use crate::store::{CaseKind, CaseRecord};
 use crate::volume::{ContrastBin, Organ, SizeClass};
@@ -31,6 +32,10 @@ pub struct Mix {
     pub sizes: Vec<(SizeClass, f64)>,
     /// Shares of the contrast bins.
     pub contrasts: Vec<(ContrastBin, f64)>,
+    /// Shares of what real patches show in their middle.
+    pub centres: Vec<(Centre, f64)>,
+    /// How many patches of an organ are taken from a volume before the next one's turn comes.
+    pub patches_per_visit: usize,
     /// Voxel size (z, y, x) in mm, the larger of the store's and the models'.
     pub spacing_mm: [f64; 3],
     /// Side of the cube in which lesions of each size class are looked at, in mm, smallest class first.
@@ -76,8 +81,8 @@ pub struct Draw {
     pub size: SizeClass,
     /// The contrast bin; without meaning for real patches.
     pub contrast: ContrastBin,
-    /// Whether a real patch is centred near a tumour, where its case has one.
-    pub near_tumour: bool,
+    /// What a real patch shows in its middle; without meaning for hosts.
+    pub centre: Centre,
     /// Whether the scheduled size had to give way to one that the case can hold.
     pub is_shortfall: bool,
 }
@@ -87,8 +92,11 @@ struct Cell {
     pool: Pool,
     organ: Organ,
     hosts: Vec<Host>,
+    /// How often each is visited in a round, one time after the other.
+    times: usize,
     sizes: Sequence<SizeClass>,
     contrasts: [Sequence<ContrastBin>; 4],
+    centres: Sequence<Centre>,
 }
 
 /// The visits of one pool.
@@ -156,7 +164,7 @@ impl Schedule {
         let lane = &self.lanes[lane];
         let (cell, visit) = lane.organs.at(visit);
         let cell = &lane.cells[cell];
-        let n = cell.hosts.len() as u64;
+        let n = (cell.hosts.len() * cell.times) as u64;
         let (host, token) = self.round(cell, visit / n)[(visit % n) as usize];
         let size = match cell.pool {
             Pool::LabelledReal => token.size,
@@ -168,7 +176,7 @@ impl Schedule {
             case: host.case,
             size,
             contrast: cell.contrasts[token.size as usize].at(token.visit).0,
-            near_tumour: visit.is_multiple_of(2),
+            centre: cell.centres.at(visit).0,
             is_shortfall: size != token.size,
         }
     }
@@ -257,15 +265,19 @@ fn cell(mix: &Mix, pool: Pool, organ: &Organ, hosts: Vec<Host>, shortfall: &mut 
         organ: organ.clone(),
         sizes: Sequence::new(&sizes, offset(mix.seed, number(0)))?,
         contrasts: [tiny?, small?, medium?, large?],
+        // From the start of its period: by default, tumour and organ take turns.
+        centres: Sequence::new(&mix.centres, 0)?,
         hosts,
+        times: mix.patches_per_visit,
     })
 }
 
 fn deal_round(seed: u64, cell: &Cell, number: u64) -> Vec<(Host, Token)> {
-    let mut hosts = cell.hosts.clone();
+    let mut order = cell.hosts.clone();
     let lane = (cell.pool as u64 + 1) << 8 | u64::from(cell.organ.id);
     // The attempt is the pool and organ, shifted away from the offsets' attempt 0.
-    Rng::keyed(seed, number, lane, Purpose::Pool).shuffle(&mut hosts);
+    Rng::keyed(seed, number, lane, Purpose::Pool).shuffle(&mut order);
+    let hosts: Vec<Host> = (order.into_iter().flat_map(|host| std::iter::repeat_n(host, cell.times))).collect();
     let first = number * hosts.len() as u64;
     let mut tokens: Vec<Token> = (first..first + hosts.len() as u64)
         .map(|visit| {
@@ -324,7 +336,7 @@ mod tests {
         }
     }
 
-    fn schedule(large: f64) -> (Schedule, Vec<CaseRecord>) {
+    fn schedule(large: f64, patches_per_visit: usize) -> (Schedule, Vec<CaseRecord>) {
         let organs = LabelMap::default().organs();
         let records: Vec<_> = (0..203).map(|number| record(number, &organs)).collect();
         let mix = Mix {
@@ -337,6 +349,8 @@ mod tests {
             organs: organs.into_iter().zip([2.0, 1.0, 1.0]).collect(),
             sizes: vec![(SizeClass::Small, 1.0 - large), (SizeClass::Large, large)],
             contrasts: vec![(ContrastBin::Dark, 0.75), (ContrastBin::Iso, 0.25)],
+            centres: vec![(Centre::Tumour, 0.33), (Centre::Anywhere, 0.67)],
+            patches_per_visit,
             spacing_mm: [1.5; 3],
             cube_mm: [48.0, 72.0, 96.0, 144.0],
         };
@@ -346,7 +360,7 @@ mod tests {
 
     #[test]
     fn shares_hold_in_every_stretch_and_visits_stay_even() {
-        let (schedule, records) = schedule(0.05);
+        let (schedule, records) = schedule(0.05, 1);
         let mut visits: BTreeMap<(Pool, u8), BTreeMap<usize, u64>> = BTreeMap::new();
         let (mut hosts, mut large, mut dark, n) = (0u32, 0u32, 0u32, 8000u32);
         for index in 0..u64::from(n) {
@@ -381,9 +395,35 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_gives_its_patches_one_after_the_other() {
+        let (schedule, _) = schedule(0.05, 5);
+        let mut seen: BTreeMap<(Pool, u8), Vec<Draw>> = BTreeMap::new();
+        for draw in (0..4000).map(|index| schedule.draw(index)) {
+            seen.entry((draw.pool, draw.organ.id)).or_default().push(draw);
+        }
+        for ((pool, _), draws) in seen {
+            let cases: Vec<usize> = draws.chunks_exact(5).map(|visit| visit[0].case).collect();
+            assert!(
+                draws
+                    .chunks_exact(5)
+                    .zip(&cases)
+                    .all(|(visit, case)| visit.iter().all(|draw| draw.case == *case))
+            );
+            // No volume comes again before all had their turn.
+            let known = if pool == Pool::UnlabelledHost { 152 } else { 51 };
+            let round: std::collections::BTreeSet<_> = cases.iter().take(known).collect();
+            assert_eq!(round.len(), known.min(cases.len()));
+            let anywhere = draws.iter().filter(|draw| draw.centre == Centre::Anywhere).count();
+            assert!(anywhere.abs_diff(draws.len() * 67 / 100) <= 1);
+            let holds = |draw: &Draw| draw.size != SizeClass::Large || draw.case.is_multiple_of(10);
+            assert!(pool == Pool::LabelledReal || draws.iter().all(holds));
+        }
+    }
+
+    #[test]
     fn draws_do_not_depend_on_what_was_asked_before() {
-        let (forward, _) = schedule(0.05);
-        let (backward, _) = schedule(0.05);
+        let (forward, _) = schedule(0.05, 1);
+        let (backward, _) = schedule(0.05, 1);
         let ahead: Vec<_> = (0..3000).map(|index| forward.draw(index)).collect();
         for index in (0..3000).rev() {
             assert_eq!(backward.draw(index), ahead[index as usize]);
@@ -393,7 +433,7 @@ mod tests {
     #[test]
     fn what_cannot_be_dealt_is_counted_as_a_shortfall() {
         // Half large, but only 10 of the 152 cases can hold them.
-        let (schedule, _) = schedule(0.5);
+        let (schedule, _) = schedule(0.5, 1);
         let expected = "unlabelled_host/liver/large: 50 % asked, 10 of 152 cases hold it";
         assert!(
             schedule.shortfall().iter().any(|line| line == expected),

@@ -24,6 +24,18 @@ impl Pool {
     }
 }
 
+/// What lies in the middle half of a patch of the labelled-real pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Centre {
+    /// A tumour of the organ; where the case has none, the organ.
+    Tumour,
+    /// The organ.
+    Organ,
+    /// Any voxel of the volume.
+    Anywhere,
+}
+
 /// Random changes after synthesis, applied alike to image, labels and optional outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -38,6 +50,15 @@ pub struct Augmentation {
     pub scale: f64,
     /// Largest shift in HU.
     pub shift_hu: f64,
+    /// Probability of a warp: rotation, zoom and elastic deformation together, by interpolation. Unlike the changes above,
+    /// it costs some tens of milliseconds per patch of 96^3.
+    pub warp: f64,
+    /// Of a warp: the largest rotation about each axis, in degrees.
+    pub rotation_deg: f64,
+    /// Of a warp: the largest factor by which things grow or shrink.
+    pub zoom: f64,
+    /// Of a warp: standard deviation of the elastic displacement's control points, which lie 32 mm apart, in mm.
+    pub elastic_mm: f64,
 }
 
 impl Default for Augmentation {
@@ -49,6 +70,10 @@ impl Default for Augmentation {
             intensity: 0.1,
             scale: 0.1,
             shift_hu: 40.0,
+            warp: 0.0,
+            rotation_deg: 15.0,
+            zoom: 1.25,
+            elastic_mm: 2.0,
         }
     }
 }
@@ -62,6 +87,10 @@ impl Augmentation {
             intensity: 0.0,
             scale: 0.0,
             shift_hu: 0.0,
+            warp: 0.0,
+            rotation_deg: 0.0,
+            zoom: 1.0,
+            elastic_mm: 0.0,
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{StreamError, delivery::OnFailed};
 use crate::checkpoint::{Bundle, Thresholds};
 use crate::nn::cube_side;
 use crate::rng::{Purpose, Rng};
-use crate::sampler::{Draw, Pool, draw_contrast_hu};
+use crate::sampler::{Centre, Draw, Pool, draw_contrast_hu};
 use crate::store::{Cases, StoreError};
 use crate::synth::gate::{self, Judged, Verdict};
 use crate::synth::{
@@ -79,7 +79,7 @@ impl Maker {
     pub(super) fn make(&self, order: &Order) -> Result<StreamedPatch, StreamError> {
         let draw = order.prepared.schedule.draw(order.index);
         let made = match draw.pool {
-            Pool::LabelledReal => self.real(order, &draw, draw.case, draw.near_tumour, Outcome::Real),
+            Pool::LabelledReal => self.real(order, &draw, draw.case, draw.centre, Outcome::Real),
             Pool::LabelledHost | Pool::UnlabelledHost => self.host(order, &draw),
         };
         self.stats.count_patch();
@@ -103,7 +103,7 @@ impl Maker {
         order: &Order,
         draw: &Draw,
         case: usize,
-        near_tumour: bool,
+        centre: Centre,
         outcome: Outcome,
     ) -> Result<StreamedPatch, MakeError> {
         let recipe = &order.prepared.resolved.recipe;
@@ -111,10 +111,10 @@ impl Maker {
         let record = &self.cases.records()[case];
         let tumours = record.tumours.iter().filter(|tumour| tumour.id == draw.organ.tumour_id);
         let tumours: Vec<_> = tumours.collect();
-        let centre = if near_tumour && !tumours.is_empty() {
-            tumours[rng.below(tumours.len())].centre
-        } else {
-            self.organ_voxel(case, draw, &mut rng)?
+        let centre = match centre {
+            Centre::Tumour if !tumours.is_empty() => tumours[rng.below(tumours.len())].centre,
+            Centre::Tumour | Centre::Organ => self.organ_voxel(case, draw, &mut rng)?,
+            Centre::Anywhere => record.grid.shape.map(|side| rng.below(side) as i64),
         };
         let region = crop_around(centre, record.grid.shape, order.prepared.resolved.patch, &mut rng);
         let meta = self.meta(order, draw, case, region, outcome);
@@ -371,7 +371,8 @@ impl Maker {
             } else {
                 cases[rng.below(cases.len())]
             };
-            self.real(order, draw, case, rng.chance(0.5), outcome)?
+            let centre = if rng.chance(0.5) { Centre::Tumour } else { Centre::Organ };
+            self.real(order, draw, case, centre, outcome)?
         } else {
             let region = match lesion.map(|attempt| attempt.region).or(trials.region) {
                 Some(region) => region,

@@ -6,12 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::lesion::LesionForm;
-use crate::sampler::{Augmentation, Pool};
+use crate::sampler::{Augmentation, Centre, Pool};
 use crate::synth::{GateSettings, SynthesizerKind};
 use crate::volume::{ContrastBin, MAX_PATCH_SIDE, Plan, Shape, SizeClass};
 
 /// Raised on any change to the bytes that a recipe and an index stand for.
 pub const REVISION: u32 = 3;
+
+/// The longest side of a patch that is warped.
+const MAX_WARPED_SIDE: usize = 192;
 
 /// What a client gets when no attempt passes the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -58,6 +61,12 @@ pub struct Recipe {
     pub sizes: BTreeMap<SizeClass, f64>,
     /// Shares of the contrast bins.
     pub contrasts: BTreeMap<ContrastBin, f64>,
+    /// Shares of what patches of the labelled-real pool show in their middle half. nnU-Net's foreground oversampling is
+    /// `{"tumour": 0.33, "anywhere": 0.67}`.
+    pub centres: BTreeMap<Centre, f64>,
+    /// How many patches of an organ are taken from a volume, one after the other, before the next one's turn comes; more
+    /// than one for disks that are slow to find a volume.
+    pub patches_per_visit: u32,
     /// A lesion's form.
     pub lesion: LesionForm,
     /// Random changes after synthesis.
@@ -85,6 +94,8 @@ impl Default for Recipe {
             organs: None,
             sizes: BTreeMap::from([(S::Tiny, 0.25), (S::Small, 0.35), (S::Medium, 0.35), (S::Large, 0.05)]),
             contrasts: BTreeMap::from([(C::Dark, 0.4), (C::Dim, 0.35), (C::Iso, 0.1), (C::Bright, 0.15)]),
+            centres: BTreeMap::from([(Centre::Tumour, 0.5), (Centre::Organ, 0.5)]),
+            patches_per_visit: 1,
             lesion: LesionForm::default(),
             augment: Augmentation::default(),
             gate: GateSettings::default(),
@@ -137,6 +148,9 @@ impl Recipe {
         check("gate.retries", self.gate.retries <= 15, "0 to 15", self.gate.retries)?;
         check_shares("sizes", &self.sizes)?;
         check_shares("contrasts", &self.contrasts)?;
+        check_shares("centres", &self.centres)?;
+        let visits = self.patches_per_visit;
+        check("patches_per_visit", (1..=256).contains(&visits), "1 to 256", visits)?;
         self.pools
             .as_ref()
             .map_or(Ok(()), |pools| check_shares("pools", pools))?;
@@ -146,6 +160,7 @@ impl Recipe {
         self.augment.flip.iter().try_for_each(|p| unit("augment.flip", *p))?;
         unit("augment.rotate90", self.augment.rotate90)?;
         unit("augment.intensity", self.augment.intensity)?;
+        self.check_warp()?;
         check(
             "augment.scale",
             (0.0..=0.5).contains(&self.augment.scale),
@@ -192,6 +207,26 @@ impl Recipe {
         self.patches_per_epoch.map_or(Ok(()), |epoch| {
             check("patches_per_epoch", (1..=1 << 40).contains(&epoch), "1 to 2^40", epoch)
         })
+    }
+
+    fn check_warp(&self) -> Result<(), RecipeError> {
+        let warp = &self.augment;
+        check("augment.warp", (0.0..=1.0).contains(&warp.warp), "0 to 1", warp.warp)?;
+        let degrees = warp.rotation_deg;
+        check(
+            "augment.rotation_deg",
+            (0.0..=30.0).contains(&degrees),
+            "0 to 30",
+            degrees,
+        )?;
+        check("augment.zoom", (1.0..=1.4).contains(&warp.zoom), "1 to 1.4", warp.zoom)?;
+        let elastic = warp.elastic_mm;
+        check("augment.elastic_mm", (0.0..=6.0).contains(&elastic), "0 to 6", elastic)?;
+        // The box that a warp reads is up to 2.5 times as long as the patch.
+        let fits = |patch: Shape| warp.warp == 0.0 || patch.iter().all(|side| *side <= MAX_WARPED_SIDE);
+        let expected = format!("at most {MAX_WARPED_SIDE} voxels a side where augment.warp is above 0");
+        self.patch
+            .map_or(Ok(()), |patch| check("patch", fits(patch), &expected, patch))
     }
 
     /// Returns the patch size that streams of this recipe have.

@@ -44,6 +44,8 @@ pub(super) fn resolve(cases: &dyn Cases, bundle: Option<&Bundle>, mut recipe: Re
     let kind = synthesizer(bundle, &recipe)?;
     recipe.synthesizer = Some(kind);
     recipe.patch = Some(recipe.patch(plan));
+    // Limits of the patch hold for the plan's as well.
+    recipe.validate()?;
     let models_mm = models_mm(bundle, &recipe).unwrap_or(plan.spacing_mm);
     let finest_mm = models_mm.into_iter().fold(f64::INFINITY, f64::min);
     let mix = Mix {
@@ -52,6 +54,8 @@ pub(super) fn resolve(cases: &dyn Cases, bundle: Option<&Bundle>, mut recipe: Re
         organs,
         sizes: recipe.sizes.iter().map(|(size, share)| (*size, *share)).collect(),
         contrasts: recipe.contrasts.iter().map(|(bin, share)| (*bin, *share)).collect(),
+        centres: recipe.centres.iter().map(|(centre, share)| (*centre, *share)).collect(),
+        patches_per_visit: recipe.patches_per_visit as usize,
         spacing_mm: std::array::from_fn(|axis| plan.spacing_mm[axis].max(models_mm[axis])),
         cube_mm: SizeClass::ALL.map(|size| cube_side(size) as f64 * finest_mm),
     };
@@ -63,7 +67,10 @@ pub(super) fn resolve(cases: &dyn Cases, bundle: Option<&Bundle>, mut recipe: Re
     let hosting = feasible.keys().any(|pool| *pool != Pool::LabelledReal);
     let bundle_hash = check_bundle(cases, bundle, &recipe, hosting, &allowed)?;
     let real_cases = real_cases(cases, &recipe, &mix, &allowed, hosting)?;
-    let patches_per_epoch = recipe.patches_per_epoch.unwrap_or_else(|| schedule.pool_size());
+    let patches_per_epoch = recipe.patches_per_epoch.unwrap_or_else(|| {
+        // Each volume of the hosts' pool, as often as it is visited.
+        schedule.pool_size() * u64::from(recipe.patches_per_visit)
+    });
     recipe.patches_per_epoch = Some(patches_per_epoch);
     let resolved = Resolved {
         hash: recipe.hash(),
@@ -219,6 +226,7 @@ fn fill_shares(recipe: &mut Recipe, mix: &Mix, feasible: &Feasible) {
     recipe.pools = Some(pools.filter(|(pool, _)| feasible.contains_key(pool)).collect());
     recipe.sizes.retain(|_, share| *share > 0.0);
     recipe.contrasts.retain(|_, share| *share > 0.0);
+    recipe.centres.retain(|_, share| *share > 0.0);
 }
 
 /// Checks what the recipe needs of the models; returns their hash, or zeros where it needs none.

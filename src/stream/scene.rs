@@ -6,7 +6,7 @@ use super::StreamError;
 use super::patch::{PatchMeta, StreamedPatch};
 use super::recipe::Recipe;
 use crate::rng::{Purpose, Rng};
-use crate::sampler::Change;
+use crate::sampler::{Change, Warp};
 use crate::store::{CaseRecord, Cases, Crop};
 use crate::synth::{LESION_FROM, Planted};
 use crate::volume::{IGNORE, LabelMap, Region, Shape};
@@ -66,10 +66,15 @@ pub(super) fn assemble(
         what,
     };
     let record = &cases.records()[case];
-    let crop = cases
-        .read(case, meta.region)
-        .map_err(|error| failed(error.to_string()))?;
     let labels = &cases.plan().labels;
+    let size = meta.region.size;
+    let mut rng = Rng::keyed(recipe.seed, meta.index, 0, Purpose::Warp);
+    let warp = Warp::draw(&recipe.augment, size, record.grid.spacing_mm(), &mut rng);
+    // What a warp looks up around the patch is read, and painted, with it.
+    let region = warp
+        .as_ref()
+        .map_or(meta.region, |warp| meta.region.grown(warp.margin()));
+    let crop = cases.read(case, region).map_err(|error| failed(error.to_string()))?;
     let label = wire_labels(record, labels, &crop).map_err(failed)?;
     let shape = crop.image.dim();
     let mut patch = StreamedPatch {
@@ -77,33 +82,47 @@ pub(super) fn assemble(
         label,
         source: crop.image,
         soft_mask: Array3::zeros(shape),
-        lesion_instance: Array3::zeros(shape),
+        lesion_instance: Array3::zeros(size),
         meta,
     };
     if let Some(painted) = painted {
-        add_lesion(&mut patch, painted);
+        paste_lesion(&mut patch, painted, region);
+    }
+    patch.meta.affine = record.grid.affine.shifted(patch.meta.region.start);
+    if let Some(warp) = warp {
+        patch.image = warp.image(&patch.image);
+        patch.source = warp.image(&patch.source);
+        patch.soft_mask = warp.soft(&patch.soft_mask);
+        patch.label = warp.labels(&patch.label);
+        patch.meta.affine = warp.affine(&patch.meta.affine);
+    }
+    if let Some(painted) = painted {
+        label_lesion(&mut patch, painted.tumour_id);
     }
     let window = cases.plan().window_hu;
     let centre_hu = f64::from(window.low + window.high) / 2.0;
     let mut rng = Rng::keyed(recipe.seed, patch.meta.index, 0, Purpose::Augment);
-    let change = Change::draw(&recipe.augment, patch.meta.region.size, centre_hu, &mut rng);
-    augment(&mut patch, record, &change, painted.is_some());
+    let change = Change::draw(&recipe.augment, size, centre_hu, &mut rng);
+    augment(&mut patch, &change, painted.is_some());
     Ok(patch)
 }
 
-fn add_lesion(patch: &mut StreamedPatch, painted: &Painted) {
-    let planted = &painted.planted;
-    let Some(parts) = overlap(patch.meta.region, planted.host.region) else {
-        return;
-    };
-    paste(&mut patch.image, &painted.image, parts);
-    paste(&mut patch.soft_mask, &planted.soft, parts);
+/// Pastes a lesion's image and soft mask into the box `region`.
+fn paste_lesion(patch: &mut StreamedPatch, painted: &Painted, region: Region) {
+    if let Some(parts) = overlap(region, painted.planted.host.region) {
+        paste(&mut patch.image, &painted.image, parts);
+        paste(&mut patch.soft_mask, &painted.planted.soft, parts);
+    }
+}
+
+/// Labels the lesion where its soft mask says so.
+fn label_lesion(patch: &mut StreamedPatch, tumour_id: u8) {
     Zip::from(&mut patch.label)
         .and(&mut patch.lesion_instance)
         .and(&patch.soft_mask)
         .for_each(|label, instance, soft| {
             if *soft >= LESION_FROM {
-                *label = painted.tumour_id;
+                *label = tumour_id;
                 *instance = 1;
             }
         });
@@ -119,9 +138,8 @@ fn wire_labels(record: &CaseRecord, labels: &LabelMap, crop: &Crop) -> Result<Ar
     Ok(crop.labels.map(|label| sent[usize::from(*label)]))
 }
 
-fn augment(patch: &mut StreamedPatch, record: &CaseRecord, change: &Change, is_painted: bool) {
-    let region = patch.meta.region;
-    patch.meta.affine = change.affine(&record.grid.affine.shifted(region.start), region.size);
+fn augment(patch: &mut StreamedPatch, change: &Change, is_painted: bool) {
+    patch.meta.affine = change.affine(&patch.meta.affine, patch.meta.region.size);
     patch.image = change.reorder(&patch.image);
     patch.label = change.reorder(&patch.label);
     change.recolour(&mut patch.image);
