@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 
 use super::progress::Counter;
 use super::{ConfigArgs, say, say_error, say_json};
-use crate::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest};
+use crate::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest, nnunet_plans};
 
 /// Ingest NIfTI or DICOM images and labels into a store: orient, resample to the plan's spacing, check, write
 ///
@@ -38,6 +38,12 @@ pub(super) struct Args {
     /// What label ids mean: lits, msd-pancreas, kits, totalsegmentator, freetumor, freetumor-unlabelled, or a TOML file
     #[arg(long, value_name = "NAME")]
     preset: String,
+    /// Take spacing and patch size from nnU-Net's plans file instead of the configuration
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+    /// Which configuration of the plans file
+    #[arg(long, value_name = "NAME", requires = "plan", default_value = "3d_fullres")]
+    configuration: String,
     /// The store's folder
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
@@ -50,7 +56,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let plan = args.config.load()?.plan;
+    let mut plan = args.config.load()?.plan;
+    if let Some(plans) = &args.plan {
+        plan = nnunet_plans::apply(plans, &args.configuration, &plan)?;
+        say_error(&format!(
+            "[plan] spacing_mm = {:?}, patch = {:?}: put this into the configuration of what works on the store",
+            plan.spacing_mm, plan.patch
+        ));
+    }
     let entries = match (&args.datalist, &args.image) {
         (Some(list), _) => datalist::read(list)?,
         (None, Some(image)) => vec![datalist::single(image, args.labels.as_deref())],

@@ -11,6 +11,7 @@ mod files;
 mod header;
 mod masks;
 pub mod nifti;
+pub mod nnunet_plans;
 pub mod orient;
 mod pipeline;
 pub mod preset;
@@ -43,6 +44,14 @@ pub enum IngestError {
         /// The file.
         path: PathBuf,
         /// The entry or key and what is wrong with it.
+        what: String,
+    },
+    /// A plans file of nnU-Net that no store can follow.
+    #[error("{path}: {what}")]
+    NnunetPlans {
+        /// The file.
+        path: PathBuf,
+        /// The key, what was expected and what was found.
         what: String,
     },
     /// A preset that does not exist or does not fit the plan.
