@@ -20,6 +20,9 @@ RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --document-private-item
 step "Rust tests"
 cargo test --release --quiet
 
+step "fuzz targets compile"
+cargo check --manifest-path fuzz/Cargo.toml --target-dir target/fuzz --quiet
+
 step "Python tests"
 [ -x .venv/bin/python ] || python3 -m venv .venv
 .venv/bin/pip install --quiet --disable-pip-version-check -e './python[test]'

@@ -73,6 +73,15 @@ impl GridBridge {
         resample_nearest(labels, self.to_models(labels.dim()))
     }
 
+    /// Returns label ids of the models' grid in the box of [`Self::host_size`].
+    pub fn labels_back(&self, labels: &Array3<u8>) -> Array3<u8> {
+        let host = self.host_size();
+        resample_nearest(
+            labels,
+            std::array::from_fn(|axis| map(self.cube, host[axis], 1.0 / self.ratio[axis])),
+        )
+    }
+
     /// Returns a lesion as the models see it.
     pub fn lesion_view(&self, lesion: &LesionCube) -> LesionCube {
         LesionCube {
@@ -210,5 +219,9 @@ mod tests {
         let both = Zip::from(&seen).and(&want).map_collect(|a, b| a & b);
         // Slices of 2.5 mm put the ball's caps up to half a slice away.
         assert!(2.0 * count(&both) / (count(&seen) + volume) > 0.93);
+        let back = bridge.labels_back(&want);
+        let here = ball(host, STORE_MM, 12.0);
+        let both = Zip::from(&back).and(&here).map_collect(|a, b| a & b);
+        assert!(2.0 * count(&both) / (count(&back) + count(&here)) > 0.93);
     }
 }
