@@ -9,6 +9,7 @@ use freetumor::checkpoint::{
     Architecture, Bundle, Calibration, CalibrationEntry, FORMAT_VERSION, ModelManifest, Precision, Role, Thresholds,
     WeightsFile, collect, load_manifest, load_segmentor, save_model, write_atomically,
 };
+use freetumor::digest::Digest;
 use freetumor::nn::{GeneratorConfig, UnetConfig};
 use freetumor::volume::{ContrastBin, HuWindow, LabelMap, Plan, SizeClass};
 
@@ -161,9 +162,35 @@ fn a_flipped_byte_is_refused_with_file_and_both_checksums() {
 }
 
 #[test]
+fn manifests_of_the_first_format_load_and_have_no_fingerprints() {
+    let folder = whole_bundle();
+    for role in [Role::Critic, Role::Generator, Role::Discriminator] {
+        edit(folder.path(), role, |json| {
+            json["format_version"] = 1.into();
+            json["training"] = serde_json::json!({
+                "case_ids": ["a"], "source_hashes": [Digest::of(b"a")], "snapshot": Digest::default(), "config": {},
+                "steps": 1, "seed": 2, "metrics": {},
+            });
+        });
+    }
+    let bundle = Bundle::load(folder.path(), &Device::flex()).unwrap();
+    assert_eq!(bundle.provenance.source_hashes.len(), 1);
+    assert!(bundle.provenance.fingerprints.is_empty());
+    // A field that is absent is not written either, so that the hash of an old bundle stays what it was.
+    let manifest = load_manifest(folder.path(), Role::Critic).unwrap();
+    assert!(!serde_json::to_string(&manifest).unwrap().contains("fingerprints"));
+    edit(folder.path(), Role::Generator, |json| {
+        json["format_version"] = 2.into();
+        json["training"]["fingerprints"] = serde_json::json!(["0102", "03"]);
+    });
+    let bundle = Bundle::load(folder.path(), &Device::flex()).unwrap();
+    assert_eq!(bundle.provenance.fingerprints.len(), 2);
+}
+
+#[test]
 fn bad_manifests_are_refused_naming_the_key() {
     let cases: [(&str, serde_json::Value, &str); 6] = [
-        ("/format_version", 9.into(), "format_version: expected 1, got 9"),
+        ("/format_version", 9.into(), "format_version: expected 1 to 2, got 9"),
         ("/role", "segmentor".into(), "role: expected Critic"),
         (
             "/architecture/unet/widths",

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use dicom_core::{DataElement, PrimitiveValue, Tag, VR};
 use dicom_dictionary_std::{tags, uids};
 use dicom_object::{FileMetaTableBuilder, InMemDicomObject, open_file};
+use freetumor::digest::Digest;
 use freetumor::ingest::dicom::read_series;
 use freetumor::ingest::nifti::read_image;
 use freetumor::ingest::orient::orient;
-use freetumor::ingest::{IngestRequest, Preset, Shard, Status, datalist, ingest, source_hash};
+use freetumor::ingest::{Entry, IngestRequest, Preset, Shard, Status, datalist, ingest, source_hash};
+use freetumor::store::{Cases, Store};
 use freetumor::volume::Plan;
 use ndarray::Axis;
 use serde_json::Value;
@@ -51,6 +53,9 @@ fn series_read_as_simpleitk_and_pydicom_read_them() {
     }
 }
 
+/// Whose series is written.
+const PATIENT: &str = "Doe, Jane 1970";
+
 /// Writes a series of one slice per plane, as scanners do: unsigned, intercept -1024 or what the HU need.
 fn write_series(folder: &Path, scan: &freetumor::ingest::nifti::Scan<i16>) {
     let column = |j: usize| -> [f64; 3] { [-scan.affine_xyz[0][j], -scan.affine_xyz[1][j], scan.affine_xyz[2][j]] };
@@ -74,6 +79,7 @@ fn write_series(folder: &Path, scan: &freetumor::ingest::nifti::Scan<i16>) {
             text(tags::SOP_CLASS_UID, VR::UI, uids::CT_IMAGE_STORAGE),
             text(tags::SOP_INSTANCE_UID, VR::UI, &uid),
             text(tags::SERIES_INSTANCE_UID, VR::UI, "1.2.826.0.1.3680043.8.498.1"),
+            text(tags::PATIENT_ID, VR::LO, PATIENT),
             text(tags::MODALITY, VR::CS, "CT"),
             text(tags::PHOTOMETRIC_INTERPRETATION, VR::CS, "MONOCHROME2"),
             DataElement::new(tags::IMAGE_POSITION_PATIENT, VR::DS, strings(&position)),
@@ -132,6 +138,35 @@ fn a_real_ct_is_the_same_case_from_dicom_and_from_nifti() {
     let status = || ingest(&request, &store, &plan, &|_| {}).unwrap().cases[0].status;
     assert_eq!(status(), Status::Ok);
     assert_eq!(status(), Status::Skipped);
+
+    // Whose scan it is stays known under a name that says nothing; the PatientID stands nowhere in the store.
+    let opened = Store::open(&store).unwrap();
+    assert_eq!(
+        opened.records()[0].patient,
+        Digest::of(PATIENT.as_bytes()).to_string()[..16]
+    );
+    let files = [
+        store.join("index.bin"),
+        store.join("cases/series.ftc"),
+        store.join("ingest/series.json"),
+    ];
+    for path in files {
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(!bytes.windows(4).any(|window| window == b"Jane"), "{}", path.display());
+    }
+    // A datalist's word counts for more.
+    let named = IngestRequest {
+        entries: vec![Entry {
+            patient: Some("p-17".into()),
+            ..request.entries[0].clone()
+        }],
+        ..request.clone()
+    };
+    assert_eq!(
+        ingest(&named, &store, &plan, &|_| {}).unwrap().cases[0].status,
+        Status::Ok
+    );
+    assert_eq!(Store::open(&store).unwrap().records()[0].patient, "p-17");
 }
 
 /// Sets or removes an attribute of a copied slice; returns what reading the series then says.

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+#[path = "looks/mod.rs"]
+mod looks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +15,8 @@ use freetumor::digest::Digest;
 use freetumor::nn::{GeneratorConfig, UnetConfig};
 use freetumor::sampler::{Augmentation, Pool};
 use freetumor::store::{
-    Candidate, CaseKind, CaseRecord, Cases, Crop, MemoryStore, OrganRecord, SourceGeometry, StoreError, TumourRecord,
+    Candidate, CaseKind, CaseRecord, Cases, Crop, MemoryStore, NearDuplicate, OrganRecord, SourceGeometry, StoreError,
+    TumourRecord,
 };
 use freetumor::stream::cursor::Cursor;
 use freetumor::stream::delivery::{Delivery, LastBatch, OnFailed};
@@ -171,6 +175,7 @@ fn known() -> Provenance {
     Provenance {
         known: true,
         source_hashes: BTreeSet::from([Digest::of(b"source-1")]),
+        fingerprints: BTreeSet::new(),
     }
 }
 
@@ -644,6 +649,81 @@ fn p7_a_scan_is_held_out_by_its_voxels_whatever_it_is_called() {
 }
 
 #[test]
+fn near_duplicates_of_held_out_cases_are_neither_served_nor_trained_on() {
+    let mut plain = MemoryStore::new(plan());
+    for number in 0..5 {
+        let kind = if number < 2 {
+            CaseKind::Labelled
+        } else {
+            CaseKind::Unlabelled
+        };
+        push_case(&mut plain, number, kind);
+    }
+    let mut store = MemoryStore::new(plan());
+    for (case, record) in plain.records().iter().enumerate() {
+        let crop = plain.read(case, Region::whole([SIDE; 3])).unwrap();
+        let record = CaseRecord {
+            // The fourth is the third again, saved without its first ten planes.
+            fingerprint: match case {
+                3 => looks::fingerprint(2, 10..40),
+                _ => looks::fingerprint(case as u64, 0..40),
+            },
+            ..record.clone()
+        };
+        store.push(record, crop.image, crop.labels);
+    }
+    let store: Arc<dyn Cases> = Arc::new(store);
+    let hold_out = |id: &str| Selection {
+        hold_out: vec![id.into()],
+        ..Selection::default()
+    };
+    let streams = Streams::start(store.clone(), None, config(1)).unwrap();
+    let served = |select: Selection| -> BTreeSet<String> {
+        let recipe = Recipe { select, ..analytic() };
+        let patches = read(&streams, &recipe, &batches(Delivery::default(), 16));
+        patches.into_iter().map(|patch| patch.meta.case).collect()
+    };
+    assert!(served(Selection::default()).contains("case-3"));
+    assert!(!served(hold_out("case-2")).contains("case-3"));
+    let by_hash = Selection {
+        hold_out_hashes: vec![Digest::of(b"source-2")],
+        ..Selection::default()
+    };
+    assert!(!served(by_hash).contains("case-3"));
+
+    let resolve = |trained_on: Provenance, id: &str| {
+        let streams = Streams::start(store.clone(), Some(bundle(trained_on)), config(1)).unwrap();
+        let recipe = Recipe {
+            select: hold_out(id),
+            ..judged(0.0, Fallback::Healthy)
+        };
+        streams.resolve(recipe).map(|_| ()).map_err(|error| error.to_string())
+    };
+    // Trained on the store's own copy of the held-out case.
+    let on_copy = Provenance {
+        source_hashes: BTreeSet::from([Digest::of(b"source-3")]),
+        ..known()
+    };
+    let error = resolve(on_copy, "case-2").unwrap_err();
+    assert!(
+        error.contains("(1 as near-duplicates)") && error.contains("case-2"),
+        "{error}"
+    );
+    // Trained elsewhere, on a copy that this store does not hold.
+    let elsewhere = |fingerprints| Provenance {
+        known: true,
+        source_hashes: BTreeSet::from([Digest::of(b"elsewhere")]),
+        fingerprints,
+    };
+    let copy = BTreeSet::from([looks::fingerprint(0, 5..33)]);
+    let error = resolve(elsewhere(copy.clone()), "case-0").unwrap_err();
+    assert!(error.contains("case-0") && error.contains("near-duplicate"), "{error}");
+    resolve(elsewhere(copy), "case-1").unwrap();
+    // Models of older manifests, which have no fingerprints, go by hashes alone.
+    resolve(elsewhere(BTreeSet::new()), "case-0").unwrap();
+}
+
+#[test]
 fn recipes_that_cannot_be_served_are_refused_by_field() {
     let streams = start(1, None);
     let refused = |recipe: Recipe| streams.resolve(recipe).map(|_| ()).unwrap_err().to_string();
@@ -825,6 +905,10 @@ impl Cases for Damaged {
 
     fn records(&self) -> &[CaseRecord] {
         self.0.records()
+    }
+
+    fn near_duplicates(&self) -> &[NearDuplicate] {
+        self.0.near_duplicates()
     }
 
     fn read(&self, case: usize, region: Region) -> Result<Crop, StoreError> {

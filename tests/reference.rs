@@ -27,6 +27,7 @@ fn flags() {
         "demo",
         "phantom",
         "ingest",
+        "duplicates",
         "train",
         "train critic",
         "train synthesizer",

@@ -11,7 +11,7 @@ use super::{Calibration, CheckpointError, ModelManifest, Role, check_plan};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::nn::{Generator, Unet};
-use crate::volume::Plan;
+use crate::volume::{Fingerprint, Plan};
 
 /// What a model was trained on.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +20,8 @@ pub struct Provenance {
     pub known: bool,
     /// The `source_hash` of every training case.
     pub source_hashes: BTreeSet<Digest>,
+    /// Their fingerprints, as far as they are known: older manifests do not have them.
+    pub fingerprints: BTreeSet<Fingerprint>,
 }
 
 /// Critic, generator and discriminator that belong together, on a device.
@@ -132,10 +134,11 @@ impl Bundle {
 impl Provenance {
     /// Joins what several models were trained on; known only where all of them say.
     pub fn of(manifests: &[&ModelManifest]) -> Self {
-        let trainings = manifests.iter().filter_map(|manifest| manifest.training.as_ref());
+        let trainings = || manifests.iter().filter_map(|manifest| manifest.training.as_ref());
         Self {
             known: manifests.iter().all(|manifest| manifest.provenance_known),
-            source_hashes: trainings.flat_map(|t| t.source_hashes.iter().copied()).collect(),
+            source_hashes: trainings().flat_map(|t| t.source_hashes.iter().copied()).collect(),
+            fingerprints: trainings().flat_map(|t| t.fingerprints.iter().cloned()).collect(),
         }
     }
 }

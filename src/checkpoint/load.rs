@@ -49,9 +49,9 @@ pub fn load_manifest(folder: &Path, role: Role) -> Result<ModelManifest, Checkpo
         Ok(manifest) => manifest,
         Err(error) => return invalid(format!("not a model manifest: {error}")),
     };
-    if manifest.format_version != FORMAT_VERSION {
+    if !(1..=FORMAT_VERSION).contains(&manifest.format_version) {
         return invalid(format!(
-            "format_version: expected {FORMAT_VERSION}, got {}",
+            "format_version: expected 1 to {FORMAT_VERSION}, got {}",
             manifest.format_version
         ));
     }

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::Calibration;
 use crate::digest::Digest;
 use crate::nn::{GeneratorConfig, UnetConfig};
-use crate::volume::Plan;
+use crate::volume::{Fingerprint, Plan};
 
-/// The manifest's format; raised when an older program could not read it.
-pub const FORMAT_VERSION: u32 = 1;
+/// The manifest's format; raised when an older program could not read it. All formats from 1 on are read.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// What a model does in the method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -119,6 +119,9 @@ pub struct Training {
     pub case_ids: Vec<String>,
     /// The `source_hash` of every training case, and of every case of the models it was trained against.
     pub source_hashes: BTreeSet<Digest>,
+    /// The fingerprints of the same cases, by which near-duplicates are found; manifests of format 1 have none.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub fingerprints: BTreeSet<Fingerprint>,
     /// The store it was trained on.
     pub snapshot: Digest,
     /// The complete configuration.
@@ -135,7 +138,7 @@ pub struct Training {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelManifest {
-    /// [`FORMAT_VERSION`] of the program that wrote it.
+    /// [`FORMAT_VERSION`] of the program that wrote it, at least 1.
     pub format_version: u32,
     /// What the model does.
     pub role: Role,

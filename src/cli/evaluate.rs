@@ -1,6 +1,5 @@
 //! `freetumor evaluate`: scores a model on the labelled cases of a store.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,10 +9,10 @@ use clap::ValueEnum;
 use super::device::{Compute, DeviceArgs};
 use super::models::open_store;
 use super::{ConfigArgs, say, say_error, say_json};
-use crate::checkpoint::{Bundle, load_segmentor};
-use crate::digest::Digest;
+use crate::checkpoint::{Bundle, Provenance, load_segmentor};
 use crate::evaluate::{Examination, HeldOut, score_held_out};
 use crate::store::Cases;
+use crate::stream::seen_cases;
 
 /// Which network of a folder to score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -26,7 +25,7 @@ enum Network {
 
 /// Score a critic or segmentor on the labelled cases of a store: Dice per class, lesions found by size
 ///
-/// Cases that the model was trained on are left out; their number is printed.
+/// Cases that the model was trained on, and near-duplicates of them, are left out; their number is printed.
 ///
 /// Example: freetumor evaluate --config configs/demo.toml --store store --models models --network segmentor --json
 #[derive(clap::Args)]
@@ -54,32 +53,24 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let Compute { device, dtype } = args.device.open()?;
     let store = open_store(&args.store, &config)?;
-    let (net, seen): (_, BTreeSet<Digest>) = match args.network {
+    let (net, provenance) = match args.network {
         Network::Critic => {
             let bundle = Bundle::load_critic(&args.models, &device)?;
             bundle.check_plan(store.plan())?;
-            (bundle.critic, bundle.provenance.source_hashes)
+            (bundle.critic, bundle.provenance)
         }
         Network::Segmentor => {
             let loaded = load_segmentor(&args.models, &device)?;
             crate::checkpoint::check_plan(("the segmentor", &loaded.manifest.plan), ("the store", store.plan()))?;
-            let training = loaded.manifest.training;
-            (
-                loaded.model,
-                training
-                    .into_iter()
-                    .flat_map(|training| training.source_hashes)
-                    .collect(),
-            )
+            (loaded.model, Provenance::of(&[&loaded.manifest]))
         }
     };
     let records = store.records();
-    let unseen: Vec<usize> = (0..records.len())
-        .filter(|case| !seen.contains(&records[*case].source_hash))
-        .collect();
+    let seen = seen_cases(&*store, &provenance);
+    let unseen: Vec<usize> = (0..records.len()).filter(|case| !seen[*case]).collect();
     if unseen.len() < records.len() {
         say_error(&format!(
-            "{} cases left out: the model was trained on them",
+            "{} cases left out: the model was trained on them or on near-duplicates of them",
             records.len() - unseen.len()
         ));
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 
+use super::duplicates::sentence;
 use super::progress::Counter;
 use super::{ConfigArgs, say, say_error, say_json};
 use crate::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest, nnunet_plans};
@@ -101,6 +102,9 @@ fn print(report: &IngestReport) {
         .damaged
         .iter()
         .for_each(|file| say_error(&format!("left out of the index: {file}")));
+    for pair in &report.duplicates {
+        say(&format!("warning: {}", sentence(pair)));
+    }
     let [ok, skipped, refused] = [Status::Ok, Status::Skipped, Status::Refused].map(|status| report.count(status));
     say(&format!(
         "{ok} stored, {skipped} already there, {refused} refused; {} cases in the store",

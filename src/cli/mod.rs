@@ -4,6 +4,7 @@ mod bench;
 mod check_config;
 mod demo;
 mod device;
+mod duplicates;
 mod evaluate;
 mod healthcheck;
 mod info;
@@ -36,6 +37,7 @@ enum Command {
     Demo(demo::Args),
     Phantom(phantom::Args),
     Ingest(ingest::Args),
+    Duplicates(duplicates::Args),
     Train(train::Args),
     Serve(serve::Args),
     Evaluate(evaluate::Args),
@@ -72,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Phantom(args) => phantom::run(&args),
         Command::Ingest(args) => ingest::run(&args),
+        Command::Duplicates(args) => duplicates::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),

@@ -33,6 +33,8 @@ pub struct Entry {
     pub labels: Option<PathBuf>,
     /// Where the datalist has it.
     pub section: Section,
+    /// Whose scan it is, where the datalist says so.
+    pub patient: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -48,7 +50,7 @@ struct Datalist {
 #[derive(Deserialize)]
 #[serde(
     untagged,
-    expecting = "an entry: expected the path of an image, or an object with `image` and perhaps `label` and `id`"
+    expecting = "an entry: expected the path of an image, or an object with `image` and perhaps `label`, `id` and `patient`"
 )]
 enum Item {
     Image(String),
@@ -58,6 +60,8 @@ enum Item {
         label: Option<String>,
         #[serde(default)]
         id: Option<String>,
+        #[serde(default)]
+        patient: Option<String>,
     },
 }
 
@@ -87,9 +91,14 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, IngestError> {
     let mut entries = Vec::new();
     for (section, items) in sections {
         for item in items {
-            let (image, labels, id) = match item {
-                Item::Image(image) => (image, None, None),
-                Item::Pair { image, label, id } => (image, label, id),
+            let (image, labels, id, patient) = match item {
+                Item::Image(image) => (image, None, None, None),
+                Item::Pair {
+                    image,
+                    label,
+                    id,
+                    patient,
+                } => (image, label, id, patient),
             };
             entries.push((
                 id,
@@ -98,6 +107,7 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, IngestError> {
                     image: folder.join(image),
                     labels: labels.map(|label| folder.join(label)),
                     section,
+                    patient,
                 },
             ));
         }
@@ -115,6 +125,7 @@ pub fn single(image: &Path, labels: Option<&Path>) -> Entry {
         image: image.into(),
         labels: labels.map(Into::into),
         section: Section::Training,
+        patient: None,
     }
 }
 
@@ -193,6 +204,11 @@ mod tests {
         assert_eq!(ids, ["liver_1", "liver-2", "s1_ct", "s2_ct"]);
         assert!(entries[0].labels.as_ref().unwrap().ends_with("l/liver_1.nii.gz"));
         assert_eq!(entries[3].section, Section::Unlabeled);
+        let named = parse(r#"{"training": [{"image": "a.nii", "patient": "p1"}, "b.nii"]}"#).unwrap();
+        assert_eq!(
+            (named[0].patient.as_deref(), named[1].patient.as_deref()),
+            (Some("p1"), None)
+        );
     }
 
     #[test]

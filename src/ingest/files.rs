@@ -13,6 +13,21 @@ pub(super) fn read_image(path: &Path) -> Result<nifti::Scan<i16>, IngestError> {
     Ok(nifti::read_image(path)?)
 }
 
+/// Returns whose scan a DICOM series is, under a name that says nothing: 16 hexadecimal digits of the BLAKE3 of its PatientID.
+/// Empty for NIfTI, and where the series does not say.
+pub(super) fn patient_of(path: &Path) -> Result<String, IngestError> {
+    if !path.is_dir() {
+        return Ok(String::new());
+    }
+    let id = dicom::patient_id(path)?.unwrap_or_default();
+    if id.is_empty() {
+        return Ok(id);
+    }
+    let mut name = Digest::of(id.as_bytes()).to_string();
+    name.truncate(16);
+    Ok(name)
+}
+
 /// Returns the files that an image is made of.
 pub(super) fn image_files(path: &Path) -> Result<Vec<PathBuf>, IngestError> {
     if path.is_dir() {

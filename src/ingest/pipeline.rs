@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cmp::Reverse;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,18 +14,18 @@ use serde::{Deserialize, Serialize};
 
 use super::IngestError;
 use super::datalist::{Entry, Section};
-use super::files::{hash_of, image_files, read_image};
+use super::files::{hash_of, image_files, patient_of, read_image};
 use super::masks;
 use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
 use super::preset::{Preset, ResolvedPreset};
 use crate::digest::Digest;
-use crate::store::{self, CaseInput, CaseKind, CaseRecord, StoreWriter};
+use crate::store::{self, CaseInput, CaseKind, CaseRecord, Duplicate, StoreWriter};
 use crate::volume::resample::{resample_image, resample_labels, resampled_grid};
 use crate::volume::{AIR_HU, Annotation, Fingerprint, Grid, Plan, Region};
 
 /// Raised whenever the same files would become another case: it makes every case be made again.
-const INGEST_REVISION: u32 = 1;
+const INGEST_REVISION: u32 = 2;
 /// How many volumes are in memory at once.
 const CASES_AT_ONCE: usize = 2;
 /// Everything denser is taken for patient (or table); air and most of the padding are below.
@@ -112,6 +113,8 @@ pub struct IngestReport {
     pub cases: Vec<CaseReport>,
     /// Cases in the store's index afterwards, those of other shards included.
     pub indexed: usize,
+    /// Pairs of the store's cases that show one scan, one of them at least of this shard.
+    pub duplicates: Vec<Duplicate>,
     /// Damaged case files that the index leaves out.
     pub damaged: Vec<String>,
 }
@@ -176,7 +179,10 @@ pub fn ingest(
     };
     let cases = longest_first(&mine, |entry| one(entry))?;
     let finished = pipeline.writer.finish()?;
+    let mine: HashSet<&str> = cases.iter().map(|case| case.id.as_str()).collect();
+    let is_mine = |pair: &Duplicate| mine.contains(pair.first.as_str()) || mine.contains(pair.second.as_str());
     Ok(IngestReport {
+        duplicates: finished.duplicates.into_iter().filter(is_mine).collect(),
         cases,
         indexed: finished.cases,
         damaged: finished.damaged.iter().map(ToString::to_string).collect(),
@@ -283,7 +289,7 @@ impl Pipeline<'_> {
             INGEST_REVISION,
             hash_of(&image_files(&entry.image)?)?,
             labels,
-            entry.section,
+            (entry.section, &entry.patient),
             self.preset,
             self.plan,
         );
@@ -308,6 +314,7 @@ impl Pipeline<'_> {
             .map(|path| self.labels(path, entry, &image))
             .transpose()?;
         let hash = source_hash(&image.voxels);
+        let fingerprint = Fingerprint::of(image.voxels.view(), image.grid.spacing_mm());
         // Scanners pad with -3024, -2048 or -2000: air, before it bleeds into its neighbours by interpolation.
         image.voxels.mapv_inplace(|hu| hu.max(AIR_HU));
         let grid = resampled_grid(&image.grid, self.plan.spacing_mm);
@@ -336,10 +343,10 @@ impl Pipeline<'_> {
                 affine: grid.affine.shifted(body.start),
             },
             annotation,
-            patient: String::new(),
+            patient: entry.patient.clone().map_or_else(|| patient_of(&entry.image), Ok)?,
             labels_by: String::new(),
             source_hash: hash,
-            fingerprint: Fingerprint::default(),
+            fingerprint,
             source: image.source,
             image: cropped(&resampled, body),
             labels: cropped(&labels_or_none, body),

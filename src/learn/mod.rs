@@ -7,6 +7,9 @@ mod check;
 mod critic;
 mod cubes;
 mod fit;
+#[cfg(test)]
+#[path = "../../tests/looks/mod.rs"]
+mod looks;
 mod models;
 mod optimise;
 mod painted;

@@ -40,6 +40,10 @@ pub(super) fn training_of<C: Serialize>(
     Training {
         case_ids: records().map(|record| record.id.clone()).collect(),
         source_hashes: records().map(|record| record.source_hash).collect(),
+        fingerprints: records()
+            .map(|record| record.fingerprint.clone())
+            .filter(|fingerprint| !fingerprint.is_empty())
+            .collect(),
         snapshot: cases.snapshot(),
         config: serde_json::to_value(config).expect("a configuration is representable in JSON"),
         steps: run.0,

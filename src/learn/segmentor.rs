@@ -1,6 +1,5 @@
 //! Stage 3: the segmentor, on the patches that any trainer would stream: real ones and gated synthetic ones.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use burn::tensor::Device;
@@ -23,7 +22,7 @@ use crate::rng::{Purpose, Rng};
 use crate::stream::delivery::Delivery;
 use crate::stream::patch::{Outcome, StreamedPatch};
 use crate::stream::recipe::{Recipe, Selection};
-use crate::stream::{PatchService, PatchStream, Resolved};
+use crate::stream::{PatchService, PatchStream, Resolved, held_out_cases};
 use crate::volume::{ClassSet, IGNORE, Plan};
 
 /// Stage 3's configuration.
@@ -222,11 +221,8 @@ impl SegmentorConfig {
 /// as the stream does it.
 fn cases_of(job: &Job, select: &Selection) -> (Vec<usize>, Vec<usize>) {
     let records = job.cases.records();
-    let named = records.iter().filter(|record| select.hold_out.contains(&record.id));
-    let mut hashes: BTreeSet<Digest> = named.map(|record| record.source_hash).collect();
-    hashes.extend(&select.hold_out_hashes);
-    let (held_out, others): (Vec<usize>, Vec<usize>) =
-        (0..records.len()).partition(|case| hashes.contains(&records[*case].source_hash));
+    let is_held_out = held_out_cases(job.cases, select);
+    let (held_out, others): (Vec<usize>, Vec<usize>) = (0..records.len()).partition(|case| is_held_out[*case]);
     let chosen = |case: &usize| {
         let only = select.cases.as_ref();
         only.is_none_or(|only| only.contains(&records[*case].id))

@@ -461,6 +461,8 @@ fn save_models(
 ) -> Result<(), LearnError> {
     let seen = critic.training.iter().flat_map(|training| &training.source_hashes);
     record.source_hashes.extend(seen);
+    let seen = critic.training.iter().flat_map(|training| &training.fingerprints);
+    record.fingerprints.extend(seen.cloned());
     for (role, architecture, weights) in models {
         let manifest = ModelManifest {
             format_version: FORMAT_VERSION,

@@ -61,7 +61,7 @@ fn case_input(spec: &PhantomSpec) -> CaseInput {
         patient: String::new(),
         labels_by: String::new(),
         source_hash: source_hash(&volume.image),
-        fingerprint: Fingerprint::default(),
+        fingerprint: Fingerprint::of(volume.image.view(), volume.grid.spacing_mm()),
         source: SourceGeometry {
             shape_xyz: [width, height, depth],
             affine_xyz: reversed_columns(&volume.grid.affine),

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cache::ChunkCache;
 use super::reader::CaseFile;
-use super::{Candidate, CaseRecord, Cases, Crop, StoreConfig, StoreError, case_path, index, snapshot_of};
+use super::{
+    Candidate, CaseRecord, Cases, Crop, NearDuplicate, StoreConfig, StoreError, case_path, index, snapshot_of,
+};
 use crate::digest::Digest;
 use crate::volume::{Plan, Region};
 
@@ -64,6 +66,7 @@ pub struct Store {
     dir: PathBuf,
     plan: Plan,
     records: Vec<CaseRecord>,
+    near_duplicates: Vec<NearDuplicate>,
     snapshot: Digest,
     open: Mutex<OpenFiles>,
     cache: Option<Arc<ChunkCache>>,
@@ -76,12 +79,17 @@ impl Store {
     /// [`StoreError`] names the file that is missing or damaged.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         let dir = dir.as_ref().to_path_buf();
-        let (plan, index::Contents { records, .. }) = index::read(&dir)?;
+        let (plan, contents) = index::read(&dir)?;
+        let index::Contents {
+            records,
+            near_duplicates,
+        } = contents;
         Ok(Self {
             snapshot: snapshot_of(&records, &plan),
             dir,
             plan,
             records,
+            near_duplicates,
             open: Mutex::default(),
             cache: None,
         })
@@ -158,6 +166,10 @@ impl Cases for Store {
 
     fn records(&self) -> &[CaseRecord] {
         &self.records
+    }
+
+    fn near_duplicates(&self) -> &[NearDuplicate] {
+        &self.near_duplicates
     }
 
     fn read(&self, case: usize, region: Region) -> Result<Crop, StoreError> {

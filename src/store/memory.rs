@@ -2,7 +2,8 @@
 
 use ndarray::{Array3, s};
 
-use super::{Candidate, CaseRecord, Cases, Crop, StoreError, snapshot_of};
+use super::duplicates::{Known, find_near};
+use super::{Candidate, CaseRecord, Cases, Crop, NearDuplicate, StoreError, snapshot_of};
 use crate::digest::Digest;
 use crate::volume::{AIR_HU, Plan, Region};
 
@@ -11,6 +12,7 @@ use crate::volume::{AIR_HU, Plan, Region};
 pub struct MemoryStore {
     plan: Plan,
     records: Vec<CaseRecord>,
+    near_duplicates: Vec<NearDuplicate>,
     volumes: Vec<(Array3<i16>, Array3<u8>)>,
 }
 
@@ -27,6 +29,11 @@ impl MemoryStore {
     pub fn push(&mut self, record: CaseRecord, image: Array3<i16>, labels: Array3<u8>) {
         self.records.push(record);
         self.volumes.push((image, labels));
+        let known = Known {
+            records: &self.records[..self.records.len() - 1],
+            near: &self.near_duplicates,
+        };
+        self.near_duplicates = find_near(&self.records, &known);
     }
 }
 
@@ -56,6 +63,10 @@ impl Cases for MemoryStore {
 
     fn records(&self) -> &[CaseRecord] {
         &self.records
+    }
+
+    fn near_duplicates(&self) -> &[NearDuplicate] {
+        &self.near_duplicates
     }
 
     fn read(&self, case: usize, region: Region) -> Result<Crop, StoreError> {

@@ -5,13 +5,14 @@
 //! DIR/cases/ID.ftc     one case: header, chunks, candidates (format.rs, codec.rs)
 //! ```
 //!
-//! [`StoreWriter`] analyses and writes cases, [`Store`] reads them; `docs/store-format.md` has the bytes.
+//! [`StoreWriter`] analyses and writes cases and pairs what looks alike (duplicates.rs), [`Store`] reads them; `docs/store-format.md` has the bytes.
 
 mod analyse;
 mod cache;
 mod codec;
 mod decode;
 mod disk;
+mod duplicates;
 mod format;
 mod index;
 mod map;
@@ -31,6 +32,7 @@ use crate::volume::{Plan, Region, Shape};
 
 pub use codec::Compression;
 pub use disk::Store;
+pub use duplicates::{Duplicate, DuplicateKind, duplicates, groups, nearness};
 pub use memory::MemoryStore;
 pub use record::{
     Candidate, CaseKind, CaseRecord, MAX_NAME_BYTES, NearDuplicate, OrganRecord, SourceGeometry, TumourRecord,
@@ -85,6 +87,9 @@ pub trait Cases: Send + Sync {
 
     /// Lists the cases, sorted by id.
     fn records(&self) -> &[CaseRecord];
+
+    /// Lists the pairs of cases that are near-duplicates, sorted; those with the same source hash are not among them.
+    fn near_duplicates(&self) -> &[NearDuplicate];
 
     /// Reads a box of a case, padded where it leaves the volume.
     ///

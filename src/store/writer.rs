@@ -7,6 +7,7 @@ use ndarray::{Array3, ArrayView3, s};
 
 use super::analyse::{self, Voxels};
 use super::codec::{self, Compression};
+use super::duplicates::{Duplicate, Known, duplicates, find_near};
 use super::format::{self, Block, CaseHeader, Chunk, MAX_SIDE, Tiling};
 use super::reader::CaseFile;
 use super::{
@@ -50,6 +51,8 @@ pub struct CaseInput {
 pub struct Finished {
     /// Cases in the index.
     pub cases: usize,
+    /// Pairs of them that show one scan.
+    pub duplicates: Vec<Duplicate>,
     /// Files that could not be read and are left out of the index.
     pub damaged: Vec<StoreError>,
 }
@@ -153,13 +156,23 @@ impl StoreWriter {
             }
         }
         records.sort_by(|a, b| a.id.cmp(&b.id));
-        let cases = records.len();
+        let (_, before) = index::read(&self.dir)?;
+        let known = Known {
+            records: &before.records,
+            near: &before.near_duplicates,
+        };
+        let near_duplicates = find_near(&records, &known);
+        let (cases, duplicates) = (records.len(), duplicates(&records, &near_duplicates));
         let contents = index::Contents {
             records,
-            near_duplicates: Vec::new(),
+            near_duplicates,
         };
         index::write(&self.dir, &self.plan, contents)?;
-        Ok(Finished { cases, damaged })
+        Ok(Finished {
+            cases,
+            duplicates,
+            damaged,
+        })
     }
 
     fn check(&self, case: &CaseInput) -> Result<(), String> {

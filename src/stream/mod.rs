@@ -2,6 +2,7 @@
 
 pub mod cursor;
 pub mod delivery;
+mod leak;
 mod make;
 mod open;
 pub mod patch;
@@ -26,6 +27,7 @@ use delivery::Delivery;
 use patch::StreamedPatch;
 use recipe::{Recipe, RecipeError};
 
+pub use leak::{held_out_cases, seen_cases};
 pub use service::{StartError, StreamConfig, Streams};
 pub use stats::{BinCounts, StatsSnapshot, StreamStats};
 

@@ -35,9 +35,10 @@ pub enum Fallback {
 pub struct Selection {
     /// Only these cases; all where absent.
     pub cases: Option<Vec<String>>,
-    /// Never these cases, nor the same scans under other ids: the fold's validation set.
+    /// Never these cases, nor the same scans under other ids, nor near-duplicates of them: the fold's validation set.
     pub hold_out: Vec<String>,
-    /// Never scans of these source hashes, whether the store has them or not; models that were trained on one are refused.
+    /// Never scans of these source hashes, whether the store has them or not, nor near-duplicates of those it has; models that
+    /// were trained on one are refused.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hold_out_hashes: Vec<Digest>,
 }

@@ -1,8 +1,9 @@
 //! Checks a recipe against the store and the models and fills in what is absent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::leak::{self, Seen};
 use super::recipe::{Fallback, REVISION, Recipe};
 use super::{Resolved, StreamError};
 use crate::checkpoint::Bundle;
@@ -36,7 +37,11 @@ fn infeasible<T>(field: &'static str, what: impl Into<String>) -> Result<T, Stre
 ///
 /// # Errors
 /// [`StreamError`] names the field.
-pub(super) fn resolve(cases: &dyn Cases, bundle: Option<&Bundle>, mut recipe: Recipe) -> Result<Prepared, StreamError> {
+pub(super) fn resolve(
+    cases: &dyn Cases,
+    (bundle, seen): (Option<&Bundle>, &Seen),
+    mut recipe: Recipe,
+) -> Result<Prepared, StreamError> {
     recipe.validate()?;
     let plan = cases.plan();
     let organs = requested_organs(cases, &recipe)?;
@@ -65,7 +70,7 @@ pub(super) fn resolve(cases: &dyn Cases, bundle: Option<&Bundle>, mut recipe: Re
     let feasible = feasible(&recipe, &mix, &schedule)?;
     fill_shares(&mut recipe, &mix, &feasible);
     let hosting = feasible.keys().any(|pool| *pool != Pool::LabelledReal);
-    let bundle_hash = check_bundle(cases, bundle, &recipe, hosting, &allowed)?;
+    let bundle_hash = check_bundle(cases, (bundle, seen), &recipe, hosting, &allowed)?;
     let real_cases = real_cases(cases, &recipe, &mix, &allowed, hosting)?;
     let patches_per_epoch = recipe.patches_per_epoch.unwrap_or_else(|| {
         // Each volume of the hosts' pool, as often as it is visited.
@@ -130,13 +135,11 @@ fn allowed_cases(cases: &dyn Cases, recipe: &Recipe) -> Result<Vec<bool>, Stream
     for id in recipe.select.cases.iter().flatten() {
         allowed[find("select.cases", id)?] = true;
     }
-    // By hash, because one scan may stand in the store under two ids (promise P7).
-    let mut held_out: BTreeSet<Digest> = recipe.select.hold_out_hashes.iter().copied().collect();
     for id in &recipe.select.hold_out {
-        held_out.insert(cases.records()[find("select.hold_out", id)?].source_hash);
+        find("select.hold_out", id)?;
     }
-    for (allowed, record) in allowed.iter_mut().zip(cases.records()) {
-        *allowed &= !held_out.contains(&record.source_hash);
+    for (allowed, held_out) in allowed.iter_mut().zip(leak::held_out_cases(cases, &recipe.select)) {
+        *allowed &= !held_out;
     }
     Ok(allowed)
 }
@@ -232,7 +235,7 @@ fn fill_shares(recipe: &mut Recipe, mix: &Mix, feasible: &Feasible) {
 /// Checks what the recipe needs of the models; returns their hash, or zeros where it needs none.
 fn check_bundle(
     cases: &dyn Cases,
-    bundle: Option<&Bundle>,
+    (bundle, seen): (Option<&Bundle>, &Seen),
     recipe: &Recipe,
     hosting: bool,
     allowed: &[bool],
@@ -250,7 +253,7 @@ fn check_bundle(
     if recipe.gate.enabled && recipe.gate.rule == GateRule::Calibrated {
         check_calibration(bundle, recipe)?;
     }
-    check_leak(cases, bundle, recipe, allowed)?;
+    leak::check_leak(cases, (bundle, seen), recipe, allowed)?;
     Ok(bundle.hash)
 }
 
@@ -271,42 +274,6 @@ fn check_calibration(bundle: &Bundle, recipe: &Recipe) -> Result<(), StreamError
         }
     }
     Ok(())
-}
-
-/// Refuses models that were trained on what the recipe holds out (promise P7).
-fn check_leak(cases: &dyn Cases, bundle: &Bundle, recipe: &Recipe, allowed: &[bool]) -> Result<(), StreamError> {
-    let unwanted = cases.records().iter().zip(allowed).filter(|(_, allowed)| !**allowed);
-    // The name of each: an id of the store, or the hash itself.
-    let mut held_out: BTreeMap<Digest, String> = unwanted
-        .map(|(record, _)| (record.source_hash, record.id.clone()))
-        .collect();
-    for hash in &recipe.select.hold_out_hashes {
-        held_out.entry(*hash).or_insert_with(|| hash.to_string());
-    }
-    if held_out.is_empty() {
-        return Ok(());
-    }
-    let provenance = &bundle.provenance;
-    if !provenance.known && !recipe.allow_unknown_provenance {
-        return Err(StreamError::Leak {
-            what: format!(
-                "bundle {} does not say what it was trained on; set allow_unknown_provenance to use it all the same",
-                bundle.hash
-            ),
-        });
-    }
-    held_out.retain(|hash, _| provenance.source_hashes.contains(hash));
-    if held_out.is_empty() {
-        return Ok(());
-    }
-    let named: Vec<&String> = held_out.values().take(5).collect();
-    Err(StreamError::Leak {
-        what: format!(
-            "bundle {} was trained on {} of the held-out cases, such as {named:?}",
-            bundle.hash,
-            held_out.len()
-        ),
-    })
 }
 
 fn real_cases(

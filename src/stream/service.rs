@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
 use super::delivery::Delivery;
+use super::leak::Seen;
 use super::make::{Maker, Order};
 use super::open::{Course, Opened};
 use super::patch::StreamedPatch;
@@ -106,6 +107,7 @@ pub(super) struct Core {
 pub struct Streams {
     core: Arc<Core>,
     maker: Arc<Maker>,
+    seen: Seen,
 }
 
 impl Streams {
@@ -149,6 +151,7 @@ impl Streams {
         Ok(Arc::new(Self {
             core: Arc::new(core),
             maker,
+            seen: Seen::default(),
         }))
     }
 
@@ -216,13 +219,15 @@ impl PatchService for Streams {
     }
 
     fn resolve(&self, recipe: Recipe) -> Result<Arc<Resolved>, StreamError> {
-        Ok(resolve(&*self.maker.cases, self.maker.bundle.as_deref(), recipe)?.resolved)
+        let models = (self.maker.bundle.as_deref(), &self.seen);
+        Ok(resolve(&*self.maker.cases, models, recipe)?.resolved)
     }
 
     fn open(&self, recipe: &Arc<Resolved>, delivery: &Delivery) -> Result<Box<dyn PatchStream>, StreamError> {
         let course = Course::new(recipe, delivery)?;
         // The schedule follows from the resolved recipe; making it again costs one pass over the case records.
-        let prepared = resolve(&*self.maker.cases, self.maker.bundle.as_deref(), recipe.recipe.clone())?;
+        let models = (self.maker.bundle.as_deref(), &self.seen);
+        let prepared = resolve(&*self.maker.cases, models, recipe.recipe.clone())?;
         let opened = Opened::new(self.core.clone(), Arc::new(prepared), course, delivery.clone());
         Ok(Box::new(opened))
     }

@@ -15,7 +15,7 @@ mod window;
 pub use bits::BitMask;
 pub use components::{Connectivity, components, take_component};
 pub use distance::{dilated, squared_distance_mm};
-pub use fingerprint::{Fingerprint, FingerprintError, MAX_FINGERPRINT_BYTES};
+pub use fingerprint::{Alignment, Fingerprint, FingerprintError, MAX_FINGERPRINT_BYTES, MIN_SCORE, Outline};
 pub use grid::{Affine, Grid, Shape};
 pub use labels::{Annotation, BACKGROUND, ClassSet, IGNORE, LabelError, LabelMap, Organ};
 pub use plan::{MAX_PATCH_SIDE, Plan};

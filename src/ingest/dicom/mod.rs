@@ -125,6 +125,15 @@ pub fn read_series(folder: &Path) -> Result<Scan<i16>, DicomError> {
     Ok(scan)
 }
 
+/// Returns the PatientID of a series' first file, if it has one. It may be a name: nothing may keep or print it.
+///
+/// # Errors
+/// [`DicomError`] names the file.
+pub fn patient_id(folder: &Path) -> Result<Option<String>, DicomError> {
+    let files = series_files(folder)?;
+    slice::patient_id(&files[0])
+}
+
 /// Checks that two slices belong to one volume.
 fn same_series(first: &Slice, slice: &Slice) -> Result<(), DicomError> {
     let differ = |what: &str, a: &dyn std::fmt::Debug, b: &dyn std::fmt::Debug| {

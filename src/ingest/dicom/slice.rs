@@ -45,6 +45,15 @@ pub(super) fn is_dicom(path: &Path) -> Result<bool, DicomError> {
     }
 }
 
+/// Returns the PatientID of a file, where it is there and not empty.
+pub(super) fn patient_id(path: &Path) -> Result<Option<String>, DicomError> {
+    let object = open(path).or_else(|what| refused(path, what))?;
+    let element = object.element_opt(tags::PATIENT_ID).ok().flatten();
+    let text = element.and_then(|element| element.to_str().ok());
+    let id = text.map(|text| text.trim_matches([' ', '\0']).to_string());
+    Ok(id.filter(|id| !id.is_empty()))
+}
+
 impl Slice {
     /// Reads a file.
     pub(super) fn read(path: &Path) -> Result<Self, DicomError> {

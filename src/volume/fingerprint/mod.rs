@@ -1,6 +1,18 @@
 //! What a scan looks like in a few hundred bytes, by which it is found again under another header, crop or voxel size.
+//!
+//! ```text
+//! make.rs: voxels, spacing -> areas and spreads of tissues, slab by slab    alike.rs: two of them -> the best alignment
+//! ```
+//!
+//! `docs/ingest.md` says what is measured, what is found, and what is not. `python/freetumor/fingerprint.py` makes the same
+//! bytes.
+
+mod alike;
+mod make;
 
 use serde::{Deserialize, Serialize};
+
+pub use alike::{Alignment, MIN_SCORE, Outline};
 
 /// The most bytes of a fingerprint.
 pub const MAX_FINGERPRINT_BYTES: usize = 640;

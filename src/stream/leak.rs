@@ -1,0 +1,129 @@
+//! No leakage (promise P7): what is held out appears neither in the patches nor in what the models were trained on.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+use super::StreamError;
+use super::recipe::{Recipe, Selection};
+use crate::checkpoint::{Bundle, Provenance};
+use crate::digest::Digest;
+use crate::store::{CaseRecord, Cases, groups, nearness};
+use crate::volume::Outline;
+
+/// Which of a store's cases the models have seen, the same scans or near-duplicates of them; found when first asked for.
+#[derive(Default)]
+pub(super) struct Seen(OnceLock<Vec<bool>>);
+
+impl Seen {
+    /// Tells it for every case.
+    fn of(&self, cases: &dyn Cases, provenance: &Provenance) -> &[bool] {
+        self.0.get_or_init(|| seen_cases(cases, provenance))
+    }
+}
+
+/// Tells for every case of a store whether models were trained on it or on a near-duplicate.
+///
+/// Training scans that the store holds are looked up among its pairs; only the others, which are few where models and store
+/// belong together, are compared with every case.
+pub fn seen_cases(cases: &dyn Cases, provenance: &Provenance) -> Vec<bool> {
+    let records = cases.records();
+    let group = groups(records, cases.near_duplicates(), false);
+    let mut seen_group = vec![false; records.len()];
+    for (record, group) in records.iter().zip(&group) {
+        seen_group[*group] |= provenance.source_hashes.contains(&record.source_hash);
+    }
+    let held: HashSet<_> = records.iter().map(|record| &record.fingerprint).collect();
+    let elsewhere = provenance
+        .fingerprints
+        .iter()
+        .filter(|fingerprint| !held.contains(fingerprint));
+    let elsewhere: Vec<Outline> = elsewhere.filter_map(Outline::of).collect();
+    let is_near = |record: &CaseRecord| {
+        let same = provenance.fingerprints.contains(&record.fingerprint) && !record.fingerprint.is_empty();
+        same || Outline::of(&record.fingerprint)
+            .is_some_and(|outline| elsewhere.iter().any(|other| nearness(&outline, other).is_some()))
+    };
+    let near: Vec<bool> = records.par_iter().map(is_near).collect();
+    for (near, group) in near.iter().zip(&group) {
+        seen_group[*group] |= near;
+    }
+    group.iter().map(|group| seen_group[*group]).collect()
+}
+
+/// Tells for every case whether it is held out: named by id or hash, or the same scan as one that is, or a near-duplicate.
+pub fn held_out_cases(cases: &dyn Cases, select: &Selection) -> Vec<bool> {
+    let records = cases.records();
+    if select.hold_out.is_empty() && select.hold_out_hashes.is_empty() {
+        return vec![false; records.len()];
+    }
+    let group = groups(records, cases.near_duplicates(), false);
+    let mut held = vec![false; records.len()];
+    let named = select.hold_out.iter().filter_map(|id| cases.find(id));
+    named.for_each(|case| held[group[case]] = true);
+    let hashes: HashSet<&Digest> = select.hold_out_hashes.iter().collect();
+    for (record, group) in records.iter().zip(&group) {
+        held[*group] |= hashes.contains(&record.source_hash);
+    }
+    group.iter().map(|group| held[*group]).collect()
+}
+
+/// Refuses models that were trained on what the recipe holds out, or on near-duplicates of it.
+pub(super) fn check_leak(
+    cases: &dyn Cases,
+    (bundle, seen): (&Bundle, &Seen),
+    recipe: &Recipe,
+    allowed: &[bool],
+) -> Result<(), StreamError> {
+    let provenance = &bundle.provenance;
+    let records = cases.records();
+    let unwanted: Vec<usize> = (0..records.len()).filter(|case| !allowed[*case]).collect();
+    if unwanted.is_empty() && recipe.select.hold_out_hashes.is_empty() {
+        return Ok(());
+    }
+    if !provenance.known && !recipe.allow_unknown_provenance {
+        return Err(StreamError::Leak {
+            what: format!(
+                "bundle {} does not say what it was trained on; set allow_unknown_provenance to use it all the same",
+                bundle.hash
+            ),
+        });
+    }
+    let seen = seen.of(cases, provenance);
+    let unwanted = unwanted
+        .into_iter()
+        .filter(|case| seen[*case])
+        .map(|case| &records[case]);
+    match leaks(bundle, unwanted, &recipe.select.hold_out_hashes) {
+        Some(what) => Err(StreamError::Leak { what }),
+        None => Ok(()),
+    }
+}
+
+/// Says which held-out scans a bundle has seen: cases of the store, and hashes that the store need not have.
+fn leaks<'a>(bundle: &Bundle, seen: impl Iterator<Item = &'a CaseRecord>, hashes: &[Digest]) -> Option<String> {
+    let trained_on = &bundle.provenance.source_hashes;
+    // The name of each scan: an id of the store, or the hash itself; exact ones come before near ones.
+    let mut leaks: BTreeMap<(bool, Digest), String> = seen
+        .map(|record| {
+            let is_near = !trained_on.contains(&record.source_hash);
+            ((is_near, record.source_hash), record.id.clone())
+        })
+        .collect();
+    for hash in hashes.iter().filter(|hash| trained_on.contains(hash)) {
+        leaks.entry((false, *hash)).or_insert_with(|| hash.to_string());
+    }
+    let named: Vec<&String> = leaks.values().take(5).collect();
+    let of_them = match leaks.keys().filter(|(is_near, _)| *is_near).count() {
+        0 => String::new(),
+        near => format!(" ({near} as near-duplicates)"),
+    };
+    (!leaks.is_empty()).then(|| {
+        format!(
+            "bundle {} was trained on {} of the held-out cases{of_them}, such as {named:?}",
+            bundle.hash,
+            leaks.len()
+        )
+    })
+}
