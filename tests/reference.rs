@@ -32,6 +32,7 @@ fn flags() {
         "train synthesizer",
         "train segmentor",
         "serve",
+        "label-organs",
         "evaluate",
         "bench",
         "bench nn",

@@ -1,28 +1,16 @@
 //! `freetumor evaluate`: scores a model on the labelled cases of a store.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::ValueEnum;
 
 use super::device::{Compute, DeviceArgs};
-use super::models::open_store;
+use super::models::{Network, Segmenting, open_store};
 use super::{ConfigArgs, say, say_error, say_json};
-use crate::checkpoint::{Bundle, load_segmentor};
-use crate::digest::Digest;
+use crate::checkpoint::check_plan;
 use crate::evaluate::{Examination, HeldOut, score_held_out};
 use crate::store::Cases;
-
-/// Which network of a folder to score.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Network {
-    /// Stage 1's critic.
-    Critic,
-    /// Stage 3's segmentor.
-    Segmentor,
-}
 
 /// Score a critic or segmentor on the labelled cases of a store: Dice per class, lesions found by size
 ///
@@ -54,25 +42,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let Compute { device, dtype } = args.device.open()?;
     let store = open_store(&args.store)?;
-    let (net, seen): (_, BTreeSet<Digest>) = match args.network {
-        Network::Critic => {
-            let bundle = Bundle::load_critic(&args.models, &device)?;
-            bundle.check_plan(store.plan())?;
-            (bundle.critic, bundle.provenance.source_hashes)
-        }
-        Network::Segmentor => {
-            let loaded = load_segmentor(&args.models, &device)?;
-            crate::checkpoint::check_plan(("the segmentor", &loaded.manifest.plan), ("the store", store.plan()))?;
-            let training = loaded.manifest.training;
-            (
-                loaded.model,
-                training
-                    .into_iter()
-                    .flat_map(|training| training.source_hashes)
-                    .collect(),
-            )
-        }
-    };
+    let network = Segmenting::open(&args.models, args.network, &device)?;
+    let name = network.manifest.role.name();
+    check_plan((name, &network.manifest.plan), ("the store", store.plan()))?;
+    let seen = network.seen();
     let records = store.records();
     let unseen: Vec<usize> = (0..records.len())
         .filter(|case| !seen.contains(&records[*case].source_hash))
@@ -84,7 +57,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ));
     }
     let exam = Examination {
-        net: &net.with_compute_dtype(dtype),
+        net: &network.net.with_compute_dtype(dtype),
         device: &device,
         cases: &*store,
         held_out: &unseen,

@@ -8,6 +8,7 @@ mod evaluate;
 mod healthcheck;
 mod info;
 mod ingest;
+mod label_organs;
 mod models;
 mod phantom;
 mod progress;
@@ -38,6 +39,7 @@ enum Command {
     Ingest(ingest::Args),
     Train(train::Args),
     Serve(serve::Args),
+    LabelOrgans(label_organs::Args),
     Evaluate(evaluate::Args),
     Bench(bench::Args),
     Info(info::Args),
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Ingest(args) => ingest::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::LabelOrgans(args) => label_organs::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Info(args) => info::run(&args),

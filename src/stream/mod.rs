@@ -3,6 +3,7 @@
 pub mod cursor;
 pub mod delivery;
 mod make;
+pub mod negatives;
 mod open;
 pub mod patch;
 pub mod recipe;

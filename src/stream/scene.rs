@@ -3,6 +3,7 @@
 use ndarray::{Array3, Zip, s};
 
 use super::StreamError;
+use super::negatives::{self, UnlabelledNegatives};
 use super::patch::{PatchMeta, StreamedPatch};
 use super::recipe::Recipe;
 use crate::rng::{Purpose, Rng};
@@ -35,13 +36,13 @@ pub(super) fn crop_around(centre: [i64; 3], volume: Shape, patch: Shape, rng: &m
 }
 
 /// Returns the part of a cube that a crop shows, as slices of the crop and of the cube.
-fn overlap(crop: Region, cube: Region) -> Option<[Region; 2]> {
+pub(super) fn overlap(crop: Region, cube: Region) -> Option<[Region; 2]> {
     let part = crop.intersect(&cube);
     (!part.is_empty()).then(|| [part.relative_to(crop.start), part.relative_to(cube.start)])
 }
 
 /// Copies the shared part of a cube into a crop.
-fn paste<T: Copy>(crop: &mut Array3<T>, cube: &Array3<T>, [to, from]: [Region; 2]) {
+pub(super) fn paste<T: Copy>(crop: &mut Array3<T>, cube: &Array3<T>, [to, from]: [Region; 2]) {
     let range = |region: Region, axis: usize| {
         let start = region.start[axis] as usize;
         start..start + region.size[axis]
@@ -50,24 +51,31 @@ fn paste<T: Copy>(crop: &mut Array3<T>, cube: &Array3<T>, [to, from]: [Region; 2
         .assign(&cube.slice(s![range(from, 0), range(from, 1), range(from, 2)]));
 }
 
-/// Reads the crop of a patch, pastes the lesion, and augments.
+/// What a patch is put together from.
+pub(super) struct Scene<'a> {
+    pub(super) cases: &'a dyn Cases,
+    pub(super) recipe: &'a Recipe,
+    pub(super) case: usize,
+    pub(super) painted: Option<&'a Painted>,
+    /// 1 where the critic calls tumour in the untouched patch; absent where it was not asked.
+    pub(super) suspects: Option<Array3<u8>>,
+}
+
+/// Reads the crop of a patch, pastes the lesion, leaves out what may hide a tumour, and augments.
 ///
 /// # Errors
 /// The store's, naming the damaged file; or a case whose annotation names an unknown class.
-pub(super) fn assemble(
-    cases: &dyn Cases,
-    recipe: &Recipe,
-    case: usize,
-    painted: Option<&Painted>,
-    meta: PatchMeta,
-) -> Result<StreamedPatch, StreamError> {
+pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, StreamError> {
+    let Scene {
+        cases, recipe, painted, ..
+    } = *scene;
     let failed = |what: String| StreamError::Failed {
         index: meta.index,
         what,
     };
-    let record = &cases.records()[case];
+    let record = &cases.records()[scene.case];
     let crop = cases
-        .read(case, meta.region)
+        .read(scene.case, meta.region)
         .map_err(|error| failed(error.to_string()))?;
     let labels = &cases.plan().labels;
     let label = wire_labels(record, labels, &crop).map_err(failed)?;
@@ -83,12 +91,29 @@ pub(super) fn assemble(
     if let Some(painted) = painted {
         add_lesion(&mut patch, painted);
     }
+    doubt(&mut patch, scene);
     let window = cases.plan().window_hu;
     let centre_hu = f64::from(window.low + window.high) / 2.0;
     let mut rng = Rng::keyed(recipe.seed, patch.meta.index, 0, Purpose::Augment);
     let change = Change::draw(&recipe.augment, patch.meta.region.size, centre_hu, &mut rng);
     augment(&mut patch, record, &change, painted.is_some());
     Ok(patch)
+}
+
+/// Turns into *ignore* what the recipe does not take for healthy in an unlabelled host.
+fn doubt(patch: &mut StreamedPatch, scene: &Scene) {
+    let labels = &scene.cases.plan().labels;
+    let record = &scene.cases.records()[scene.case];
+    let label = &mut patch.label;
+    patch.meta.ignored_voxels = match (scene.recipe.unlabelled_negatives, &scene.suspects) {
+        (Some(UnlabelledNegatives::Critic), Some(suspects)) => negatives::ignore_suspects(label, suspects, labels),
+        (Some(UnlabelledNegatives::Ignore), _) => {
+            let near = |painted| negatives::near_lesion(painted, patch.meta.region, record.grid.spacing_mm());
+            let organs = negatives::unsearched(record, labels);
+            negatives::ignore_tissue(label, &organs, scene.painted.map(near).as_ref())
+        }
+        _ => 0,
+    };
 }
 
 fn add_lesion(patch: &mut StreamedPatch, painted: &Painted) {
@@ -111,8 +136,7 @@ fn add_lesion(patch: &mut StreamedPatch, painted: &Painted) {
 
 /// Returns the labels that are sent: the only class a voxel can have, or *ignore*.
 fn wire_labels(record: &CaseRecord, labels: &LabelMap, crop: &Crop) -> Result<Array3<u8>, String> {
-    let admissible = record
-        .annotation
+    let admissible = negatives::sent_annotation(record)
         .admissible(labels)
         .map_err(|error| format!("case {:?}: {error}", record.id))?;
     let sent = admissible.map(|classes| classes.single().unwrap_or(IGNORE));
