@@ -5,7 +5,7 @@
 //!        |                                                        ^  HTTP frames
 //!     ingest -> store -> sampler -> lesion -> synth -> gate -> stream -> wire -> http
 //!     phantom                                   ^
-//!                                     checkpoint <- learn (stages 1, 2, 3) -> evaluate
+//!    organs                           checkpoint <- learn (stages 1, 2, 3) -> evaluate
 //! ```
 //!
 //! **Axes.** Arrays are `[B, C, D, H, W]`; voxels are ordered (z, y, x) and their indices grow towards Superior, Anterior
@@ -27,6 +27,7 @@ pub mod kernel;
 pub mod learn;
 pub mod lesion;
 pub mod nn;
+pub mod organs;
 pub mod phantom;
 pub mod rng;
 pub mod sampler;

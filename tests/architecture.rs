@@ -27,6 +27,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("stream", "synth sampler store checkpoint telemetry nn lesion kernel"),
         ("wire", "stream sampler"),
         ("evaluate", "nn store checkpoint"),
+        ("organs", "store"),
         (
             "learn",
             "nn stream checkpoint evaluate synth lesion store sampler telemetry kernel",

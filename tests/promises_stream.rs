@@ -20,6 +20,7 @@ use freetumor::store::{
 };
 use freetumor::stream::cursor::Cursor;
 use freetumor::stream::delivery::{Delivery, LastBatch, OnFailed};
+use freetumor::stream::negatives::UnlabelledNegatives;
 use freetumor::stream::patch::{Outcome, StreamedPatch};
 use freetumor::stream::recipe::{Fallback, Recipe, Selection};
 use freetumor::stream::{PatchService, PatchStream, StartError, StreamConfig, StreamError, Streams};
@@ -587,6 +588,7 @@ fn p7_models_that_saw_a_held_out_case_are_refused() {
     // Models that are not needed are not asked, and do not decide the bytes.
     let unneeded = Recipe {
         select: recipe("case-1", false).select,
+        unlabelled_negatives: Some(UnlabelledNegatives::Trust),
         ..analytic()
     };
     assert_eq!(resolve(known(), unneeded).unwrap(), Digest::default());

@@ -33,6 +33,7 @@ fn flags() {
         "train synthesizer",
         "train segmentor",
         "serve",
+        "label-organs",
         "evaluate",
         "bench",
         "bench nn",

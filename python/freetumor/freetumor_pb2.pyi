@@ -224,7 +224,7 @@ class Region(_message.Message):
     def __init__(self, start: _Optional[_Iterable[int]] = ..., size: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PatchMeta(_message.Message):
-    __slots__ = ("index", "case_id", "pool", "organ", "region", "affine", "outcome", "attempts", "host_suspect", "borderline", "lesions", "failed")
+    __slots__ = ("index", "case_id", "pool", "organ", "region", "affine", "outcome", "attempts", "host_suspect", "borderline", "lesions", "failed", "ignored_voxels", "labels_by")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     CASE_ID_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +237,8 @@ class PatchMeta(_message.Message):
     BORDERLINE_FIELD_NUMBER: _ClassVar[int]
     LESIONS_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    IGNORED_VOXELS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_BY_FIELD_NUMBER: _ClassVar[int]
     index: int
     case_id: str
     pool: Pool
@@ -249,7 +251,9 @@ class PatchMeta(_message.Message):
     borderline: bool
     lesions: _containers.RepeatedCompositeFieldContainer[Lesion]
     failed: str
-    def __init__(self, index: _Optional[int] = ..., case_id: _Optional[str] = ..., pool: _Optional[_Union[Pool, str]] = ..., organ: _Optional[str] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., affine: _Optional[_Iterable[float]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., attempts: _Optional[int] = ..., host_suspect: _Optional[int] = ..., borderline: bool = ..., lesions: _Optional[_Iterable[_Union[Lesion, _Mapping]]] = ..., failed: _Optional[str] = ...) -> None: ...
+    ignored_voxels: int
+    labels_by: str
+    def __init__(self, index: _Optional[int] = ..., case_id: _Optional[str] = ..., pool: _Optional[_Union[Pool, str]] = ..., organ: _Optional[str] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., affine: _Optional[_Iterable[float]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., attempts: _Optional[int] = ..., host_suspect: _Optional[int] = ..., borderline: bool = ..., lesions: _Optional[_Iterable[_Union[Lesion, _Mapping]]] = ..., failed: _Optional[str] = ..., ignored_voxels: _Optional[int] = ..., labels_by: _Optional[str] = ...) -> None: ...
 
 class BatchHeader(_message.Message):
     __slots__ = ("step", "tensors", "patches", "next")

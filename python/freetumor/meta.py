@@ -71,7 +71,9 @@ class PatchMeta:
 
     ``affine`` is 4x4 from the patch's (z, y, x, 1) indices to RAS mm, after augmentation. ``region_start`` and
     ``region_size`` are the crop in the case's voxels, before augmentation. ``outcome`` is one of ``real``,
-    ``accepted``, ``healthy_after_k``, ``best_after_k``, ``real_after_k``, ``unplaceable``. ``failed`` says why a patch
+    ``accepted``, ``healthy_after_k``, ``best_after_k``, ``real_after_k``, ``unplaceable``. ``ignored_voxels`` of an
+    unlabelled host were turned into ignore by the recipe's ``unlabelled_negatives``. ``labels_by`` is empty for
+    annotators' labels and ``pseudo:`` with a model's hash for a model's. ``failed`` says why a patch
     could not be made; it then holds 0 HU and the label 255 (ignore) everywhere.
     """
 
@@ -88,6 +90,8 @@ class PatchMeta:
     borderline: bool
     lesions: list[Lesion]
     failed: str | None
+    ignored_voxels: int = 0
+    labels_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,4 +209,6 @@ def patch_of(message: pb.PatchMeta) -> PatchMeta:
         borderline=message.borderline,
         lesions=[_lesion_of(lesion) for lesion in message.lesions],
         failed=message.failed if message.HasField("failed") else None,
+        ignored_voxels=message.ignored_voxels,
+        labels_by=message.labels_by,
     )

@@ -4,24 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::ValueEnum;
 
 use super::device::{Compute, DeviceArgs};
-use super::models::open_store;
+use super::models::{Network, Segmenting, open_store};
 use super::{ConfigArgs, say, say_error, say_json};
-use crate::checkpoint::{Bundle, Provenance, load_segmentor};
+use crate::checkpoint::{Provenance, check_plan};
 use crate::evaluate::{Examination, HeldOut, score_held_out};
 use crate::store::Cases;
 use crate::stream::seen_cases;
-
-/// Which network of a folder to score.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Network {
-    /// Stage 1's critic.
-    Critic,
-    /// Stage 3's segmentor.
-    Segmentor,
-}
 
 /// Score a critic or segmentor on the labelled cases of a store: Dice per class, lesions found by size
 ///
@@ -53,18 +43,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let Compute { device, dtype } = args.device.open()?;
     let store = open_store(&args.store, &config)?;
-    let (net, provenance) = match args.network {
-        Network::Critic => {
-            let bundle = Bundle::load_critic(&args.models, &device)?;
-            bundle.check_plan(store.plan())?;
-            (bundle.critic, bundle.provenance)
-        }
-        Network::Segmentor => {
-            let loaded = load_segmentor(&args.models, &device)?;
-            crate::checkpoint::check_plan(("the segmentor", &loaded.manifest.plan), ("the store", store.plan()))?;
-            (loaded.model, Provenance::of(&[&loaded.manifest]))
-        }
-    };
+    let network = Segmenting::open(&args.models, args.network, &device)?;
+    let name = network.manifest.role.name();
+    check_plan((name, &network.manifest.plan), ("the store", store.plan()))?;
+    let provenance = Provenance::of(&[&network.manifest]);
     let records = store.records();
     let seen = seen_cases(&*store, &provenance);
     let unseen: Vec<usize> = (0..records.len()).filter(|case| !seen[*case]).collect();
@@ -75,7 +57,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ));
     }
     let exam = Examination {
-        net: &net.with_compute_dtype(dtype),
+        net: &network.net.with_compute_dtype(dtype),
         device: &device,
         cases: &*store,
         held_out: &unseen,

@@ -9,6 +9,7 @@ mod evaluate;
 mod healthcheck;
 mod info;
 mod ingest;
+mod label_organs;
 mod models;
 mod phantom;
 mod progress;
@@ -40,6 +41,7 @@ enum Command {
     Duplicates(duplicates::Args),
     Train(train::Args),
     Serve(serve::Args),
+    LabelOrgans(label_organs::Args),
     Evaluate(evaluate::Args),
     Bench(bench::Args),
     Info(info::Args),
@@ -77,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Duplicates(args) => duplicates::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::LabelOrgans(args) => label_organs::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Info(args) => info::run(&args),

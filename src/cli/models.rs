@@ -4,10 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use burn::tensor::Device;
+use clap::ValueEnum;
 
 use super::device::Compute;
-use crate::checkpoint::Bundle;
+use crate::checkpoint::{Bundle, ModelManifest, Role, load_manifest, load_segmentor};
 use crate::config::Config;
+use crate::digest::Digest;
+use crate::nn::Unet;
 use crate::store::Store;
 use crate::stream::Streams;
 use crate::stream::recipe::Recipe;
@@ -17,6 +21,57 @@ use crate::synth::SynthesizerKind;
 pub(super) fn open_store(dir: &Path, config: &Config) -> anyhow::Result<Arc<Store>> {
     let store = Store::open(dir).with_context(|| format!("cannot open the store {}", dir.display()))?;
     Ok(Arc::new(store.with_config(&config.store)))
+}
+
+/// Which segmenting network of a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Network {
+    /// Stage 1's critic.
+    Critic,
+    /// Stage 3's segmentor.
+    Segmentor,
+}
+
+impl Network {
+    /// Returns the segmentor where a folder holds one, else the critic.
+    pub(super) fn of_folder(dir: &Path) -> Self {
+        let segmentor = dir.join(format!("{}.json", Role::Segmentor.name()));
+        if segmentor.exists() {
+            Self::Segmentor
+        } else {
+            Self::Critic
+        }
+    }
+}
+
+/// A segmenting network with its manifest.
+pub(super) struct Segmenting {
+    pub(super) net: Unet,
+    pub(super) manifest: ModelManifest,
+}
+
+impl Segmenting {
+    /// Loads a network from a folder of models.
+    pub(super) fn open(dir: &Path, network: Network, device: &Device) -> anyhow::Result<Self> {
+        Ok(match network {
+            Network::Critic => Self {
+                manifest: load_manifest(dir, Role::Critic)?,
+                net: Bundle::load_critic(dir, device)?.critic,
+            },
+            Network::Segmentor => {
+                let loaded = load_segmentor(dir, device)?;
+                Self {
+                    net: loaded.model,
+                    manifest: loaded.manifest,
+                }
+            }
+        })
+    }
+
+    /// Returns the hash of the manifest, which holds the weights' checksum: of a critic alone it is its bundle's hash.
+    pub(super) fn hash(&self) -> Digest {
+        Digest::of_json(&[&self.manifest])
+    }
 }
 
 /// Loads a folder of models, if one is named.

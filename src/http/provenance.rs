@@ -29,6 +29,7 @@ fn count_one(meta: &PatchMeta) {
     .increment(1);
     counter!(names::ATTEMPTS_TOTAL, "organ" => organ()).increment(meta.attempts.into());
     counter!(names::HOST_SUSPECT_TOTAL, "organ" => organ()).increment(meta.host_suspect.into());
+    counter!(names::IGNORED_VOXELS_TOTAL, "organ" => organ()).increment(meta.ignored_voxels.into());
     counter!(names::BORDERLINE_TOTAL).increment(meta.borderline.into());
     let is_accepted = meta.outcome == Outcome::Accepted;
     counter!(names::GATE_REJECTED_TOTAL, "organ" => organ())

@@ -27,7 +27,7 @@ pub(super) struct BatchQuery {
 }
 
 /// Every parameter with its meaning, for the OpenAPI document and for refusals.
-pub(super) const PARAMETERS: [(&str, &str); 15] = [
+pub(super) const PARAMETERS: [(&str, &str); 16] = [
     ("index", "index of the first patch (default 0)"),
     ("batch_size", "patches in the batch (default 2)"),
     ("format", "npz (default) or safetensors"),
@@ -54,6 +54,10 @@ pub(super) const PARAMETERS: [(&str, &str); 15] = [
         "contrast bins, comma-separated, in equal shares: dark, dim, iso, bright",
     ),
     ("fallback", "healthy, real or best"),
+    (
+        "unlabelled_negatives",
+        "what a hidden tumour in an unlabelled host means: trust, ignore or critic",
+    ),
     ("patch", "patch size in voxels: D,H,W, or one number for all three"),
 ];
 
@@ -109,6 +113,7 @@ fn set(query: &mut BatchQuery, key: &str, value: &str) -> Result<(), Problem> {
         "size" => recipe.sizes = equal_shares(words(key, value)?),
         "contrast" => recipe.contrasts = equal_shares(words(key, value)?),
         "fallback" => recipe.fallback = word(key, value)?,
+        "unlabelled_negatives" => recipe.unlabelled_negatives = Some(word(key, value)?),
         "patch" => {
             let sides = value
                 .split(',')

@@ -264,7 +264,7 @@ impl Pipeline<'_> {
             && self
                 .writer
                 .existing(&entry.id)
-                .is_some_and(|record| record.content_hash == known.content_hash)
+                .is_some_and(|record| record.content_hash == known.content_hash || record.has_pseudo_labels())
         {
             return Ok((Status::Skipped, known.warnings));
         }

@@ -35,7 +35,8 @@ pub use disk::Store;
 pub use duplicates::{Duplicate, DuplicateKind, duplicates, groups, nearness};
 pub use memory::MemoryStore;
 pub use record::{
-    Candidate, CaseKind, CaseRecord, MAX_NAME_BYTES, NearDuplicate, OrganRecord, SourceGeometry, TumourRecord,
+    Candidate, CaseKind, CaseRecord, MAX_NAME_BYTES, NearDuplicate, OrganRecord, PSEUDO_PREFIX, SourceGeometry,
+    TumourRecord,
 };
 pub(crate) use writer::replace;
 pub use writer::{CaseInput, Finished, StoreWriter};

@@ -6,6 +6,9 @@ use crate::volume::{Annotation, Fingerprint, Grid, Region, Shape};
 /// The most bytes of [`CaseRecord::patient`] and of [`CaseRecord::labels_by`].
 pub const MAX_NAME_BYTES: usize = 128;
 
+/// What stands before a model's hash in [`CaseRecord::labels_by`].
+pub const PSEUDO_PREFIX: &str = "pseudo:";
+
 /// Whether a case brings labelled tumours or only organ masks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, bincode::Encode, bincode::Decode)]
 #[serde(rename_all = "snake_case")]
@@ -110,6 +113,11 @@ impl CaseRecord {
     /// Returns an organ's record.
     pub fn organ(&self, id: u8) -> Option<&OrganRecord> {
         self.organs.iter().find(|organ| organ.id == id)
+    }
+
+    /// Tells whether a model made the labels.
+    pub fn has_pseudo_labels(&self) -> bool {
+        self.labels_by.starts_with(PSEUDO_PREFIX)
     }
 
     /// Tells which field a reader should not believe, or nothing.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use ndarray::Array3;
 
+use super::negatives::{Look, LookError, UnlabelledNegatives, unsearched};
 use super::patch::{GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
 use super::recipe::Fallback;
 use super::resolve::Prepared;
-use super::scene::{Painted, assemble, crop_around};
+use super::scene::{Painted, Scene, assemble, crop_around, draw_warp, read_box};
 use super::stats::{StreamStats, Tally};
 use super::{StreamError, delivery::OnFailed};
 use crate::checkpoint::{Bundle, Thresholds};
@@ -74,6 +75,15 @@ enum MakeError {
     Stream(#[from] StreamError),
 }
 
+impl From<LookError> for MakeError {
+    fn from(error: LookError) -> Self {
+        match error {
+            LookError::Store(error) => Self::Store(error),
+            LookError::Synth(error) => Self::Synth(error),
+        }
+    }
+}
+
 impl Maker {
     /// Makes a patch; what cannot be made is an error or an item marked failed, as the client chose.
     pub(super) fn make(&self, order: &Order) -> Result<StreamedPatch, StreamError> {
@@ -118,7 +128,15 @@ impl Maker {
         };
         let region = crop_around(centre, record.grid.shape, order.prepared.resolved.patch, &mut rng);
         let meta = self.meta(order, draw, case, region, outcome);
-        Ok(assemble(&*self.cases, recipe, case, None, meta)?)
+        let scene = Scene {
+            cases: &*self.cases,
+            recipe,
+            case,
+            painted: None,
+            warp: draw_warp(recipe, order.index, region.size, record.grid.spacing_mm()),
+            suspects: None,
+        };
+        Ok(assemble(&scene, meta)?)
     }
 
     /// Returns a voxel of the organ: a candidate, or the middle of its box where it has none.
@@ -383,13 +401,43 @@ impl Maker {
                 .map(|attempt| self.lesion_meta(draw, attempt))
                 .into_iter()
                 .collect();
-            let painted = lesion.map(|attempt| &attempt.painted);
-            assemble(&*self.cases, recipe, draw.case, painted, meta)?
+            let spacing_mm = self.cases.records()[draw.case].grid.spacing_mm();
+            let warp = draw_warp(recipe, order.index, region.size, spacing_mm);
+            let scene = Scene {
+                cases: &*self.cases,
+                recipe,
+                case: draw.case,
+                painted: lesion.map(|attempt| &attempt.painted),
+                suspects: self.suspects(order, draw.case, read_box(region, warp.as_ref()))?,
+                warp,
+            };
+            assemble(&scene, meta)?
         };
         patch.meta.attempts = trials.attempts;
         patch.meta.host_suspect = trials.host_suspect;
         patch.meta.borderline = trials.borderline;
         Ok(patch)
+    }
+
+    /// Asks the critic what it calls tumour in the untouched patch, where the recipe wants to know.
+    fn suspects(&self, order: &Order, case: usize, patch: Region) -> Result<Option<Array3<u8>>, MakeError> {
+        let organs = unsearched(&self.cases.records()[case], &self.cases.plan().labels);
+        let negatives = order.prepared.resolved.recipe.unlabelled_negatives;
+        if organs.is_empty() || negatives != Some(UnlabelledNegatives::Critic) {
+            return Ok(None);
+        }
+        let (Some(engine), Some(bundle)) = (&self.engine, &self.bundle) else {
+            return Err(SynthError::NoModel("critic").into());
+        };
+        let look = Look {
+            engine,
+            cases: &*self.cases,
+            case,
+            patch,
+            models_mm: bundle.plan.spacing_mm,
+            cancelled: &order.cancelled,
+        };
+        Ok(Some(look.suspects(&organs)?))
     }
 
     /// Draws the crop of a host in which no lesion found a place.
@@ -413,6 +461,8 @@ impl Maker {
             outcome,
             attempts: 0,
             host_suspect: 0,
+            ignored_voxels: 0,
+            labels_by: record.labels_by.clone(),
             borderline: false,
             lesions: Vec::new(),
             failed: None,

@@ -4,6 +4,7 @@ pub mod cursor;
 pub mod delivery;
 mod leak;
 mod make;
+pub mod negatives;
 mod open;
 pub mod patch;
 pub mod recipe;

@@ -87,6 +87,10 @@ pub struct PatchMeta {
     pub attempts: u32,
     /// Attempts whose place the critic had called tumour before (`host_suspect`).
     pub host_suspect: u32,
+    /// Voxels that `unlabelled_negatives` turned into *ignore*, before augmentation.
+    pub ignored_voxels: u32,
+    /// Who made the case's labels: empty for annotators, `pseudo:` and a model's hash for a model.
+    pub labels_by: String,
     /// Whether a gate score was so near its threshold that another numerics class might decide otherwise.
     pub borderline: bool,
     /// The lesions in the patch.

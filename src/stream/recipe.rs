@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::negatives::UnlabelledNegatives;
 use crate::digest::Digest;
 use crate::lesion::LesionForm;
 use crate::sampler::{Augmentation, Centre, Pool};
@@ -11,7 +12,7 @@ use crate::synth::{GateSettings, SynthesizerKind};
 use crate::volume::{ContrastBin, MAX_PATCH_SIDE, Plan, Shape, SizeClass};
 
 /// Raised on any change to the bytes that a recipe and an index stand for.
-pub const REVISION: u32 = 3;
+pub const REVISION: u32 = 4;
 
 /// The longest side of a patch that is warped.
 const MAX_WARPED_SIDE: usize = 192;
@@ -76,6 +77,9 @@ pub struct Recipe {
     pub gate: GateSettings,
     /// What a client gets when no attempt passes.
     pub fallback: Fallback,
+    /// What a hidden tumour in an unlabelled host means; absent: `critic` where models are loaded and an unlabelled host
+    /// can be served, else `trust`.
+    pub unlabelled_negatives: Option<UnlabelledNegatives>,
     /// Patch size (z, y, x) in voxels; absent: the plan's.
     pub patch: Option<Shape>,
     /// Indices in an epoch; absent: the size of the hosts' pool.
@@ -101,6 +105,7 @@ impl Default for Recipe {
             augment: Augmentation::default(),
             gate: GateSettings::default(),
             fallback: Fallback::default(),
+            unlabelled_negatives: None,
             patch: None,
             patches_per_epoch: None,
             allow_unknown_provenance: false,

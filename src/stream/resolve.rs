@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::leak::{self, Seen};
+use super::negatives::UnlabelledNegatives;
 use super::recipe::{Fallback, REVISION, Recipe};
 use super::{Resolved, StreamError};
 use crate::checkpoint::Bundle;
@@ -70,6 +71,7 @@ pub(super) fn resolve(
     let feasible = feasible(&recipe, &mix, &schedule)?;
     fill_shares(&mut recipe, &mix, &feasible);
     let hosting = feasible.keys().any(|pool| *pool != Pool::LabelledReal);
+    recipe.unlabelled_negatives = Some(negatives(bundle, &recipe));
     let bundle_hash = check_bundle(cases, (bundle, seen), &recipe, hosting, &allowed)?;
     let real_cases = real_cases(cases, &recipe, &mix, &allowed, hosting)?;
     let patches_per_epoch = recipe.patches_per_epoch.unwrap_or_else(|| {
@@ -232,6 +234,21 @@ fn fill_shares(recipe: &mut Recipe, mix: &Mix, feasible: &Feasible) {
     recipe.centres.retain(|_, share| *share > 0.0);
 }
 
+/// Returns what hidden tumours mean: what the recipe says, or the critic where there is one and a host to look at.
+fn negatives(bundle: Option<&Bundle>, recipe: &Recipe) -> UnlabelledNegatives {
+    let default = match bundle {
+        Some(_) if hosts_unlabelled(recipe) => UnlabelledNegatives::Critic,
+        _ => UnlabelledNegatives::Trust,
+    };
+    recipe.unlabelled_negatives.unwrap_or(default)
+}
+
+/// Tells whether a recipe whose shares are filled in serves unlabelled hosts.
+fn hosts_unlabelled(recipe: &Recipe) -> bool {
+    let pools = recipe.pools.as_ref();
+    pools.is_some_and(|pools| pools.contains_key(&Pool::UnlabelledHost))
+}
+
 /// Checks what the recipe needs of the models; returns their hash, or zeros where it needs none.
 fn check_bundle(
     cases: &dyn Cases,
@@ -241,10 +258,17 @@ fn check_bundle(
     allowed: &[bool],
 ) -> Result<Digest, StreamError> {
     let conditional = recipe.synthesizer == Some(SynthesizerKind::Conditional);
-    if !hosting || !(conditional || recipe.gate.enabled) {
+    let looks = recipe.unlabelled_negatives == Some(UnlabelledNegatives::Critic) && hosts_unlabelled(recipe);
+    if !looks && !(hosting && (conditional || recipe.gate.enabled)) {
         return Ok(Digest::default());
     }
     let Some(bundle) = bundle else {
+        if !recipe.gate.enabled {
+            return infeasible(
+                "unlabelled_negatives",
+                "critic needs a critic, and no models are loaded; ask for trust or ignore",
+            );
+        }
         return infeasible(
             "gate.enabled",
             "the gate needs a critic, and no models are loaded; set it to false to stream unjudged lesions",

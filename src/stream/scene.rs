@@ -3,6 +3,7 @@
 use ndarray::{Array3, Zip, s};
 
 use super::StreamError;
+use super::negatives::{self, UnlabelledNegatives};
 use super::patch::{PatchMeta, StreamedPatch};
 use super::recipe::Recipe;
 use crate::rng::{Purpose, Rng};
@@ -35,13 +36,13 @@ pub(super) fn crop_around(centre: [i64; 3], volume: Shape, patch: Shape, rng: &m
 }
 
 /// Returns the part of a cube that a crop shows, as slices of the crop and of the cube.
-fn overlap(crop: Region, cube: Region) -> Option<[Region; 2]> {
+pub(super) fn overlap(crop: Region, cube: Region) -> Option<[Region; 2]> {
     let part = crop.intersect(&cube);
     (!part.is_empty()).then(|| [part.relative_to(crop.start), part.relative_to(cube.start)])
 }
 
 /// Copies the shared part of a cube into a crop.
-fn paste<T: Copy>(crop: &mut Array3<T>, cube: &Array3<T>, [to, from]: [Region; 2]) {
+pub(super) fn paste<T: Copy>(crop: &mut Array3<T>, cube: &Array3<T>, [to, from]: [Region; 2]) {
     let range = |region: Region, axis: usize| {
         let start = region.start[axis] as usize;
         start..start + region.size[axis]
@@ -50,31 +51,46 @@ fn paste<T: Copy>(crop: &mut Array3<T>, cube: &Array3<T>, [to, from]: [Region; 2
         .assign(&cube.slice(s![range(from, 0), range(from, 1), range(from, 2)]));
 }
 
-/// Reads the crop of a patch, pastes the lesion, and augments.
+/// What a patch is put together from.
+pub(super) struct Scene<'a> {
+    pub(super) cases: &'a dyn Cases,
+    pub(super) recipe: &'a Recipe,
+    pub(super) case: usize,
+    pub(super) painted: Option<&'a Painted>,
+    pub(super) warp: Option<Warp>,
+    /// 1 where the critic calls tumour in the untouched box of [`read_box`]; absent where it was not asked.
+    pub(super) suspects: Option<Array3<u8>>,
+}
+
+/// Draws the warp of a patch.
+pub(super) fn draw_warp(recipe: &Recipe, index: u64, patch: Shape, spacing_mm: [f64; 3]) -> Option<Warp> {
+    let mut rng = Rng::keyed(recipe.seed, index, 0, Purpose::Warp);
+    Warp::draw(&recipe.augment, patch, spacing_mm, &mut rng)
+}
+
+/// Returns the box that is read for a patch: what a warp looks up around it is read, and painted, with it.
+pub(super) fn read_box(patch: Region, warp: Option<&Warp>) -> Region {
+    warp.map_or(patch, |warp| patch.grown(warp.margin()))
+}
+
+/// Reads the crop of a patch, pastes the lesion, leaves out what may hide a tumour, and augments.
 ///
 /// # Errors
 /// The store's, naming the damaged file; or a case whose annotation names an unknown class.
-pub(super) fn assemble(
-    cases: &dyn Cases,
-    recipe: &Recipe,
-    case: usize,
-    painted: Option<&Painted>,
-    meta: PatchMeta,
-) -> Result<StreamedPatch, StreamError> {
+pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, StreamError> {
+    let Scene {
+        cases, recipe, painted, ..
+    } = *scene;
+    let (size, region) = (meta.region.size, read_box(meta.region, scene.warp.as_ref()));
     let failed = |what: String| StreamError::Failed {
         index: meta.index,
         what,
     };
-    let record = &cases.records()[case];
+    let record = &cases.records()[scene.case];
     let labels = &cases.plan().labels;
-    let size = meta.region.size;
-    let mut rng = Rng::keyed(recipe.seed, meta.index, 0, Purpose::Warp);
-    let warp = Warp::draw(&recipe.augment, size, record.grid.spacing_mm(), &mut rng);
-    // What a warp looks up around the patch is read, and painted, with it.
-    let region = warp
-        .as_ref()
-        .map_or(meta.region, |warp| meta.region.grown(warp.margin()));
-    let crop = cases.read(case, region).map_err(|error| failed(error.to_string()))?;
+    let crop = cases
+        .read(scene.case, region)
+        .map_err(|error| failed(error.to_string()))?;
     let label = wire_labels(record, labels, &crop).map_err(failed)?;
     let shape = crop.image.dim();
     let mut patch = StreamedPatch {
@@ -88,8 +104,9 @@ pub(super) fn assemble(
     if let Some(painted) = painted {
         paste_lesion(&mut patch, painted, region);
     }
+    doubt(&mut patch, scene, region);
     patch.meta.affine = record.grid.affine.shifted(patch.meta.region.start);
-    if let Some(warp) = warp {
+    if let Some(warp) = &scene.warp {
         patch.image = warp.image(&patch.image);
         patch.source = warp.image(&patch.source);
         patch.soft_mask = warp.soft(&patch.soft_mask);
@@ -105,6 +122,22 @@ pub(super) fn assemble(
     let change = Change::draw(&recipe.augment, size, centre_hu, &mut rng);
     augment(&mut patch, &change, painted.is_some());
     Ok(patch)
+}
+
+/// Turns into *ignore* what the recipe does not take for healthy in an unlabelled host; `region` is the box that was read.
+fn doubt(patch: &mut StreamedPatch, scene: &Scene, region: Region) {
+    let labels = &scene.cases.plan().labels;
+    let record = &scene.cases.records()[scene.case];
+    let label = &mut patch.label;
+    patch.meta.ignored_voxels = match (scene.recipe.unlabelled_negatives, &scene.suspects) {
+        (Some(UnlabelledNegatives::Critic), Some(suspects)) => negatives::ignore_suspects(label, suspects, labels),
+        (Some(UnlabelledNegatives::Ignore), _) => {
+            let near = |painted| negatives::near_lesion(painted, region, record.grid.spacing_mm());
+            let organs = negatives::unsearched(record, labels);
+            negatives::ignore_tissue(label, &organs, scene.painted.map(near).as_ref())
+        }
+        _ => 0,
+    };
 }
 
 /// Pastes a lesion's image and soft mask into the box `region`.
@@ -130,8 +163,7 @@ fn label_lesion(patch: &mut StreamedPatch, tumour_id: u8) {
 
 /// Returns the labels that are sent: the only class a voxel can have, or *ignore*.
 fn wire_labels(record: &CaseRecord, labels: &LabelMap, crop: &Crop) -> Result<Array3<u8>, String> {
-    let admissible = record
-        .annotation
+    let admissible = negatives::sent_annotation(record)
         .admissible(labels)
         .map_err(|error| format!("case {:?}: {error}", record.id))?;
     let sent = admissible.map(|classes| classes.single().unwrap_or(IGNORE));

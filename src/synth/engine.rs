@@ -31,11 +31,13 @@ pub struct Judgement {
 enum Task {
     Paint(LesionCube),
     Judge([Array3<i16>; 2]),
+    Look(Array3<i16>),
 }
 
 enum Answer {
     Residual(Array3<f32>),
     Judgement(Judgement),
+    Classes(Array3<u8>),
 }
 
 struct Job {
@@ -69,7 +71,7 @@ impl Engine {
     pub fn paint(&self, cube: &LesionCube) -> Result<Array3<f32>, SynthError> {
         match self.ask(Task::Paint(cube.clone()), cube.cancelled.clone())? {
             Answer::Residual(residual) => Ok(residual),
-            Answer::Judgement(_) => Err(SynthError::Ended),
+            Answer::Judgement(_) | Answer::Classes(_) => Err(SynthError::Ended),
         }
     }
 
@@ -85,7 +87,18 @@ impl Engine {
     ) -> Result<Judgement, SynthError> {
         match self.ask(Task::Judge([before, after]), cancelled.clone())? {
             Answer::Judgement(judgement) => Ok(judgement),
-            Answer::Residual(_) => Err(SynthError::Ended),
+            Answer::Residual(_) | Answer::Classes(_) => Err(SynthError::Ended),
+        }
+    }
+
+    /// Returns the label ids that the critic gives a cube in HU.
+    ///
+    /// # Errors
+    /// [`SynthError`] where the stream is gone or the device fails.
+    pub fn classes(&self, image: Array3<i16>, cancelled: &Cancelled) -> Result<Array3<u8>, SynthError> {
+        match self.ask(Task::Look(image), cancelled.clone())? {
+            Answer::Classes(classes) => Ok(classes),
+            Answer::Residual(_) | Answer::Judgement(_) => Err(SynthError::Ended),
         }
     }
 
@@ -132,6 +145,10 @@ fn answer(bundle: &Bundle, device: &Device, task: Task) -> Result<Answer, SynthE
     match task {
         Task::Paint(cube) => paint(bundle, device, &cube).map(Answer::Residual),
         Task::Judge(images) => Ok(Answer::Judgement(judge(bundle, device, &images))),
+        Task::Look(image) => {
+            let seen = normalised(&image, bundle.plan.window_hu, device);
+            Ok(Answer::Classes(classes(bundle, seen, image.dim())))
+        }
     }
 }
 
@@ -181,19 +198,21 @@ fn judge(bundle: &Bundle, device: &Device, images: &[Array3<i16>; 2]) -> Judgeme
     let [before, after] = images
         .each_ref()
         .map(|image| normalised(image, bundle.plan.window_hu, device));
-    let classes = |image: Tensor<5>| {
-        let ids = bundle.critic.forward(image, None).argmax(1).into_data();
-        let ids: Vec<u8> = ids.iter::<i64>().map(|id| id as u8).collect();
-        Array3::from_shape_vec(images[0].dim(), ids).expect("networks keep the cube's shape")
-    };
     let real = bundle.discriminator.as_ref().map(|discriminator| {
         let probabilities = activation::softmax(discriminator.forward(after.clone(), None), 1);
         let [b, _, d, h, w] = probabilities.dims();
         host(probabilities.slice([0..b, 1..2, 0..d, 0..h, 0..w]), images[0].dim())
     });
     Judgement {
-        before: classes(before),
-        after: classes(after),
+        before: classes(bundle, before, images[0].dim()),
+        after: classes(bundle, after, images[0].dim()),
         real,
     }
+}
+
+/// Returns the critic's label ids.
+fn classes(bundle: &Bundle, image: Tensor<5>, shape: (usize, usize, usize)) -> Array3<u8> {
+    let ids = bundle.critic.forward(image, None).argmax(1).into_data();
+    let ids: Vec<u8> = ids.iter::<i64>().map(|id| id as u8).collect();
+    Array3::from_shape_vec(shape, ids).expect("networks keep the cube's shape")
 }

@@ -146,8 +146,8 @@ pub fn judge_published(recall: f64) -> Verdict {
     }
 }
 
-/// Returns the voxels that are in the mask or touch it by a face, an edge or a corner.
-fn dilate_voxel(mask: &Array3<u8>) -> Array3<bool> {
+/// Returns the voxels that are in the mask (1 inside) or touch it by a face, an edge or a corner.
+pub fn dilate_voxel(mask: &Array3<u8>) -> Array3<bool> {
     let mut out = mask.map(|inside| *inside != 0);
     for axis in 0..3 {
         for mut lane in out.lanes_mut(Axis(axis)) {

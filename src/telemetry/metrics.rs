@@ -18,6 +18,8 @@ pub const GATE_ACCEPTED_TOTAL: &str = "freetumor_gate_accepted_total";
 pub const GATE_REJECTED_TOTAL: &str = "freetumor_gate_rejected_total";
 /// Attempts whose place the critic had called tumour before, by `organ`.
 pub const HOST_SUSPECT_TOTAL: &str = "freetumor_host_suspect_total";
+/// Voxels of unlabelled hosts that `unlabelled_negatives` turned into ignore, by the patch's `organ`.
+pub const IGNORED_VOXELS_TOTAL: &str = "freetumor_ignored_voxels_total";
 /// Patches whose organ had no place for the lesion, by `organ`.
 pub const UNPLACEABLE_TOTAL: &str = "freetumor_unplaceable_total";
 /// Patches near enough to a threshold that another numerics class might decide otherwise.
@@ -97,7 +99,7 @@ pub enum MetricKind {
 }
 
 /// Every metric with its kind, labels and meaning; the documentation's table is made from it.
-pub const METRICS: [(&str, MetricKind, &[&str], &str); 15] = {
+pub const METRICS: [(&str, MetricKind, &[&str], &str); 16] = {
     use MetricKind::{Counter, Gauge, Histogram};
     [
         (
@@ -130,6 +132,12 @@ pub const METRICS: [(&str, MetricKind, &[&str], &str); 15] = {
             Counter,
             &["organ"],
             "attempts on a place that the critic already called tumour",
+        ),
+        (
+            IGNORED_VOXELS_TOTAL,
+            Counter,
+            &["organ"],
+            "voxels of unlabelled hosts that may hide a tumour and were sent as ignore",
         ),
         (
             UNPLACEABLE_TOTAL,

@@ -191,6 +191,8 @@ impl From<&PatchMeta> for proto::PatchMeta {
             attempts: meta.attempts,
             host_suspect: meta.host_suspect,
             borderline: meta.borderline,
+            ignored_voxels: meta.ignored_voxels,
+            labels_by: meta.labels_by.clone(),
             lesions: meta.lesions.iter().map(Into::into).collect(),
             failed: meta.failed.clone(),
         }

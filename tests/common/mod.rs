@@ -205,6 +205,8 @@ fn meta(resolved: &Resolved, index: u64) -> PatchMeta {
         outcome: Outcome::Accepted,
         attempts: 2,
         host_suspect: 1,
+        ignored_voxels: 5,
+        labels_by: "pseudo:0123".into(),
         borderline: index % 4 == 3,
         lesions: vec![LesionMeta {
             instance: 1,

@@ -1,7 +1,7 @@
 //! What happens to a scan on its way through the world.
 
-use freetumor::volume::resample::{resample_image, resampled_grid};
 use freetumor::rng::{Purpose, Rng};
+use freetumor::volume::resample::{resample_image, resampled_grid};
 use freetumor::volume::{Affine, Fingerprint, Grid};
 use ndarray::{Array3, Axis, s};
 

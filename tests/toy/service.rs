@@ -97,6 +97,8 @@ fn patch(index: u64) -> StreamedPatch {
             },
             attempts: 1,
             host_suspect: 0,
+            ignored_voxels: 0,
+            labels_by: String::new(),
             borderline: false,
             lesions: Vec::new(),
             failed: None,

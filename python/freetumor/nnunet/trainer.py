@@ -11,6 +11,7 @@ import os
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,9 @@ class nnUNetTrainerFreeTumor(nnUNetTrainer):
         if self.fold == "all":
             validation_cases = []  # nnU-Net validates on the training cases then, and says so
         axes = self._axes(train_cases)
+        if self.label_manager.ignore_label is None:
+            # This loss cannot leave voxels out: unlabelled hosts count as their labels say, unless the user decides.
+            settings = replace(settings, recipe={"unlabelled_negatives": "trust", **settings.recipe})
         recipe, resolved = guarded_recipe(settings, validation_cases, patch_for(inner.patch_size, axes))
         held_out = frozenset(recipe["select"]["hold_out"])
         labels = LabelMap(
