@@ -3,17 +3,20 @@
 //! ```text
 //! datalist.rs -> pipeline.rs: files.rs (nifti.rs | dicom/) -> orient.rs -> volume::resample -> crop -> store::StoreWriter
 //!                    masks.rs: folder of masks -> labels; preset.rs: file ids -> class names
+//!                    ledger.rs: what a second run can skip; report.rs: what a user is told
 //! ```
 
 pub mod datalist;
 pub mod dicom;
 mod files;
 mod header;
+mod ledger;
 mod masks;
 pub mod nifti;
 pub mod orient;
 mod pipeline;
 pub mod preset;
+mod report;
 
 use std::path::PathBuf;
 
@@ -22,8 +25,9 @@ use crate::volume::Shape;
 
 pub use datalist::{Entry, Section};
 pub use orient::source_hash;
-pub use pipeline::{CaseProgress, CaseReport, IngestReport, IngestRequest, Shard, Status, ingest};
+pub use pipeline::{IngestRequest, Shard, ingest};
 pub use preset::Preset;
+pub use report::{CaseProgress, CaseReport, IngestReport, Status};
 
 /// Why an ingest cannot start or end, or why one case is refused.
 #[derive(Debug, thiserror::Error)]

@@ -9,15 +9,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ndarray::{Array3, s};
-use serde::{Deserialize, Serialize};
 
 use super::IngestError;
 use super::datalist::{Entry, Section};
 use super::files::{hash_of, image_files, read_image};
+use super::ledger::{Ledger, LedgerEntry};
 use super::masks;
 use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
 use super::preset::{Preset, ResolvedPreset};
+use super::report::{CaseProgress, CaseReport, IngestReport, Status};
 use crate::digest::Digest;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, StoreWriter};
 use crate::volume::resample::{resample_image, resample_labels, resampled_grid};
@@ -33,8 +34,6 @@ const BODY_HU: i16 = -500;
 const CROP_MARGIN_MM: f64 = 10.0;
 /// How far label and image voxels may lie apart, in mm.
 const GRID_TOLERANCE_MM: f64 = 1e-3;
-/// The folder of a store that remembers which files became which case.
-const LEDGER_DIR: &str = "ingest";
 
 /// Shard `index` of `count`: every `count`-th case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,71 +77,6 @@ pub struct IngestRequest {
     pub shard: Shard,
 }
 
-/// What became of a case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// Written.
-    Ok,
-    /// Already there from the same files.
-    Skipped,
-    /// Not stored.
-    Refused,
-}
-
-/// What became of a case, and why.
-#[derive(Clone, Debug, Serialize)]
-pub struct CaseReport {
-    /// The case's id.
-    pub id: String,
-    /// The image file.
-    pub image: PathBuf,
-    /// What became of it.
-    pub status: Status,
-    /// What a user should know about a stored case.
-    pub warnings: Vec<String>,
-    /// Why a refused case was refused.
-    pub reason: Option<String>,
-}
-
-/// What became of all cases of a call.
-#[derive(Clone, Debug, Serialize)]
-pub struct IngestReport {
-    /// The cases of this shard, in the datalist's order.
-    pub cases: Vec<CaseReport>,
-    /// Cases in the store's index afterwards, those of other shards included.
-    pub indexed: usize,
-    /// Damaged case files that the index leaves out.
-    pub damaged: Vec<String>,
-}
-
-impl IngestReport {
-    /// Counts the cases with a status.
-    pub fn count(&self, status: Status) -> usize {
-        self.cases.iter().filter(|case| case.status == status).count()
-    }
-}
-
-/// A case that has just been dealt with.
-#[derive(Clone, Debug)]
-pub struct CaseProgress<'a> {
-    /// The case.
-    pub case: &'a CaseReport,
-    /// Cases dealt with so far.
-    pub done: usize,
-    /// Cases in all.
-    pub total: usize,
-}
-
-/// What a case was made from; beside the store, so that a second run can skip it.
-#[derive(PartialEq, Serialize, Deserialize)]
-struct Ledger {
-    /// Digest of both files, the preset, the section and the plan.
-    key: Digest,
-    content_hash: Digest,
-    warnings: Vec<String>,
-}
-
 /// Ingests cases into a store, several at a time; one that cannot be stored is reported and stops no other.
 ///
 /// # Errors
@@ -158,10 +92,9 @@ pub fn ingest(
         preset: &request.preset,
         resolved: request.preset.resolve(plan)?,
         writer: StoreWriter::create(store_dir, plan)?,
-        ledger_dir: store_dir.join(LEDGER_DIR),
+        ledger: Ledger::open(store_dir)?,
         plan,
     };
-    fs_err::create_dir_all(&pipeline.ledger_dir).map_err(store::StoreError::from)?;
     let Shard { index, count } = request.shard;
     let mine: Vec<&Entry> = request.entries.iter().skip(index).step_by(count.max(1)).collect();
     let done = AtomicUsize::new(0);
@@ -220,7 +153,7 @@ struct Pipeline<'a> {
     preset: &'a Preset,
     resolved: ResolvedPreset,
     writer: StoreWriter,
-    ledger_dir: PathBuf,
+    ledger: Ledger,
     plan: &'a Plan,
 }
 
@@ -249,11 +182,7 @@ impl Pipeline<'_> {
     fn case(&self, entry: &Entry) -> Result<(Status, Vec<String>), IngestError> {
         store::check_id(&entry.id)?;
         let key = self.key(entry)?;
-        let ledger_path = self.ledger_dir.join(format!("{}.json", entry.id));
-        let known = fs_err::read(&ledger_path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Ledger>(&bytes).ok());
-        if let Some(known) = known
+        if let Some(known) = self.ledger.entry(&entry.id)
             && known.key == key
             && self
                 .writer
@@ -265,14 +194,13 @@ impl Pipeline<'_> {
         let (input, mut warnings) = self.prepare(entry)?;
         let record = self.writer.write(input)?;
         warnings.extend(self.remarks(&record));
-        let ledger = Ledger {
+        let made = LedgerEntry {
             key,
             content_hash: record.content_hash,
             warnings,
         };
-        let bytes = serde_json::to_vec(&ledger).expect("a ledger is representable in JSON");
-        store::replace(&ledger_path, &[&bytes])?;
-        Ok((Status::Ok, ledger.warnings))
+        self.ledger.write(&entry.id, &made)?;
+        Ok((Status::Ok, made.warnings))
     }
 
     /// Returns the digest of everything that decides what the case becomes.
