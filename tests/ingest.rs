@@ -249,6 +249,51 @@ fn shards_together_are_the_whole() {
 }
 
 #[test]
+fn a_preset_that_does_not_fit_is_named_with_those_that_do() {
+    let files = Files::new();
+    files.good("a");
+    let (image, mut labels, grid) = patient();
+    // Livers without tumours: ids 0 and 1 in three cases.
+    labels.mapv_inplace(|id| id.min(1));
+    let mut training = Vec::new();
+    for name in ["x", "y", "z"] {
+        write_image(&files.path(&format!("{name}.nii.gz")), image.view(), &grid).unwrap();
+        write_labels(&files.path(&format!("{name}_seg.nii.gz")), labels.view(), &grid).unwrap();
+        training.push(serde_json::json!({"image": format!("{name}.nii.gz"), "label": format!("{name}_seg.nii.gz")}));
+    }
+    let two = files.ingest("lits", &serde_json::json!({"training": training[..2]}));
+    assert!(two.warnings.is_empty(), "{two:?}");
+    let three = serde_json::json!({"training": training});
+    let warning = "preset lits: liver_tumour occurs in none of 3 cases; the ids found are 0, 1; its ids look like \
+                   msd-spleen, msd-colon";
+    assert_eq!(files.ingest("lits", &three).warnings, [warning]);
+    // A second run skips the cases and says the same; where nobody looked for tumours there is nothing to say.
+    assert_eq!(files.ingest("lits", &three).warnings, [warning]);
+    assert!(
+        files
+            .ingest("lits", &serde_json::json!({"unlabeled": training}))
+            .warnings
+            .is_empty()
+    );
+    // Ids that the preset lacks refuse the case, and point to a preset that has them.
+    write_labels(
+        &files.path("odd.nii.gz"),
+        labels.mapv(|id| [0, 3][usize::from(id)]).view(),
+        &grid,
+    )
+    .unwrap();
+    let reason = files.refusal("a.nii.gz", Some("odd.nii.gz"));
+    assert!(reason.ends_with("which knows 0, 1, 2"), "{reason}");
+    let ids: Array3<u8> = Array3::from_shape_fn(labels.dim(), |(_, _, x)| (x % 14) as u8);
+    write_labels(&files.path("flare.nii.gz"), ids.view(), &grid).unwrap();
+    let reason = files.refusal("a.nii.gz", Some("flare.nii.gz"));
+    assert!(
+        reason.contains("knows 0, 1, 2; its ids look like flare22, btcv"),
+        "{reason}"
+    );
+}
+
+#[test]
 fn bad_volumes_are_refused_by_name() {
     let files = Files::new();
     let (image, _) = files.good("a");

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 
 use super::progress::Counter;
 use super::{ConfigArgs, say, say_error, say_json};
-use crate::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest};
+use crate::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest, preset_table};
 
 /// Ingest NIfTI or DICOM images and labels into a store: orient, resample to the plan's spacing, check, write
 ///
@@ -26,7 +26,7 @@ pub(super) struct Args {
         long,
         value_name = "FILE",
         conflicts_with = "image",
-        required_unless_present = "image"
+        required_unless_present_any = ["image", "list_presets"]
     )]
     datalist: Option<PathBuf>,
     /// One image: a NIfTI file, or the folder of a DICOM series
@@ -35,21 +35,31 @@ pub(super) struct Args {
     /// Its labels: a NIfTI file, or a folder of masks
     #[arg(long, value_name = "PATH", requires = "image")]
     labels: Option<PathBuf>,
-    /// What label ids mean: lits, msd-pancreas, kits, totalsegmentator, freetumor, freetumor-unlabelled, or a TOML file
-    #[arg(long, value_name = "NAME")]
-    preset: String,
+    /// What label ids mean: a name that --list-presets prints, such as lits, or a TOML file
+    #[arg(long, value_name = "NAME", required_unless_present = "list_presets")]
+    preset: Option<String>,
     /// The store's folder
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "list_presets")]
+    store: Option<PathBuf>,
     /// Take part i of n of the cases, such as 0/8
     #[arg(long, value_name = "I/N", default_value = "0/1")]
     shard: Shard,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    /// Print the presets: data sets, what their ids mean, licences and pages
+    #[arg(long)]
+    list_presets: bool,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.list_presets {
+        say(preset_table().trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (Some(preset), Some(store)) = (&args.preset, &args.store) else {
+        bail!("nowhere to ingest to: name --preset and --store");
+    };
     let plan = args.config.load()?.plan;
     let entries = match (&args.datalist, &args.image) {
         (Some(list), _) => datalist::read(list)?,
@@ -58,14 +68,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let request = IngestRequest {
         entries,
-        preset: Preset::open(&args.preset)?,
+        preset: Preset::open(preset)?,
         shard: args.shard,
     };
     let counter = Counter::new(request.entries.len(), "ingest");
-    let report = ingest(&request, &args.store, &plan, &|progress| {
-        counter.done(&progress.case.id)
-    })
-    .with_context(|| format!("cannot ingest into {}", args.store.display()))?;
+    let report = ingest(&request, store, &plan, &|progress| counter.done(&progress.case.id))
+        .with_context(|| format!("cannot ingest into {}", store.display()))?;
     if args.json {
         say_json(&report)?;
     } else {
@@ -84,6 +92,10 @@ fn print(report: &IngestReport) {
             say_error(&format!("{}: refused: {reason}", case.id));
         }
     }
+    report
+        .warnings
+        .iter()
+        .for_each(|warning| say(&format!("warning: {warning}")));
     report
         .damaged
         .iter()

@@ -1,5 +1,6 @@
 //! What every case was made from: kept beside the store, so that a second run can skip what has not changed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ pub(super) struct LedgerEntry {
     pub(super) content_hash: Digest,
     /// What was said of it, to be said again.
     pub(super) warnings: Vec<String>,
+    /// The ids in its label files.
+    #[serde(default)]
+    pub(super) label_ids: BTreeSet<u8>,
 }
 
 impl Ledger {

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! datalist.rs -> pipeline.rs: files.rs (nifti.rs | dicom/) -> orient.rs -> volume::resample -> crop -> store::StoreWriter
-//!                    masks.rs: folder of masks -> labels; preset.rs: file ids -> class names
+//!                    masks.rs: folder of masks -> labels; preset.rs, built_in.rs: file ids -> class names
 //!                    ledger.rs: what a second run can skip; report.rs: what a user is told
 //! ```
 
+mod built_in;
 pub mod datalist;
 pub mod dicom;
 mod files;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use crate::store::StoreError;
 use crate::volume::Shape;
 
+pub use built_in::{BuiltIn, preset_table};
 pub use datalist::{Entry, Section};
 pub use orient::source_hash;
 pub use pipeline::{IngestRequest, Shard, ingest};
@@ -58,7 +60,7 @@ pub enum IngestError {
         what: String,
     },
     /// Labels with an id that the preset does not know.
-    #[error("{path}: label id {id} is not in preset {preset}, which knows {known}")]
+    #[error("{path}: label id {id} is not in preset {preset}, which knows {known}{}", looks_like(.candidates))]
     UnknownLabel {
         /// The label file.
         path: PathBuf,
@@ -68,6 +70,8 @@ pub enum IngestError {
         preset: String,
         /// The ids it knows.
         known: String,
+        /// The built-in presets that the file's ids look like.
+        candidates: Vec<&'static str>,
     },
     /// Labels on another grid than their image.
     #[error("{labels}: not on the grid of {image}: {what}")]
@@ -103,4 +107,12 @@ pub enum IngestError {
     /// The worker threads cannot be started.
     #[error("cannot start ingest threads: {0}")]
     Threads(String),
+}
+
+/// Says which presets ids look like, for the end of a message.
+fn looks_like(candidates: &[&str]) -> String {
+    if candidates.is_empty() {
+        return String::new();
+    }
+    format!("; its ids look like {}", candidates.join(", "))
 }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ndarray::{Array3, s};
 
-use super::IngestError;
+use super::built_in;
 use super::datalist::{Entry, Section};
 use super::files::{hash_of, image_files, read_image};
 use super::ledger::{Ledger, LedgerEntry};
@@ -19,6 +20,7 @@ use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
 use super::preset::{Preset, ResolvedPreset};
 use super::report::{CaseProgress, CaseReport, IngestReport, Status};
+use super::{IngestError, looks_like};
 use crate::digest::Digest;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, StoreWriter};
 use crate::volume::resample::{resample_image, resample_labels, resampled_grid};
@@ -32,6 +34,8 @@ const CASES_AT_ONCE: usize = 2;
 const BODY_HU: i16 = -500;
 /// What is kept around the body, in mm.
 const CROP_MARGIN_MM: f64 = 10.0;
+/// From this many labelled cases on, a class that none of them has is worth a word.
+const CASES_THAT_TELL: usize = 3;
 /// How far label and image voxels may lie apart, in mm.
 const GRID_TOLERANCE_MM: f64 = 1e-3;
 
@@ -108,8 +112,10 @@ pub fn ingest(
         case
     };
     let cases = longest_first(&mine, |entry| one(entry))?;
+    let warnings = pipeline.unused_classes(&mine, &cases);
     let finished = pipeline.writer.finish()?;
     Ok(IngestReport {
+        warnings,
         cases,
         indexed: finished.cases,
         damaged: finished.damaged.iter().map(ToString::to_string).collect(),
@@ -149,6 +155,9 @@ fn longest_first<T: Send>(cases: &[&Entry], run: impl Fn(&Entry) -> T + Sync) ->
     Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
+/// Labels in the plan's ids, and the ids that their file has.
+type Labels = (Array3<u8>, BTreeSet<u8>);
+
 struct Pipeline<'a> {
     preset: &'a Preset,
     resolved: ResolvedPreset,
@@ -166,9 +175,9 @@ impl Pipeline<'_> {
                 what: message_of(panic.as_ref()),
             })
         });
-        let (status, warnings, reason) = match outcome {
-            Ok((status, warnings)) => (status, warnings, None),
-            Err(error) => (Status::Refused, Vec::new(), Some(error.to_string())),
+        let (status, warnings, reason, label_ids) = match outcome {
+            Ok((status, made)) => (status, made.warnings, None, made.label_ids),
+            Err(error) => (Status::Refused, Vec::new(), Some(error.to_string()), BTreeSet::new()),
         };
         CaseReport {
             id: entry.id.clone(),
@@ -176,10 +185,11 @@ impl Pipeline<'_> {
             status,
             warnings,
             reason,
+            label_ids,
         }
     }
 
-    fn case(&self, entry: &Entry) -> Result<(Status, Vec<String>), IngestError> {
+    fn case(&self, entry: &Entry) -> Result<(Status, LedgerEntry), IngestError> {
         store::check_id(&entry.id)?;
         let key = self.key(entry)?;
         if let Some(known) = self.ledger.entry(&entry.id)
@@ -189,18 +199,19 @@ impl Pipeline<'_> {
                 .existing(&entry.id)
                 .is_some_and(|record| record.content_hash == known.content_hash)
         {
-            return Ok((Status::Skipped, known.warnings));
+            return Ok((Status::Skipped, known));
         }
-        let (input, mut warnings) = self.prepare(entry)?;
+        let (input, mut warnings, label_ids) = self.prepare(entry)?;
         let record = self.writer.write(input)?;
         warnings.extend(self.remarks(&record));
         let made = LedgerEntry {
             key,
             content_hash: record.content_hash,
             warnings,
+            label_ids,
         };
         self.ledger.write(&entry.id, &made)?;
-        Ok((Status::Ok, made.warnings))
+        Ok((Status::Ok, made))
     }
 
     /// Returns the digest of everything that decides what the case becomes.
@@ -228,13 +239,14 @@ impl Pipeline<'_> {
     }
 
     /// Reads, checks, orients, resamples and crops a case.
-    fn prepare(&self, entry: &Entry) -> Result<(CaseInput, Vec<String>), IngestError> {
+    fn prepare(&self, entry: &Entry) -> Result<(CaseInput, Vec<String>, BTreeSet<u8>), IngestError> {
         let mut image = orient(read_image(&entry.image)?);
         let labels = entry
             .labels
             .as_deref()
             .map(|path| self.labels(path, entry, &image))
             .transpose()?;
+        let (labels, label_ids) = labels.unzip();
         let hash = source_hash(&image.voxels);
         // Scanners pad with -3024, -2048 or -2000: air, before it bleeds into its neighbours by interpolation.
         image.voxels.mapv_inplace(|hu| hu.max(AIR_HU));
@@ -272,11 +284,12 @@ impl Pipeline<'_> {
             image: cropped(&resampled, body),
             labels: cropped(&labels_or_none, body),
         };
-        Ok((input, warnings))
+        Ok((input, warnings, label_ids.unwrap_or_default()))
     }
 
-    /// Reads labels, checks that they lie on the image's grid, and translates them to the plan's ids.
-    fn labels(&self, path: &Path, entry: &Entry, image: &Oriented<i16>) -> Result<Array3<u8>, IngestError> {
+    /// Reads labels, checks that they lie on the image's grid, and translates them to the plan's ids; returns the file's
+    /// ids too.
+    fn labels(&self, path: &Path, entry: &Entry, image: &Oriented<i16>) -> Result<Labels, IngestError> {
         let mut labels = orient(if path.is_dir() {
             masks::read_masks(path, &self.preset.masks)?
         } else {
@@ -291,19 +304,52 @@ impl Pipeline<'_> {
         }
         let mut seen = [false; 256];
         labels.voxels.iter().for_each(|id| seen[usize::from(*id)] = true);
+        let found: BTreeSet<u8> = (0..=255).filter(|id| seen[usize::from(*id)]).collect();
         let table = &self.resolved.table;
-        if let Some(id) = (0..=255).find(|id| seen[usize::from(*id)] && table[usize::from(*id)].is_none()) {
+        if let Some(id) = found.iter().find(|id| table[usize::from(**id)].is_none()) {
             return Err(IngestError::UnknownLabel {
                 path: path.into(),
-                id,
+                id: *id,
                 preset: self.preset.name.clone(),
                 known: self.resolved.known_ids(),
+                candidates: built_in::candidates(&found),
             });
         }
         labels
             .voxels
             .mapv_inplace(|id| table[usize::from(id)].expect("checked just above"));
-        Ok(labels.voxels)
+        Ok((labels.voxels, found))
+    }
+
+    /// Names the classes that were annotated in several cases and occur in none: the preset may be another data set's.
+    fn unused_classes(&self, entries: &[&Entry], cases: &[CaseReport]) -> Vec<String> {
+        let labelled: Vec<_> = (entries.iter().zip(cases))
+            .filter(|(_, case)| !case.label_ids.is_empty())
+            .collect();
+        let all: BTreeSet<u8> = labelled
+            .iter()
+            .flat_map(|(_, case)| case.label_ids.iter().copied())
+            .collect();
+        let unused = |class: &String| {
+            let of_class = |id: &u8| self.preset.map.get(id) == Some(class);
+            let is_annotated = |entry: &Entry| self.annotation(entry).1.classes.contains(class);
+            let looked = labelled.iter().filter(|(entry, _)| is_annotated(entry)).count();
+            (looked >= CASES_THAT_TELL && !all.iter().any(of_class)).then(|| {
+                let others: Vec<_> = built_in::candidates(&all)
+                    .into_iter()
+                    .filter(|name| *name != self.preset.name)
+                    .collect();
+                let ids: Vec<_> = all.iter().map(ToString::to_string).collect();
+                format!(
+                    "preset {}: {class} occurs in none of {looked} cases; the ids found are {}{}",
+                    self.preset.name,
+                    ids.join(", "),
+                    looks_like(&others)
+                )
+            })
+        };
+        let classes = &self.resolved.annotation.classes;
+        classes.iter().filter_map(unused).collect()
     }
 
     /// Returns what is known about a case's labels: nothing without a label file, no tumours in `unlabeled`.

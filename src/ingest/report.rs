@@ -1,5 +1,6 @@
 //! What an ingest says of its cases.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -29,6 +30,8 @@ pub struct CaseReport {
     pub warnings: Vec<String>,
     /// Why a refused case was refused.
     pub reason: Option<String>,
+    /// The ids in the label files of a case that is stored; empty where there are none.
+    pub label_ids: BTreeSet<u8>,
 }
 
 /// What became of all cases of a call.
@@ -40,6 +43,8 @@ pub struct IngestReport {
     pub indexed: usize,
     /// Damaged case files that the index leaves out.
     pub damaged: Vec<String>,
+    /// What a user should know about the cases together.
+    pub warnings: Vec<String>,
 }
 
 impl IngestReport {
