@@ -10,7 +10,7 @@ use dicom_object::{FileMetaTableBuilder, InMemDicomObject, open_file};
 use freetumor::ingest::dicom::read_series;
 use freetumor::ingest::nifti::read_image;
 use freetumor::ingest::orient::orient;
-use freetumor::ingest::{IngestRequest, Preset, Shard, Status, datalist, ingest, source_hash};
+use freetumor::ingest::{IngestConfig, IngestRequest, Preset, Shard, Status, datalist, ingest, source_hash};
 use freetumor::volume::Plan;
 use ndarray::Axis;
 use serde_json::Value;
@@ -122,6 +122,7 @@ fn a_real_ct_is_the_same_case_from_dicom_and_from_nifti() {
     let request = IngestRequest {
         entries: vec![datalist::single(&series, Some(&labels))],
         preset: Preset::named("totalsegmentator").unwrap(),
+        options: IngestConfig::default(),
         shard: Shard { index: 0, count: 1 },
     };
     let plan = Plan {

@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (Some(preset), Some(store)) = (&args.preset, &args.store) else {
         bail!("nowhere to ingest to: name --preset and --store");
     };
-    let plan = args.config.load()?.plan;
+    let config = args.config.load()?;
     let entries = match (&args.datalist, &args.image) {
         (Some(list), _) => datalist::read(list)?,
         (None, Some(image)) => vec![datalist::single(image, args.labels.as_deref())],
@@ -69,11 +69,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let request = IngestRequest {
         entries,
         preset: Preset::open(preset)?,
+        options: config.ingest,
         shard: args.shard,
     };
     let counter = Counter::new(request.entries.len(), "ingest");
-    let report = ingest(&request, store, &plan, &|progress| counter.done(&progress.case.id))
-        .with_context(|| format!("cannot ingest into {}", store.display()))?;
+    let report = ingest(&request, store, &config.plan, &|progress| {
+        counter.done(&progress.case.id)
+    })
+    .with_context(|| format!("cannot ingest into {}", store.display()))?;
     if args.json {
         say_json(&report)?;
     } else {

@@ -3,10 +3,12 @@
 //! ```text
 //! datalist.rs -> pipeline.rs: files.rs (nifti.rs | dicom/) -> orient.rs -> volume::resample -> crop -> store::StoreWriter
 //!                    masks.rs: folder of masks -> labels; preset.rs, built_in.rs: file ids -> class names
+//!                    config.rs: what is refused; regrid.rs: labels onto the image's grid
 //!                    ledger.rs: what a second run can skip; report.rs: what a user is told
 //! ```
 
 mod built_in;
+mod config;
 pub mod datalist;
 pub mod dicom;
 mod files;
@@ -17,6 +19,7 @@ pub mod nifti;
 pub mod orient;
 mod pipeline;
 pub mod preset;
+pub mod regrid;
 mod report;
 
 use std::path::PathBuf;
@@ -25,6 +28,7 @@ use crate::store::StoreError;
 use crate::volume::Shape;
 
 pub use built_in::{BuiltIn, preset_table};
+pub use config::{IngestConfig, LabelGrid, NotFinite};
 pub use datalist::{Entry, Section};
 pub use orient::source_hash;
 pub use pipeline::{IngestRequest, Shard, ingest};

@@ -19,8 +19,9 @@ use super::masks;
 use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
 use super::preset::{Preset, ResolvedPreset};
+use super::regrid::regrid_labels;
 use super::report::{CaseProgress, CaseReport, IngestReport, Status};
-use super::{IngestError, looks_like};
+use super::{IngestConfig, IngestError, LabelGrid, looks_like};
 use crate::digest::Digest;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, StoreWriter};
 use crate::volume::resample::{resample_image, resample_labels, resampled_grid};
@@ -77,6 +78,8 @@ pub struct IngestRequest {
     pub entries: Vec<Entry>,
     /// What ids in label files mean.
     pub preset: Preset,
+    /// What becomes of unusual files.
+    pub options: IngestConfig,
     /// Which part of the cases this call takes.
     pub shard: Shard,
 }
@@ -94,6 +97,7 @@ pub fn ingest(
 ) -> Result<IngestReport, IngestError> {
     let pipeline = Pipeline {
         preset: &request.preset,
+        options: &request.options,
         resolved: request.preset.resolve(plan)?,
         writer: StoreWriter::create(store_dir, plan)?,
         ledger: Ledger::open(store_dir)?,
@@ -155,11 +159,16 @@ fn longest_first<T: Send>(cases: &[&Entry], run: impl Fn(&Entry) -> T + Sync) ->
     Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
-/// Labels in the plan's ids, and the ids that their file has.
-type Labels = (Array3<u8>, BTreeSet<u8>);
+struct Labels {
+    /// Ids of the plan, on the image's grid.
+    voxels: Array3<u8>,
+    /// The ids that the file has.
+    ids: BTreeSet<u8>,
+}
 
 struct Pipeline<'a> {
     preset: &'a Preset,
+    options: &'a IngestConfig,
     resolved: ResolvedPreset,
     writer: StoreWriter,
     ledger: Ledger,
@@ -224,6 +233,7 @@ impl Pipeline<'_> {
             labels,
             entry.section,
             self.preset,
+            self.options,
             self.plan,
         );
         Ok(Digest::of_json(&key))
@@ -240,13 +250,17 @@ impl Pipeline<'_> {
 
     /// Reads, checks, orients, resamples and crops a case.
     fn prepare(&self, entry: &Entry) -> Result<(CaseInput, Vec<String>, BTreeSet<u8>), IngestError> {
-        let mut image = orient(read_image(&entry.image)?);
+        let (scan, mut warnings) = read_image(&entry.image, self.options)?;
+        let mut image = orient(scan);
         let labels = entry
             .labels
             .as_deref()
-            .map(|path| self.labels(path, entry, &image))
+            .map(|path| self.labels(path, entry, &image, &mut warnings))
             .transpose()?;
-        let (labels, label_ids) = labels.unzip();
+        let (labels, label_ids) = match labels {
+            Some(labels) => (Some(labels.voxels), labels.ids),
+            None => (None, BTreeSet::new()),
+        };
         let hash = source_hash(&image.voxels);
         // Scanners pad with -3024, -2048 or -2000: air, before it bleeds into its neighbours by interpolation.
         image.voxels.mapv_inplace(|hu| hu.max(AIR_HU));
@@ -262,7 +276,6 @@ impl Pipeline<'_> {
         let resampled = resample_image(&image.voxels, &image.grid, &grid);
         drop(image.voxels);
         let labels_or_none = labels.unwrap_or_else(|| Array3::zeros(grid.shape));
-        let mut warnings = Vec::new();
         let body = body_box(&resampled, &labels_or_none, &grid).unwrap_or_else(|| {
             warnings.push(format!("no voxel above {BODY_HU} HU: not cropped"));
             Region::whole(grid.shape)
@@ -284,23 +297,39 @@ impl Pipeline<'_> {
             image: cropped(&resampled, body),
             labels: cropped(&labels_or_none, body),
         };
-        Ok((input, warnings, label_ids.unwrap_or_default()))
+        Ok((input, warnings, label_ids))
     }
 
-    /// Reads labels, checks that they lie on the image's grid, and translates them to the plan's ids; returns the file's
-    /// ids too.
-    fn labels(&self, path: &Path, entry: &Entry, image: &Oriented<i16>) -> Result<Labels, IngestError> {
+    /// Reads labels, brings them onto the image's grid or refuses those on another, and translates them to the plan's ids.
+    fn labels(
+        &self,
+        path: &Path,
+        entry: &Entry,
+        image: &Oriented<i16>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Labels, IngestError> {
         let mut labels = orient(if path.is_dir() {
-            masks::read_masks(path, &self.preset.masks)?
+            masks::read_masks(path, &self.preset.masks, self.options)?
         } else {
-            nifti::read_labels(path)?
+            nifti::read_labels_as(path, self.options)?
         });
         if let Some(what) = grid_difference(&image.grid, &labels.grid) {
-            return Err(IngestError::OtherGrid {
-                labels: path.into(),
-                image: entry.image.clone(),
-                what,
-            });
+            if self.options.label_grid == LabelGrid::Refuse {
+                return Err(IngestError::OtherGrid {
+                    labels: path.into(),
+                    image: entry.image.clone(),
+                    what,
+                });
+            }
+            let regridded = regrid_labels(&labels, &image.grid);
+            warnings.push(format!(
+                "labels of {:?} voxels resampled to the image's {:?} (z, y, x): {:.2} % of {} labelled voxels lie outside",
+                labels.grid.shape,
+                image.grid.shape,
+                100.0 * regridded.outside as f64 / regridded.labelled.max(1) as f64,
+                regridded.labelled
+            ));
+            labels.voxels = regridded.voxels;
         }
         let mut seen = [false; 256];
         labels.voxels.iter().for_each(|id| seen[usize::from(*id)] = true);
@@ -318,7 +347,10 @@ impl Pipeline<'_> {
         labels
             .voxels
             .mapv_inplace(|id| table[usize::from(id)].expect("checked just above"));
-        Ok((labels.voxels, found))
+        Ok(Labels {
+            voxels: labels.voxels,
+            ids: found,
+        })
     }
 
     /// Names the classes that were annotated in several cases and occur in none: the preset may be another data set's.
