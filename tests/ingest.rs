@@ -219,6 +219,19 @@ fn one_bad_case_does_not_stop_the_others_and_a_second_run_skips() {
             .classes
             .is_empty()
     );
+    let stored = report.cases[0].stored.as_ref().unwrap();
+    assert_eq!(
+        (stored.source_shape, stored.source_spacing_mm),
+        ([32, 30, 24], [3.0; 3])
+    );
+    assert_eq!(
+        (stored.source_orientation.as_str(), stored.shape),
+        ("RAS", [24, 29, 31])
+    );
+    // 27 mm3 a voxel: 12 x 12 x 14 of them, 27 of which are tumour.
+    assert_eq!(stored.organs_ml["liver"], (2016 - 27) as f64 * 0.027);
+    assert_eq!(stored.tumours, 1);
+    assert!(report.cases[0].seconds > 0.0 && report.cases[1].stored.is_none());
     // The air around the body is cropped to a margin of 10 mm, four voxels; the affine follows.
     assert_eq!(record.grid.shape, [24, 29, 31]);
     assert_eq!(record.grid.affine.to_mm([0.0; 3]), [-37.0, -27.0, 100.0]);

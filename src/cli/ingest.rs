@@ -7,11 +7,18 @@ use anyhow::{Context, bail};
 
 use super::progress::Counter;
 use super::{ConfigArgs, say, say_error, say_json};
-use crate::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest, preset_table};
+use crate::ingest::{CaseReport, IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest, preset_table};
+
+/// How many stored cases are listed.
+const STORED_SHOWN: usize = 20;
+/// How many cases with warnings or refused are listed.
+const NOTED_SHOWN: usize = 50;
 
 /// Ingest NIfTI or DICOM images and labels into a store: orient, resample to the plan's spacing, check, write
 ///
-/// One bad case never stops the others: it is reported with its reason, and the exit code is then 1.
+/// One bad case never stops the others: it is reported with its reason.
+///
+/// Exit codes: 0 all cases are stored, 1 some were refused or nothing could be done, 2 wrong usage.
 ///
 /// Examples:
 ///   freetumor ingest --config configs/abdomen.toml --datalist Task03_Liver/dataset.json --preset lits --store store
@@ -47,6 +54,9 @@ pub(super) struct Args {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    /// Write the report as JSON to a file: per case seconds, source and stored shape, organs in ml, tumours, warnings
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Print the presets: data sets, what their ids mean, licences and pages
     #[arg(long)]
     list_presets: bool,
@@ -77,6 +87,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         counter.done(&progress.case.id)
     })
     .with_context(|| format!("cannot ingest into {}", store.display()))?;
+    if let Some(path) = &args.report {
+        fs_err::write(path, serde_json::to_vec_pretty(&report)?)?;
+    }
     if args.json {
         say_json(&report)?;
     } else {
@@ -87,7 +100,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn print(report: &IngestReport) {
-    for case in &report.cases {
+    let stored: Vec<_> = report.cases.iter().filter(|case| case.stored.is_some()).collect();
+    if !stored.is_empty() {
+        say("seconds  source             stored             tumours  case, organs in ml");
+    }
+    stored
+        .iter()
+        .take(STORED_SHOWN)
+        .filter_map(|case| row(case))
+        .for_each(|row| say(&row));
+    say_rest(stored.len(), STORED_SHOWN, "stored cases");
+    let is_worth_a_word = |case: &&CaseReport| case.reason.is_some() || !case.warnings.is_empty();
+    let noted: Vec<_> = report.cases.iter().filter(is_worth_a_word).collect();
+    for case in noted.iter().take(NOTED_SHOWN) {
         for warning in &case.warnings {
             say(&format!("{}: warning: {warning}", case.id));
         }
@@ -95,6 +120,7 @@ fn print(report: &IngestReport) {
             say_error(&format!("{}: refused: {reason}", case.id));
         }
     }
+    say_rest(noted.len(), NOTED_SHOWN, "cases with warnings or refused");
     report
         .warnings
         .iter()
@@ -108,4 +134,29 @@ fn print(report: &IngestReport) {
         "{ok} stored, {skipped} already there, {refused} refused; {} cases in the store",
         report.indexed
     ));
+}
+
+/// Says how many lines were left out.
+fn say_rest(all: usize, shown: usize, what: &str) {
+    if all > shown {
+        say(&format!("... and {} more {what}; --report FILE has all", all - shown));
+    }
+}
+
+/// Returns a stored case's line of the table.
+fn row(case: &CaseReport) -> Option<String> {
+    let stored = case.stored.as_ref()?;
+    let sides = |shape: [usize; 3]| shape.map(|side| side.to_string()).join(" x ");
+    let organs: Vec<String> = (stored.organs_ml.iter())
+        .map(|(name, ml)| format!("{name} {ml:.0}"))
+        .collect();
+    Some(format!(
+        "{:>7.1}  {:<17}  {:<17}  {:>7}  {}  {}",
+        case.seconds,
+        sides(stored.source_shape),
+        sides(stored.shape),
+        stored.tumours,
+        case.id,
+        organs.join(", ")
+    ))
 }

@@ -33,7 +33,7 @@ pub use datalist::{Entry, Section};
 pub use orient::source_hash;
 pub use pipeline::{IngestRequest, Shard, ingest};
 pub use preset::Preset;
-pub use report::{CaseProgress, CaseReport, IngestReport, Status};
+pub use report::{CaseProgress, CaseReport, IngestReport, Status, StoredCase};
 
 /// Why an ingest cannot start or end, or why one case is refused.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use ndarray::{Array3, s};
 
@@ -20,7 +21,7 @@ use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
 use super::preset::{Preset, ResolvedPreset};
 use super::regrid::regrid_labels;
-use super::report::{CaseProgress, CaseReport, IngestReport, Status};
+use super::report::{CaseProgress, CaseReport, IngestReport, Status, StoredCase};
 use super::{IngestConfig, IngestError, LabelGrid, looks_like};
 use crate::digest::Digest;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, StoreWriter};
@@ -177,6 +178,7 @@ struct Pipeline<'a> {
 
 impl Pipeline<'_> {
     fn run(&self, entry: &Entry) -> CaseReport {
+        let started = Instant::now();
         // A panic is a defect, but it must not take the other cases along.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.case(entry))).unwrap_or_else(|panic| {
             Err(IngestError::Internal {
@@ -184,31 +186,37 @@ impl Pipeline<'_> {
                 what: message_of(panic.as_ref()),
             })
         });
-        let (status, warnings, reason, label_ids) = match outcome {
-            Ok((status, made)) => (status, made.warnings, None, made.label_ids),
-            Err(error) => (Status::Refused, Vec::new(), Some(error.to_string()), BTreeSet::new()),
-        };
-        CaseReport {
+        let mut report = CaseReport {
             id: entry.id.clone(),
             image: entry.image.clone(),
-            status,
-            warnings,
-            reason,
-            label_ids,
+            status: Status::Refused,
+            warnings: Vec::new(),
+            reason: None,
+            label_ids: BTreeSet::new(),
+            seconds: started.elapsed().as_secs_f64(),
+            stored: None,
+        };
+        match outcome {
+            Ok((status, made, record)) => {
+                report.status = status;
+                report.warnings = made.warnings;
+                report.label_ids = made.label_ids;
+                report.stored = Some(StoredCase::of(&record, self.plan));
+            }
+            Err(error) => report.reason = Some(error.to_string()),
         }
+        report
     }
 
-    fn case(&self, entry: &Entry) -> Result<(Status, LedgerEntry), IngestError> {
+    fn case(&self, entry: &Entry) -> Result<(Status, LedgerEntry, CaseRecord), IngestError> {
         store::check_id(&entry.id)?;
         let key = self.key(entry)?;
         if let Some(known) = self.ledger.entry(&entry.id)
             && known.key == key
-            && self
-                .writer
-                .existing(&entry.id)
-                .is_some_and(|record| record.content_hash == known.content_hash)
+            && let Some(record) = self.writer.existing(&entry.id)
+            && record.content_hash == known.content_hash
         {
-            return Ok((Status::Skipped, known));
+            return Ok((Status::Skipped, known, record));
         }
         let (input, mut warnings, label_ids) = self.prepare(entry)?;
         let record = self.writer.write(input)?;
@@ -220,7 +228,7 @@ impl Pipeline<'_> {
             label_ids,
         };
         self.ledger.write(&entry.id, &made)?;
-        Ok((Status::Ok, made))
+        Ok((Status::Ok, made, record))
     }
 
     /// Returns the digest of everything that decides what the case becomes.

@@ -1,9 +1,12 @@
 //! What an ingest says of its cases.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
+
+use crate::store::CaseRecord;
+use crate::volume::{Plan, Shape};
 
 /// What became of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -32,6 +35,47 @@ pub struct CaseReport {
     pub reason: Option<String>,
     /// The ids in the label files of a case that is stored; empty where there are none.
     pub label_ids: BTreeSet<u8>,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// What is stored; none for a refused case.
+    pub stored: Option<StoredCase>,
+}
+
+/// What a store holds of a case.
+#[derive(Clone, Debug, Serialize)]
+pub struct StoredCase {
+    /// Voxels of the image file along its axes (i, j, k).
+    pub source_shape: [usize; 3],
+    /// Voxel size of the image file along its axes (i, j, k), in mm.
+    pub source_spacing_mm: [f64; 3],
+    /// Towards what the image file's axes grow, such as `LPS`.
+    pub source_orientation: String,
+    /// Stored voxels (z, y, x), after resampling and cropping.
+    pub shape: Shape,
+    /// Healthy tissue of every organ, in ml.
+    pub organs_ml: BTreeMap<String, f64>,
+    /// Connected real tumours.
+    pub tumours: usize,
+}
+
+impl StoredCase {
+    /// Sums up a record.
+    pub(super) fn of(record: &CaseRecord, plan: &Plan) -> Self {
+        let voxel_ml = record.grid.spacing_mm().iter().product::<f64>() / 1000.0;
+        let name = |id: u8| plan.labels.name(id).map_or_else(|| id.to_string(), Into::into);
+        let affine = &record.source.affine_xyz;
+        let length = |column: usize| libm::sqrt((0..3).map(|row| affine[row][column] * affine[row][column]).sum());
+        Self {
+            source_shape: record.source.shape_xyz,
+            source_spacing_mm: std::array::from_fn(length),
+            source_orientation: record.source.orientation.clone(),
+            shape: record.grid.shape,
+            organs_ml: (record.organs.iter())
+                .map(|organ| (name(organ.id), organ.voxels as f64 * voxel_ml))
+                .collect(),
+            tumours: record.tumours.len(),
+        }
+    }
 }
 
 /// What became of all cases of a call.
