@@ -11,7 +11,7 @@ use freetumor::digest::Digest;
 use freetumor::ingest::dicom::read_series;
 use freetumor::ingest::nifti::read_image;
 use freetumor::ingest::orient::orient;
-use freetumor::ingest::{Entry, IngestRequest, Preset, Shard, Status, datalist, ingest, source_hash};
+use freetumor::ingest::{Entry, IngestConfig, IngestRequest, Preset, Shard, Status, datalist, ingest, source_hash};
 use freetumor::store::{Cases, Store};
 use freetumor::volume::Plan;
 use ndarray::Axis;
@@ -128,6 +128,7 @@ fn a_real_ct_is_the_same_case_from_dicom_and_from_nifti() {
     let request = IngestRequest {
         entries: vec![datalist::single(&series, Some(&labels))],
         preset: Preset::named("totalsegmentator").unwrap(),
+        options: IngestConfig::default(),
         shard: Shard { index: 0, count: 1 },
     };
     let plan = Plan {

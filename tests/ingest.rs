@@ -5,9 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use freetumor::ingest::nifti::{Scan, read_image, read_labels, write_image, write_labels};
+use freetumor::ingest::nifti::{Scan, read_image, read_image_as, read_labels, write_image, write_labels};
 use freetumor::ingest::orient::orient;
-use freetumor::ingest::{IngestReport, IngestRequest, Preset, Shard, Status, datalist, ingest, source_hash};
+use freetumor::ingest::regrid::regrid_labels;
+use freetumor::ingest::{
+    IngestConfig, IngestReport, IngestRequest, LabelGrid, NotFinite, Preset, Shard, Status, datalist, ingest,
+    source_hash,
+};
 use freetumor::store::{CaseKind, Cases, Store};
 use freetumor::volume::{AIR_HU, Affine, Grid, Plan, Region};
 use ndarray::{Array3, s};
@@ -141,11 +145,16 @@ impl Files {
     }
 
     fn ingest(&self, preset: &str, list: &Value) -> IngestReport {
+        self.ingest_as(IngestConfig::default(), preset, list)
+    }
+
+    fn ingest_as(&self, options: IngestConfig, preset: &str, list: &Value) -> IngestReport {
         let path = self.path("dataset.json");
         std::fs::write(&path, list.to_string()).unwrap();
         let request = IngestRequest {
             entries: datalist::read(&path).unwrap(),
             preset: Preset::named(preset).unwrap(),
+            options,
             shard: Shard::default(),
         };
         ingest(&request, &self.path("store"), &self.plan, &|_| {}).unwrap()
@@ -210,6 +219,19 @@ fn one_bad_case_does_not_stop_the_others_and_a_second_run_skips() {
             .classes
             .is_empty()
     );
+    let stored = report.cases[0].stored.as_ref().unwrap();
+    assert_eq!(
+        (stored.source_shape, stored.source_spacing_mm),
+        ([32, 30, 24], [3.0; 3])
+    );
+    assert_eq!(
+        (stored.source_orientation.as_str(), stored.shape),
+        ("RAS", [24, 29, 31])
+    );
+    // 27 mm3 a voxel: 12 x 12 x 14 of them, 27 of which are tumour.
+    assert_eq!(stored.organs_ml["liver"], (2016 - 27) as f64 * 0.027);
+    assert_eq!(stored.tumours, 1);
+    assert!(report.cases[0].seconds > 0.0 && report.cases[1].stored.is_none());
     // The air around the body is cropped to a margin of 10 mm, four voxels; the affine follows.
     assert_eq!(record.grid.shape, [24, 29, 31]);
     assert_eq!(record.grid.affine.to_mm([0.0; 3]), [-37.0, -27.0, 100.0]);
@@ -237,6 +259,7 @@ fn shards_together_are_the_whole() {
         let request = IngestRequest {
             entries: entries.clone(),
             preset: Preset::named("lits").unwrap(),
+            options: IngestConfig::default(),
             shard,
         };
         ingest(&request, &files.path(dir), &files.plan, &|_| {}).unwrap()
@@ -246,6 +269,196 @@ fn shards_together_are_the_whole() {
     assert_eq!(run("parts", Shard { index: 0, count: 2 }).indexed, 3);
     let snapshot = |dir: &str| Store::open(files.path(dir)).unwrap().snapshot();
     assert_eq!(snapshot("whole"), snapshot("parts"));
+}
+
+#[test]
+fn labels_on_another_grid_become_what_nibabel_makes_of_them() {
+    let cases: Vec<Value> = serde_json::from_slice(&std::fs::read(golden().join("regrid.json")).unwrap()).unwrap();
+    assert_eq!(cases.len(), 12);
+    for (number, case) in cases.iter().enumerate() {
+        let scan = |voxels: &str, name: &str| {
+            let [i, j, k]: [usize; 3] = serde_json::from_value(case[format!("{name}_shape")].clone()).unwrap();
+            let values: Vec<u8> = serde_json::from_value(case[voxels].clone()).unwrap();
+            orient(Scan {
+                affine_xyz: serde_json::from_value(case[format!("{name}_affine")].clone()).unwrap(),
+                voxels: Array3::from_shape_vec([k, j, i], values).unwrap(),
+            })
+        };
+        let expected = scan("expected", "image");
+        let regridded = regrid_labels(&scan("labels", "labels"), &expected.grid);
+        assert_eq!(regridded.voxels, expected.voxels, "{number}");
+    }
+}
+
+#[test]
+fn labels_on_another_grid_are_resampled_on_request() {
+    let files = Files::new();
+    files.good("a");
+    let (_, ids, grid) = patient();
+    // Shifted by eight voxels to the head: the two uppermost planes of labels lie outside the image.
+    let moved = Grid {
+        shape: [18, 30, 32],
+        affine: grid.affine.shifted([8, 0, 0]),
+    };
+    write_labels(&files.path("moved.nii.gz"), ids.slice(s![..18, .., ..]), &moved).unwrap();
+    let list = serde_json::json!({"training": [{"image": "a.nii.gz", "label": "moved.nii.gz"}]});
+    assert_eq!(files.ingest("lits", &list).cases[0].status, Status::Refused);
+    let options = IngestConfig {
+        label_grid: LabelGrid::Resample,
+        ..IngestConfig::default()
+    };
+    let report = files.ingest_as(options, "lits", &list);
+    // 12 planes of labels, at 14 to 25 of 24.
+    assert_eq!(
+        report.cases[0].warnings,
+        [
+            "labels of [18, 30, 32] voxels resampled to the image's [24, 30, 32] (z, y, x): 16.67 % of 2016 labelled voxels \
+          lie outside"
+        ]
+    );
+    let store = Store::open(files.path("store")).unwrap();
+    let record = &store.records()[store.find("a").unwrap()];
+    assert_eq!(record.tumours[0].voxels, 27);
+    assert_eq!(record.organ(1).unwrap().voxels, 10 * 12 * 14 - 27);
+    // Labels of another patient, beside the image: nothing of them is a healthy liver.
+    let far = Grid {
+        affine: grid.affine.shifted([500, 0, 0]),
+        ..moved
+    };
+    write_labels(&files.path("moved.nii.gz"), ids.slice(s![..18, .., ..]), &far).unwrap();
+    let options = IngestConfig {
+        label_grid: LabelGrid::Resample,
+        ..IngestConfig::default()
+    };
+    let report = files.ingest_as(options, "lits", &list);
+    let reason = report.cases[0].reason.clone().unwrap();
+    assert!(
+        reason.contains("moved.nii.gz") && reason.contains("labelled voxels lie outside the image"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn voxels_that_are_no_numbers_are_air_on_request_and_a_header_that_contradicts_itself_is_named() {
+    let files = Files::new();
+    let (hu, _, grid) = patient();
+    write_image(&files.path("plain.nii"), hu.view(), &grid).unwrap();
+    let mut floats = std::fs::read(files.path("plain.nii")).unwrap()[..352].to_vec();
+    floats[70..74].copy_from_slice(&[16, 0, 32, 0]);
+    // pixdim says 5 mm along i.
+    floats[80..84].copy_from_slice(&5_f32.to_le_bytes());
+    floats.extend(hu.iter().enumerate().flat_map(|(n, hu)| {
+        let value = if n % 1000 == 0 { f32::INFINITY } else { f32::from(*hu) };
+        value.to_le_bytes()
+    }));
+    std::fs::write(files.path("float.nii"), floats).unwrap();
+    assert!(
+        files
+            .refusal("float.nii", None)
+            .contains("24 voxels are NaN or infinite; `ingest.not_finite")
+    );
+    let options = IngestConfig {
+        not_finite: NotFinite::Air,
+        ..IngestConfig::default()
+    };
+    let report = files.ingest_as(options, "lits", &serde_json::json!({"training": ["float.nii"]}));
+    assert_eq!(
+        report.cases[0].warnings[..2],
+        [
+            "voxels of 5.0000 x 3.0000 x 3.0000 mm by pixdim and of 3.0000 x 3.0000 x 3.0000 mm by the sform: the sform counts",
+            "24 voxels are NaN or infinite: read as air",
+        ]
+    );
+}
+
+#[test]
+fn of_several_volumes_one_must_be_chosen() {
+    let files = Files::new();
+    let (hu, _, grid) = patient();
+    write_image(&files.path("plain.nii"), hu.view(), &grid).unwrap();
+    let plain = std::fs::read(files.path("plain.nii")).unwrap();
+    let mut series = plain[..352].to_vec();
+    series[40..42].copy_from_slice(&4_u16.to_le_bytes());
+    series[48..50].copy_from_slice(&3_u16.to_le_bytes());
+    for shift in 0..3_i16 {
+        series.extend(hu.iter().flat_map(|hu| (hu + shift).to_le_bytes()));
+    }
+    std::fs::write(files.path("series.nii"), &series).unwrap();
+    assert!(
+        files
+            .refusal("series.nii", None)
+            .contains("a series of 3; `ingest.volume` chooses one")
+    );
+    let read = |name: &str, volume| {
+        let options = IngestConfig {
+            volume: Some(volume),
+            ..IngestConfig::default()
+        };
+        read_image_as(&files.path(name), &options).map(|(scan, _)| orient(scan).voxels)
+    };
+    for volume in 0..3 {
+        let shift = i16::try_from(volume).unwrap();
+        assert_eq!(read("series.nii", volume).unwrap(), hu.mapv(|hu| hu + shift));
+    }
+    assert_eq!(read("plain.nii", 2).unwrap(), hu);
+    assert!(
+        read("series.nii", 3)
+            .unwrap_err()
+            .to_string()
+            .contains("ingest.volume: expected below 3, got 3")
+    );
+    std::fs::write(files.path("cut.nii"), &series[..series.len() - 2]).unwrap();
+    assert!(
+        read("cut.nii", 0)
+            .unwrap_err()
+            .to_string()
+            .contains("bytes of other volumes")
+    );
+}
+
+#[test]
+fn a_preset_that_does_not_fit_is_named_with_those_that_do() {
+    let files = Files::new();
+    files.good("a");
+    let (image, mut labels, grid) = patient();
+    // Livers without tumours: ids 0 and 1 in three cases.
+    labels.mapv_inplace(|id| id.min(1));
+    let mut training = Vec::new();
+    for name in ["x", "y", "z"] {
+        write_image(&files.path(&format!("{name}.nii.gz")), image.view(), &grid).unwrap();
+        write_labels(&files.path(&format!("{name}_seg.nii.gz")), labels.view(), &grid).unwrap();
+        training.push(serde_json::json!({"image": format!("{name}.nii.gz"), "label": format!("{name}_seg.nii.gz")}));
+    }
+    let two = files.ingest("lits", &serde_json::json!({"training": training[..2]}));
+    assert!(two.warnings.is_empty(), "{two:?}");
+    let three = serde_json::json!({"training": training});
+    let warning = "preset lits: liver_tumour occurs in none of 3 cases; the ids found are 0, 1; its ids look like \
+                   msd-spleen, msd-colon";
+    assert_eq!(files.ingest("lits", &three).warnings, [warning]);
+    // A second run skips the cases and says the same; where nobody looked for tumours there is nothing to say.
+    assert_eq!(files.ingest("lits", &three).warnings, [warning]);
+    assert!(
+        files
+            .ingest("lits", &serde_json::json!({"unlabeled": training}))
+            .warnings
+            .is_empty()
+    );
+    // Ids that the preset lacks refuse the case, and point to a preset that has them.
+    write_labels(
+        &files.path("odd.nii.gz"),
+        labels.mapv(|id| [0, 3][usize::from(id)]).view(),
+        &grid,
+    )
+    .unwrap();
+    let reason = files.refusal("a.nii.gz", Some("odd.nii.gz"));
+    assert!(reason.ends_with("which knows 0, 1, 2"), "{reason}");
+    let ids: Array3<u8> = Array3::from_shape_fn(labels.dim(), |(_, _, x)| (x % 14) as u8);
+    write_labels(&files.path("flare.nii.gz"), ids.view(), &grid).unwrap();
+    let reason = files.refusal("a.nii.gz", Some("flare.nii.gz"));
+    assert!(
+        reason.contains("knows 0, 1, 2; its ids look like flare22, btcv"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -461,6 +674,7 @@ fn another_plan_or_preset_is_refused_as_a_whole() {
     let request = |preset: &str| IngestRequest {
         entries: vec![datalist::single(&image, Some(&labels))],
         preset: Preset::named(preset).unwrap(),
+        options: IngestConfig::default(),
         shard: Shard::default(),
     };
     ingest(&request("lits"), &files.path("store"), &files.plan, &|_| {}).unwrap();
@@ -488,6 +702,7 @@ fn ingest_real(preset: &str, image: &Path, labels: Option<&Path>, plan: &Plan) -
     let request = IngestRequest {
         entries: vec![datalist::single(image, labels)],
         preset: Preset::named(preset).unwrap(),
+        options: IngestConfig::default(),
         shard: Shard::default(),
     };
     let report = ingest(&request, dir.path(), plan, &|_| {}).unwrap();

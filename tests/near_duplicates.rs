@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use freetumor::ingest::nifti::{read_image, write_image};
 use freetumor::ingest::orient::orient;
-use freetumor::ingest::{Entry, IngestReport, IngestRequest, Preset, Shard, datalist, ingest};
+use freetumor::ingest::{Entry, IngestConfig, IngestReport, IngestRequest, Preset, Shard, datalist, ingest};
 use freetumor::phantom::{PhantomSpec, cohort, generate};
 use freetumor::store::{CaseRecord, Cases, DuplicateKind, NearDuplicate, Store, duplicates, groups, nearness};
 use freetumor::volume::{Affine, Fingerprint, Grid, Outline, Plan};
@@ -161,6 +161,7 @@ impl Files {
         let request = IngestRequest {
             entries: entries.to_vec(),
             preset: Preset::named("lits").unwrap(),
+            options: IngestConfig::default(),
             shard,
         };
         ingest(&request, &self.dir.path().join("store"), &self.plan, &|_| {}).unwrap()

@@ -16,6 +16,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Counts finished items.
 pub(super) struct Counter {
     bar: ProgressBar,
+    started: Instant,
 }
 
 impl Counter {
@@ -23,20 +24,33 @@ impl Counter {
     pub(super) fn new(total: usize, what: &str) -> Self {
         let bar = bar(total as u64);
         bar.set_message(what.to_string());
-        Self { bar }
+        Self {
+            bar,
+            started: Instant::now(),
+        }
     }
 
     /// Counts one more, named on a plain line where nobody sees the bar.
     pub(super) fn done(&self, item: &str) {
         self.bar.inc(1);
         if self.bar.is_hidden() {
-            say_error(&format!(
-                "[{}/{}] {item}",
-                self.bar.position(),
-                self.bar.length().unwrap_or(0)
-            ));
+            let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+            let pace = pace(done, total, self.started.elapsed());
+            say_error(&format!("[{done}/{total}] {item}  {pace}"));
         }
     }
+}
+
+/// Says how fast items were done so far, and how long the rest takes at that pace.
+fn pace(done: u64, total: u64, elapsed: Duration) -> String {
+    let seconds_each = elapsed.as_secs_f64() / done.max(1) as f64;
+    let left = (seconds_each * total.saturating_sub(done) as f64).ceil() as u64;
+    let eta = match (left / 3600, left / 60 % 60, left % 60) {
+        (0, 0, seconds) => format!("{seconds}s"),
+        (0, minutes, seconds) => format!("{minutes}m {seconds:02}s"),
+        (hours, minutes, _) => format!("{hours}h {minutes:02}m"),
+    };
+    format!("{seconds_each:.1} s each, eta {eta}")
 }
 
 fn bar(total: u64) -> ProgressBar {
@@ -96,5 +110,19 @@ impl Progress for Training {
 
     fn should_stop(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_says_what_one_took_and_what_is_left() {
+        let after = |seconds| Duration::from_secs(seconds);
+        assert_eq!(pace(2, 5, after(3)), "1.5 s each, eta 5s");
+        assert_eq!(pace(10, 100, after(20)), "2.0 s each, eta 3m 00s");
+        assert_eq!(pace(1, 1001, after(30)), "30.0 s each, eta 8h 20m");
+        assert_eq!(pace(4, 4, after(2)), "0.5 s each, eta 0s");
     }
 }

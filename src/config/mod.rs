@@ -5,6 +5,7 @@ mod load;
 use serde::{Deserialize, Serialize};
 
 use crate::http::ServerConfig;
+use crate::ingest::IngestConfig;
 use crate::learn::{CriticConfig, SegmentorConfig, SynthesizerConfig};
 use crate::store::StoreConfig;
 use crate::stream::StreamConfig;
@@ -26,6 +27,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Threads and windows of streams.
     pub stream: StreamConfig,
+    /// What becomes of unusual files.
+    pub ingest: IngestConfig,
     /// How stores are read.
     pub store: StoreConfig,
     /// What a client gets that names no recipe.

@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{IngestError, dicom, nifti};
+use super::{IngestConfig, IngestError, dicom, nifti};
 use crate::digest::Digest;
 
-/// Reads a NIfTI file, or the DICOM series of a folder.
-pub(super) fn read_image(path: &Path) -> Result<nifti::Scan<i16>, IngestError> {
+/// Reads a NIfTI file, or the DICOM series of a folder; says what a user should know of it.
+pub(super) fn read_image(path: &Path, options: &IngestConfig) -> Result<(nifti::Scan<i16>, Vec<String>), IngestError> {
     if path.is_dir() {
-        return Ok(dicom::read_series(path)?);
+        return Ok((dicom::read_series(path)?, Vec::new()));
     }
-    Ok(nifti::read_image(path)?)
+    Ok(nifti::read_image_as(path, options)?)
 }
 
 /// Returns whose scan a DICOM series is, under a name that says nothing: 16 hexadecimal digits of the BLAKE3 of its PatientID.

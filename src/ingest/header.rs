@@ -15,6 +15,10 @@ pub(super) const NIFTI2_BYTES: usize = 540;
 const MAX_MM: f64 = 1e5;
 /// Voxel sizes that are believed.
 const VOXEL_MM: RangeInclusive<f64> = 0.01..=100.0;
+/// The most volumes of a file of which one is read.
+const MAX_VOLUMES: i64 = 1024;
+/// How far pixdim and affine may disagree on the size of a voxel, as a share of it.
+const SAME_SIZE: f64 = 1e-3;
 /// Axes more oblique to each other than this are no CT grid; a gantry tilt of 30 degrees has 0.87.
 const MIN_DETERMINANT: f64 = 0.1;
 
@@ -30,6 +34,12 @@ pub(super) struct Header {
     pub(super) voxel_offset: u64,
     /// From (i, j, k) to RAS mm.
     pub(super) affine_xyz: [[f64; 4]; 4],
+    /// How many volumes the file holds.
+    pub(super) volumes: usize,
+    /// Which of them is read, from 0.
+    pub(super) volume: usize,
+    /// Where the header contradicts itself.
+    pub(super) remark: Option<String>,
     slope: f64,
     intercept: f64,
 }
@@ -45,10 +55,10 @@ struct Frame {
 }
 
 impl Header {
-    /// Reads a header of 348 or 540 bytes.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    /// Reads a header of 348 or 540 bytes; of a file with several volumes, one must be named.
+    pub(super) fn parse(bytes: &[u8], volume: Option<u32>) -> Result<Self, String> {
         if bytes.len() == NIFTI2_BYTES {
-            return Self::parse_2(bytes);
+            return Self::parse_2(bytes, volume);
         }
         let header = NiftiHeader::from_reader(bytes).map_err(|error| error.to_string())?;
         if &header.magic != nifti::header::MAGIC_CODE_NIP1 {
@@ -58,7 +68,7 @@ impl Header {
             ));
         }
         let widen = |row: [f32; 4]| row.map(f64::from);
-        let shape = shape_of(&header.dim.map(|size| size.cast_signed().into()))?;
+        let (shape, volumes) = shape_of(&header.dim.map(|size| size.cast_signed().into()))?;
         let frame = Frame {
             sform_code: header.sform_code.into(),
             rows: [header.srow_x, header.srow_y, header.srow_z].map(widen),
@@ -77,12 +87,15 @@ impl Header {
             endianness: header.endianness,
             voxel_offset: (offset as u64).max(NIFTI1_BYTES as u64 + 4),
             affine_xyz: frame.affine(shape)?,
+            volumes,
+            volume: chosen(volume, volumes)?,
+            remark: frame.remark(),
             slope: header.scl_slope.into(),
             intercept: header.scl_inter.into(),
         })
     }
 
-    fn parse_2(bytes: &[u8]) -> Result<Self, String> {
+    fn parse_2(bytes: &[u8], volume: Option<u32>) -> Result<Self, String> {
         let fields = Fields {
             bytes,
             is_little: bytes[..4] == (NIFTI2_BYTES as i32).to_le_bytes(),
@@ -93,7 +106,7 @@ impl Header {
                 &bytes[4..12]
             ));
         }
-        let shape = shape_of(&std::array::from_fn(|i| fields.i64(16 + 8 * i)))?;
+        let (shape, volumes) = shape_of(&std::array::from_fn(|i| fields.i64(16 + 8 * i)))?;
         let triple = |at: usize| std::array::from_fn(|i| fields.f64(at + 8 * i));
         let row = |at: usize| std::array::from_fn(|i| fields.f64(at + 8 * i));
         let frame = Frame {
@@ -123,6 +136,9 @@ impl Header {
                 .map_err(|_| format!("vox_offset: expected 544 or more bytes, got {offset}"))?
                 .max(NIFTI2_BYTES as u64 + 4),
             affine_xyz: frame.affine(shape)?,
+            volumes,
+            volume: chosen(volume, volumes)?,
+            remark: frame.remark(),
             slope: fields.f64(176),
             intercept: fields.f64(184),
         })
@@ -182,8 +198,20 @@ impl Fields<'_> {
     }
 }
 
-/// Accepts three dimensions, or more of which all further ones are 1.
-fn shape_of(dim: &[i64; 8]) -> Result<[usize; 3], String> {
+/// Returns which of a file's volumes is read.
+fn chosen(volume: Option<u32>, volumes: usize) -> Result<usize, String> {
+    match volume.map(|volume| volume as usize) {
+        _ if volumes == 1 => Ok(0),
+        Some(volume) if volume < volumes => Ok(volume),
+        Some(volume) => Err(format!("ingest.volume: expected below {volumes}, got {volume}")),
+        None => Err(format!(
+            "dim: expected one volume, got a series of {volumes}; `ingest.volume` chooses one, from 0"
+        )),
+    }
+}
+
+/// Returns voxels along (i, j, k), and how many such volumes the further dimensions make.
+fn shape_of(dim: &[i64; 8]) -> Result<([usize; 3], usize), String> {
     if !(1..=7).contains(&dim[0]) {
         return Err(format!("dim[0]: expected 3 dimensions, got {}", dim[0]));
     }
@@ -193,9 +221,15 @@ fn shape_of(dim: &[i64; 8]) -> Result<[usize; 3], String> {
             "dim: expected a volume, got a 2-D image or a single slice {used:?}"
         ));
     }
-    if used[3..].iter().any(|side| *side != 1) {
-        return Err(format!("dim: expected one volume, got a series {used:?}"));
-    }
+    let volumes = used[3..].iter().try_fold(1_i64, |product, side| {
+        let is_size = (1..=MAX_VOLUMES).contains(side);
+        is_size
+            .then(|| product * side)
+            .filter(|product| *product <= MAX_VOLUMES)
+    });
+    let Some(volumes) = volumes else {
+        return Err(format!("dim: expected 1 to {MAX_VOLUMES} volumes, got {used:?}"));
+    };
     if !used[..3].iter().all(|side| (2..=MAX_SIDE as i64).contains(side)) {
         return Err(format!("dim: expected 2 to {MAX_SIDE} voxels a side, got {used:?}"));
     }
@@ -203,7 +237,7 @@ fn shape_of(dim: &[i64; 8]) -> Result<[usize; 3], String> {
     if shape.iter().product::<usize>() > MAX_VOXELS {
         return Err(format!("dim: expected at most {MAX_VOXELS} voxels, got {used:?}"));
     }
-    Ok(shape)
+    Ok((shape, volumes as usize))
 }
 
 /// Checks that an affine places voxels of a size that scanners make, not all in one plane, within reach of its origin.
@@ -238,6 +272,22 @@ impl Frame {
         let affine = [x, y, z, [0.0, 0.0, 0.0, 1.0]];
         check_affine(&affine)?;
         Ok(affine)
+    }
+
+    /// Says where pixdim gives voxels another size than the sform, which counts.
+    fn remark(&self) -> Option<String> {
+        let of_sform: [f64; 3] =
+            std::array::from_fn(|column| libm::sqrt(self.rows.iter().map(|row| row[column] * row[column]).sum()));
+        let of_pixdim: [f64; 3] = std::array::from_fn(|axis| self.pixdim[axis + 1].abs());
+        let agree = |axis: usize| (of_sform[axis] - of_pixdim[axis]).abs() <= SAME_SIZE * of_sform[axis];
+        let shown = |sizes: [f64; 3]| sizes.map(|mm| format!("{mm:.4}")).join(" x ");
+        (self.sform_code > 0 && !(0..3).all(agree)).then(|| {
+            format!(
+                "voxels of {} mm by pixdim and of {} mm by the sform: the sform counts",
+                shown(of_pixdim),
+                shown(of_sform)
+            )
+        })
     }
 
     fn quaternion_rows(&self) -> Result<[[f64; 4]; 3], String> {
@@ -298,14 +348,20 @@ mod tests {
 
     #[test]
     fn only_single_volumes_within_limits_are_accepted() {
-        assert_eq!(shape_of(&[4, 5, 6, 7, 1, 0, 0, 0]).unwrap(), [5, 6, 7]);
+        assert_eq!(shape_of(&[4, 5, 6, 7, 1, 0, 0, 0]).unwrap(), ([5, 6, 7], 1));
+        assert_eq!(shape_of(&[5, 5, 6, 7, 2, 3, 0, 0]).unwrap(), ([5, 6, 7], 6));
         assert!(shape_of(&[2, 5, 6, 1, 1, 1, 1, 1]).unwrap_err().contains("2-D"));
         assert!(
             shape_of(&[3, 5, 6, 1, 1, 1, 1, 1])
                 .unwrap_err()
                 .contains("single slice")
         );
-        assert!(shape_of(&[4, 5, 6, 7, 2, 1, 1, 1]).unwrap_err().contains("series"));
+        assert!(chosen(None, 2).unwrap_err().contains("a series of 2"));
+        assert!(chosen(Some(2), 2).unwrap_err().contains("expected below 2, got 2"));
+        assert_eq!((chosen(Some(1), 2), chosen(Some(7), 1)), (Ok(1), Ok(0)));
+        for volumes in [0, -1, 1025] {
+            assert!(shape_of(&[4, 5, 6, 7, volumes, 1, 1, 1]).unwrap_err().contains("1024"));
+        }
         assert!(shape_of(&[3, 5, 6, 70_000, 1, 1, 1, 1]).unwrap_err().contains("2048"));
         assert!(
             shape_of(&[3, 2048, 2048, 2048, 1, 1, 1, 1])

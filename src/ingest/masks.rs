@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::nifti::{NiftiFileError, Scan, invalid, read_labels};
+use super::IngestConfig;
+use super::nifti::{NiftiFileError, Scan, invalid, read_labels_as};
 
 /// How far two masks' affines may differ, in mm: single precision in their headers.
 const SAME_MM: f64 = 1e-3;
@@ -36,10 +37,14 @@ pub(super) fn mask_files(folder: &Path, masks: &BTreeMap<String, u8>) -> Result<
 ///
 /// # Errors
 /// [`NiftiFileError`] names the mask that is missing, unreadable, on another grid, or not apart from the others.
-pub(super) fn read_masks(folder: &Path, masks: &BTreeMap<String, u8>) -> Result<Scan<u8>, NiftiFileError> {
+pub(super) fn read_masks(
+    folder: &Path,
+    masks: &BTreeMap<String, u8>,
+    options: &IngestConfig,
+) -> Result<Scan<u8>, NiftiFileError> {
     let mut joined: Option<Scan<u8>> = None;
     for (path, id) in mask_files(folder, masks)? {
-        let mut mask = read_labels(&path)?;
+        let mut mask = read_labels_as(&path, options)?;
         mask.voxels.mapv_inplace(|value| if value == 0 { 0 } else { id });
         let Some(joined) = &mut joined else {
             joined = Some(mask);

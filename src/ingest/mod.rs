@@ -2,29 +2,41 @@
 //!
 //! ```text
 //! datalist.rs -> pipeline.rs: files.rs (nifti.rs | dicom/) -> orient.rs -> volume::resample -> crop -> store::StoreWriter
-//!                    masks.rs: folder of masks -> labels; preset.rs: file ids -> class names
+//!                    masks.rs: folder of masks -> labels; preset.rs, built_in.rs: file ids -> class names
+//!                    config.rs: what is refused; regrid.rs: labels onto the image's grid
+//!                    ledger.rs: what a second run can skip; report.rs: what a user is told
 //! ```
 
+mod built_in;
+mod config;
 pub mod datalist;
 pub mod dicom;
 mod files;
 mod header;
+mod ledger;
 mod masks;
 pub mod nifti;
 pub mod nnunet_plans;
 pub mod orient;
 mod pipeline;
 pub mod preset;
+pub mod regrid;
+mod report;
+mod shard;
 
 use std::path::PathBuf;
 
 use crate::store::StoreError;
 use crate::volume::Shape;
 
+pub use built_in::{BuiltIn, preset_table};
+pub use config::{IngestConfig, LabelGrid, NotFinite};
 pub use datalist::{Entry, Section};
 pub use orient::source_hash;
-pub use pipeline::{CaseProgress, CaseReport, IngestReport, IngestRequest, Shard, Status, ingest};
+pub use pipeline::{IngestRequest, ingest};
 pub use preset::Preset;
+pub use report::{CaseProgress, CaseReport, IngestReport, Status, StoredCase};
+pub use shard::Shard;
 
 /// Why an ingest cannot start or end, or why one case is refused.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +75,7 @@ pub enum IngestError {
         what: String,
     },
     /// Labels with an id that the preset does not know.
-    #[error("{path}: label id {id} is not in preset {preset}, which knows {known}")]
+    #[error("{path}: label id {id} is not in preset {preset}, which knows {known}{}", looks_like(.candidates))]
     UnknownLabel {
         /// The label file.
         path: PathBuf,
@@ -73,6 +85,8 @@ pub enum IngestError {
         preset: String,
         /// The ids it knows.
         known: String,
+        /// The built-in presets that the file's ids look like.
+        candidates: Vec<&'static str>,
     },
     /// Labels on another grid than their image.
     #[error("{labels}: not on the grid of {image}: {what}")]
@@ -108,4 +122,12 @@ pub enum IngestError {
     /// The worker threads cannot be started.
     #[error("cannot start ingest threads: {0}")]
     Threads(String),
+}
+
+/// Says which presets ids look like, for the end of a message.
+fn looks_like(candidates: &[&str]) -> String {
+    if candidates.is_empty() {
+        return String::new();
+    }
+    format!("; its ids look like {}", candidates.join(", "))
 }

@@ -13,7 +13,8 @@ use nifti::writer::WriterOptions;
 use nifti::{DataElement, Endianness, NiftiHeader, NiftiType};
 
 use super::header::{Header, NIFTI1_BYTES, NIFTI2_BYTES};
-use crate::volume::Grid;
+use super::{IngestConfig, NotFinite};
+use crate::volume::{AIR_HU, Grid};
 
 /// The longest side that is read, in voxels: a whole body at 1 mm.
 pub const MAX_SIDE: usize = 2048;
@@ -79,23 +80,44 @@ pub struct Scan<T> {
 /// # Errors
 /// [`NiftiFileError`] names the file; voxels that are not finite are refused with their number.
 pub fn read_image(path: &Path) -> Result<Scan<i16>, NiftiFileError> {
-    let raw = RawVolume::read(path)?;
+    Ok(read_image_as(path, &IngestConfig::default())?.0)
+}
+
+/// Reads an image as [`read_image`] does, unusual files as the options say; says what a user should know of it.
+///
+/// # Errors
+/// [`NiftiFileError`] names the file, and what was refused.
+pub fn read_image_as(path: &Path, options: &IngestConfig) -> Result<(Scan<i16>, Vec<String>), NiftiFileError> {
+    let mut raw = RawVolume::read(path, options.volume)?;
+    let mut remarks: Vec<String> = raw.header.remark.take().into_iter().collect();
     let (slope, intercept) = raw.header.scaling();
     if slope == 1.0 && intercept == 0.0 && raw.header.data_type == NiftiType::Int16 {
         // Most CTs: the values are the HU.
-        return raw.decode_i16(path);
+        return Ok((raw.decode_i16(path)?, remarks));
     }
     let mut not_finite = 0_usize;
     let scan = raw.decode(path, |value| {
         let hu = slope * value + intercept;
-        not_finite += usize::from(!hu.is_finite());
+        if !hu.is_finite() {
+            not_finite += 1;
+            return AIR_HU;
+        }
         // `as` saturates, and the clamp says so.
         hu.round_ties_even().clamp(f64::from(i16::MIN), f64::from(i16::MAX)) as i16
     })?;
     if not_finite > 0 {
-        return Err(invalid(path, format!("{not_finite} voxels are NaN or infinite")));
+        let what = format!("{not_finite} voxels are NaN or infinite");
+        match options.not_finite {
+            NotFinite::Refuse => {
+                return Err(invalid(
+                    path,
+                    what + "; `ingest.not_finite = \"air\"` reads them as air",
+                ));
+            }
+            NotFinite::Air => remarks.push(what + ": read as air"),
+        }
     }
-    Ok(scan)
+    Ok((scan, remarks))
 }
 
 /// Reads label ids: integers 0 to 255 in any numeric type.
@@ -103,7 +125,15 @@ pub fn read_image(path: &Path) -> Result<Scan<i16>, NiftiFileError> {
 /// # Errors
 /// [`NiftiFileError`] names the file and the first value that is no label id.
 pub fn read_labels(path: &Path) -> Result<Scan<u8>, NiftiFileError> {
-    let raw = RawVolume::read(path)?;
+    read_labels_as(path, &IngestConfig::default())
+}
+
+/// Reads label ids as [`read_labels`] does, of a file with several volumes the one that the options name.
+///
+/// # Errors
+/// As [`read_labels`].
+pub fn read_labels_as(path: &Path, options: &IngestConfig) -> Result<Scan<u8>, NiftiFileError> {
+    let raw = RawVolume::read(path, options.volume)?;
     let (slope, intercept) = raw.header.scaling();
     let mut refused = None;
     let scan = raw.decode(path, |value| {
@@ -179,7 +209,7 @@ struct RawVolume {
 }
 
 impl RawVolume {
-    fn read(path: &Path) -> Result<Self, NiftiFileError> {
+    fn read(path: &Path, volume: Option<u32>) -> Result<Self, NiftiFileError> {
         let unreadable = |source: std::io::Error| NiftiFileError::Read {
             path: path.into(),
             source,
@@ -209,7 +239,7 @@ impl RawVolume {
                 )
             })?;
         start.extend(read_exactly(path, &mut stream, header_bytes - 4, "header")?);
-        let header = Header::parse(&start).map_err(|what| invalid(path, what))?;
+        let header = Header::parse(&start, volume).map_err(|what| invalid(path, what))?;
         let gap = header.voxel_offset.saturating_sub(header_bytes as u64);
         if gap > MAX_EXTENSION_BYTES {
             return Err(invalid(
@@ -218,7 +248,9 @@ impl RawVolume {
             ));
         }
         read_exactly(path, &mut stream, gap as usize, "extensions")?;
+        skip(path, &mut stream, header.volume, &header)?;
         let bytes = read_exactly(path, &mut stream, header.voxel_bytes(), "voxels")?;
+        skip(path, &mut stream, header.volumes - 1 - header.volume, &header)?;
         // Reading on to the end also makes the gzip decoder check its CRC.
         let extra = read_up_to(path, &mut stream, 1)?;
         if !extra.is_empty() {
@@ -290,6 +322,25 @@ fn read_up_to(path: &Path, stream: &mut dyn Read, limit: usize) -> Result<Vec<u8
         Ok(_) => Ok(bytes),
         // A gzip stream that is cut off ends like this; what came so far tells the caller where.
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof && bytes.len() < limit => Ok(bytes),
+        Err(source) => Err(NiftiFileError::Read {
+            path: path.into(),
+            source,
+        }),
+    }
+}
+
+/// Reads over whole volumes, keeping nothing.
+fn skip(path: &Path, stream: &mut dyn Read, volumes: usize, header: &Header) -> Result<(), NiftiFileError> {
+    let expected = volumes * header.voxel_bytes();
+    let copied = std::io::copy(&mut stream.take(expected as u64), &mut std::io::sink());
+    match copied {
+        Ok(got) if got == expected as u64 => Ok(()),
+        Ok(got) => Err(NiftiFileError::Truncated {
+            path: path.into(),
+            part: "other volumes",
+            expected,
+            got: got as usize,
+        }),
         Err(source) => Err(NiftiFileError::Read {
             path: path.into(),
             source,

@@ -2,23 +2,27 @@
 
 use std::any::Any;
 use std::cmp::Reverse;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use ndarray::{Array3, s};
-use serde::{Deserialize, Serialize};
 
-use super::IngestError;
+use super::built_in;
 use super::datalist::{Entry, Section};
 use super::files::{hash_of, image_files, patient_of, read_image};
+use super::ledger::{Ledger, LedgerEntry};
 use super::masks;
 use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
 use super::preset::{Preset, ResolvedPreset};
+use super::regrid::regrid_labels;
+use super::report::{CaseProgress, CaseReport, IngestReport, Status, StoredCase};
+use super::shard::Shard;
+use super::{IngestConfig, IngestError, LabelGrid, looks_like};
 use crate::digest::Digest;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, Duplicate, StoreWriter};
 use crate::volume::resample::{resample_image, resample_labels, resampled_grid};
@@ -32,41 +36,10 @@ const CASES_AT_ONCE: usize = 2;
 const BODY_HU: i16 = -500;
 /// What is kept around the body, in mm.
 const CROP_MARGIN_MM: f64 = 10.0;
+/// From this many labelled cases on, a class that none of them has is worth a word.
+const CASES_THAT_TELL: usize = 3;
 /// How far label and image voxels may lie apart, in mm.
 const GRID_TOLERANCE_MM: f64 = 1e-3;
-/// The folder of a store that remembers which files became which case.
-const LEDGER_DIR: &str = "ingest";
-
-/// Shard `index` of `count`: every `count`-th case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
-    /// This shard, from 0.
-    pub index: usize,
-    /// How many there are.
-    pub count: usize,
-}
-
-impl Default for Shard {
-    fn default() -> Self {
-        Self { index: 0, count: 1 }
-    }
-}
-
-impl FromStr for Shard {
-    type Err = IngestError;
-
-    fn from_str(text: &str) -> Result<Self, IngestError> {
-        let parse = || {
-            let (index, count) = text.split_once('/')?;
-            let shard = Self {
-                index: index.parse().ok()?,
-                count: count.parse().ok()?,
-            };
-            (shard.index < shard.count).then_some(shard)
-        };
-        parse().ok_or_else(|| IngestError::Shard(text.chars().take(40).collect()))
-    }
-}
 
 /// What to ingest.
 #[derive(Clone, Debug)]
@@ -75,75 +48,10 @@ pub struct IngestRequest {
     pub entries: Vec<Entry>,
     /// What ids in label files mean.
     pub preset: Preset,
+    /// What becomes of unusual files.
+    pub options: IngestConfig,
     /// Which part of the cases this call takes.
     pub shard: Shard,
-}
-
-/// What became of a case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// Written.
-    Ok,
-    /// Already there from the same files.
-    Skipped,
-    /// Not stored.
-    Refused,
-}
-
-/// What became of a case, and why.
-#[derive(Clone, Debug, Serialize)]
-pub struct CaseReport {
-    /// The case's id.
-    pub id: String,
-    /// The image file.
-    pub image: PathBuf,
-    /// What became of it.
-    pub status: Status,
-    /// What a user should know about a stored case.
-    pub warnings: Vec<String>,
-    /// Why a refused case was refused.
-    pub reason: Option<String>,
-}
-
-/// What became of all cases of a call.
-#[derive(Clone, Debug, Serialize)]
-pub struct IngestReport {
-    /// The cases of this shard, in the datalist's order.
-    pub cases: Vec<CaseReport>,
-    /// Cases in the store's index afterwards, those of other shards included.
-    pub indexed: usize,
-    /// Pairs of the store's cases that show one scan, one of them at least of this shard.
-    pub duplicates: Vec<Duplicate>,
-    /// Damaged case files that the index leaves out.
-    pub damaged: Vec<String>,
-}
-
-impl IngestReport {
-    /// Counts the cases with a status.
-    pub fn count(&self, status: Status) -> usize {
-        self.cases.iter().filter(|case| case.status == status).count()
-    }
-}
-
-/// A case that has just been dealt with.
-#[derive(Clone, Debug)]
-pub struct CaseProgress<'a> {
-    /// The case.
-    pub case: &'a CaseReport,
-    /// Cases dealt with so far.
-    pub done: usize,
-    /// Cases in all.
-    pub total: usize,
-}
-
-/// What a case was made from; beside the store, so that a second run can skip it.
-#[derive(PartialEq, Serialize, Deserialize)]
-struct Ledger {
-    /// Digest of both files, the preset, the section and the plan.
-    key: Digest,
-    content_hash: Digest,
-    warnings: Vec<String>,
 }
 
 /// Ingests cases into a store, several at a time; one that cannot be stored is reported and stops no other.
@@ -159,12 +67,12 @@ pub fn ingest(
 ) -> Result<IngestReport, IngestError> {
     let pipeline = Pipeline {
         preset: &request.preset,
+        options: &request.options,
         resolved: request.preset.resolve(plan)?,
         writer: StoreWriter::create(store_dir, plan)?,
-        ledger_dir: store_dir.join(LEDGER_DIR),
+        ledger: Ledger::open(store_dir)?,
         plan,
     };
-    fs_err::create_dir_all(&pipeline.ledger_dir).map_err(store::StoreError::from)?;
     let Shard { index, count } = request.shard;
     let mine: Vec<&Entry> = request.entries.iter().skip(index).step_by(count.max(1)).collect();
     let done = AtomicUsize::new(0);
@@ -178,11 +86,13 @@ pub fn ingest(
         case
     };
     let cases = longest_first(&mine, |entry| one(entry))?;
+    let warnings = pipeline.unused_classes(&mine, &cases);
     let finished = pipeline.writer.finish()?;
     let mine: HashSet<&str> = cases.iter().map(|case| case.id.as_str()).collect();
     let is_mine = |pair: &Duplicate| mine.contains(pair.first.as_str()) || mine.contains(pair.second.as_str());
     Ok(IngestReport {
         duplicates: finished.duplicates.into_iter().filter(is_mine).collect(),
+        warnings,
         cases,
         indexed: finished.cases,
         damaged: finished.damaged.iter().map(ToString::to_string).collect(),
@@ -222,16 +132,25 @@ fn longest_first<T: Send>(cases: &[&Entry], run: impl Fn(&Entry) -> T + Sync) ->
     Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
+struct Labels {
+    /// Ids of the plan, on the image's grid.
+    voxels: Array3<u8>,
+    /// The ids that the file has.
+    ids: BTreeSet<u8>,
+}
+
 struct Pipeline<'a> {
     preset: &'a Preset,
+    options: &'a IngestConfig,
     resolved: ResolvedPreset,
     writer: StoreWriter,
-    ledger_dir: PathBuf,
+    ledger: Ledger,
     plan: &'a Plan,
 }
 
 impl Pipeline<'_> {
     fn run(&self, entry: &Entry) -> CaseReport {
+        let started = Instant::now();
         // A panic is a defect, but it must not take the other cases along.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.case(entry))).unwrap_or_else(|panic| {
             Err(IngestError::Internal {
@@ -239,46 +158,49 @@ impl Pipeline<'_> {
                 what: message_of(panic.as_ref()),
             })
         });
-        let (status, warnings, reason) = match outcome {
-            Ok((status, warnings)) => (status, warnings, None),
-            Err(error) => (Status::Refused, Vec::new(), Some(error.to_string())),
-        };
-        CaseReport {
+        let mut report = CaseReport {
             id: entry.id.clone(),
             image: entry.image.clone(),
-            status,
-            warnings,
-            reason,
+            status: Status::Refused,
+            warnings: Vec::new(),
+            reason: None,
+            label_ids: BTreeSet::new(),
+            seconds: started.elapsed().as_secs_f64(),
+            stored: None,
+        };
+        match outcome {
+            Ok((status, made, record)) => {
+                report.status = status;
+                report.warnings = made.warnings;
+                report.label_ids = made.label_ids;
+                report.stored = Some(StoredCase::of(&record, self.plan));
+            }
+            Err(error) => report.reason = Some(error.to_string()),
         }
+        report
     }
 
-    fn case(&self, entry: &Entry) -> Result<(Status, Vec<String>), IngestError> {
+    fn case(&self, entry: &Entry) -> Result<(Status, LedgerEntry, CaseRecord), IngestError> {
         store::check_id(&entry.id)?;
         let key = self.key(entry)?;
-        let ledger_path = self.ledger_dir.join(format!("{}.json", entry.id));
-        let known = fs_err::read(&ledger_path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Ledger>(&bytes).ok());
-        if let Some(known) = known
+        if let Some(known) = self.ledger.entry(&entry.id)
             && known.key == key
-            && self
-                .writer
-                .existing(&entry.id)
-                .is_some_and(|record| record.content_hash == known.content_hash || record.has_pseudo_labels())
+            && let Some(record) = self.writer.existing(&entry.id)
+            && (record.content_hash == known.content_hash || record.has_pseudo_labels())
         {
-            return Ok((Status::Skipped, known.warnings));
+            return Ok((Status::Skipped, known, record));
         }
-        let (input, mut warnings) = self.prepare(entry)?;
+        let (input, mut warnings, label_ids) = self.prepare(entry)?;
         let record = self.writer.write(input)?;
         warnings.extend(self.remarks(&record));
-        let ledger = Ledger {
+        let made = LedgerEntry {
             key,
             content_hash: record.content_hash,
             warnings,
+            label_ids,
         };
-        let bytes = serde_json::to_vec(&ledger).expect("a ledger is representable in JSON");
-        store::replace(&ledger_path, &[&bytes])?;
-        Ok((Status::Ok, ledger.warnings))
+        self.ledger.write(&entry.id, &made)?;
+        Ok((Status::Ok, made, record))
     }
 
     /// Returns the digest of everything that decides what the case becomes.
@@ -291,6 +213,7 @@ impl Pipeline<'_> {
             labels,
             (entry.section, &entry.patient),
             self.preset,
+            self.options,
             self.plan,
         );
         Ok(Digest::of_json(&key))
@@ -306,13 +229,18 @@ impl Pipeline<'_> {
     }
 
     /// Reads, checks, orients, resamples and crops a case.
-    fn prepare(&self, entry: &Entry) -> Result<(CaseInput, Vec<String>), IngestError> {
-        let mut image = orient(read_image(&entry.image)?);
+    fn prepare(&self, entry: &Entry) -> Result<(CaseInput, Vec<String>, BTreeSet<u8>), IngestError> {
+        let (scan, mut warnings) = read_image(&entry.image, self.options)?;
+        let mut image = orient(scan);
         let labels = entry
             .labels
             .as_deref()
-            .map(|path| self.labels(path, entry, &image))
+            .map(|path| self.labels(path, entry, &image, &mut warnings))
             .transpose()?;
+        let (labels, label_ids) = match labels {
+            Some(labels) => (Some(labels.voxels), labels.ids),
+            None => (None, BTreeSet::new()),
+        };
         let hash = source_hash(&image.voxels);
         let fingerprint = Fingerprint::of(image.voxels.view(), image.grid.spacing_mm());
         // Scanners pad with -3024, -2048 or -2000: air, before it bleeds into its neighbours by interpolation.
@@ -329,7 +257,6 @@ impl Pipeline<'_> {
         let resampled = resample_image(&image.voxels, &image.grid, &grid);
         drop(image.voxels);
         let labels_or_none = labels.unwrap_or_else(|| Array3::zeros(grid.shape));
-        let mut warnings = Vec::new();
         let body = body_box(&resampled, &labels_or_none, &grid).unwrap_or_else(|| {
             warnings.push(format!("no voxel above {BODY_HU} HU: not cropped"));
             Region::whole(grid.shape)
@@ -351,38 +278,108 @@ impl Pipeline<'_> {
             image: cropped(&resampled, body),
             labels: cropped(&labels_or_none, body),
         };
-        Ok((input, warnings))
+        Ok((input, warnings, label_ids))
     }
 
-    /// Reads labels, checks that they lie on the image's grid, and translates them to the plan's ids.
-    fn labels(&self, path: &Path, entry: &Entry, image: &Oriented<i16>) -> Result<Array3<u8>, IngestError> {
+    /// Reads labels, brings them onto the image's grid or refuses those on another, and translates them to the plan's ids.
+    fn labels(
+        &self,
+        path: &Path,
+        entry: &Entry,
+        image: &Oriented<i16>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Labels, IngestError> {
         let mut labels = orient(if path.is_dir() {
-            masks::read_masks(path, &self.preset.masks)?
+            masks::read_masks(path, &self.preset.masks, self.options)?
         } else {
-            nifti::read_labels(path)?
+            nifti::read_labels_as(path, self.options)?
         });
         if let Some(what) = grid_difference(&image.grid, &labels.grid) {
-            return Err(IngestError::OtherGrid {
-                labels: path.into(),
-                image: entry.image.clone(),
-                what,
-            });
+            let (voxels, warning) = self
+                .regridded(&labels, image, what)
+                .map_err(|what| IngestError::OtherGrid {
+                    labels: path.into(),
+                    image: entry.image.clone(),
+                    what,
+                })?;
+            labels.voxels = voxels;
+            warnings.push(warning);
         }
         let mut seen = [false; 256];
         labels.voxels.iter().for_each(|id| seen[usize::from(*id)] = true);
+        let found: BTreeSet<u8> = (0..=255).filter(|id| seen[usize::from(*id)]).collect();
         let table = &self.resolved.table;
-        if let Some(id) = (0..=255).find(|id| seen[usize::from(*id)] && table[usize::from(*id)].is_none()) {
+        if let Some(id) = found.iter().find(|id| table[usize::from(**id)].is_none()) {
             return Err(IngestError::UnknownLabel {
                 path: path.into(),
-                id,
+                id: *id,
                 preset: self.preset.name.clone(),
                 known: self.resolved.known_ids(),
+                candidates: built_in::candidates(&found),
             });
         }
         labels
             .voxels
             .mapv_inplace(|id| table[usize::from(id)].expect("checked just above"));
-        Ok(labels.voxels)
+        Ok(Labels {
+            voxels: labels.voxels,
+            ids: found,
+        })
+    }
+
+    /// Names the classes that were annotated in several cases and occur in none: the preset may be another data set's.
+    fn unused_classes(&self, entries: &[&Entry], cases: &[CaseReport]) -> Vec<String> {
+        let labelled: Vec<_> = (entries.iter().zip(cases))
+            .filter(|(_, case)| !case.label_ids.is_empty())
+            .collect();
+        let all: BTreeSet<u8> = labelled
+            .iter()
+            .flat_map(|(_, case)| case.label_ids.iter().copied())
+            .collect();
+        let unused = |class: &String| {
+            let of_class = |id: &u8| self.preset.map.get(id) == Some(class);
+            let is_annotated = |entry: &Entry| self.annotation(entry).1.classes.contains(class);
+            let looked = labelled.iter().filter(|(entry, _)| is_annotated(entry)).count();
+            (looked >= CASES_THAT_TELL && !all.iter().any(of_class)).then(|| {
+                let others: Vec<_> = built_in::candidates(&all)
+                    .into_iter()
+                    .filter(|name| *name != self.preset.name)
+                    .collect();
+                let ids: Vec<_> = all.iter().map(ToString::to_string).collect();
+                format!(
+                    "preset {}: {class} occurs in none of {looked} cases; the ids found are {}{}",
+                    self.preset.name,
+                    ids.join(", "),
+                    looks_like(&others)
+                )
+            })
+        };
+        let classes = &self.resolved.annotation.classes;
+        classes.iter().filter_map(unused).collect()
+    }
+
+    /// Brings labels onto the image's grid, where that is asked for and they meet; returns a warning with them.
+    fn regridded(
+        &self,
+        labels: &Oriented<u8>,
+        image: &Oriented<i16>,
+        difference: String,
+    ) -> Result<(Array3<u8>, String), String> {
+        if self.options.label_grid == LabelGrid::Refuse {
+            return Err(difference);
+        }
+        let regridded = regrid_labels(labels, &image.grid);
+        let (labelled, outside) = (regridded.labelled, regridded.outside);
+        if labelled > 0 && outside == labelled {
+            return Err(format!("all {labelled} labelled voxels lie outside the image"));
+        }
+        let warning = format!(
+            "labels of {:?} voxels resampled to the image's {:?} (z, y, x): {:.2} % of {labelled} labelled voxels lie outside",
+            labels.grid.shape,
+            image.grid.shape,
+            100.0 * outside as f64 / labelled.max(1) as f64,
+        );
+        Ok((regridded.voxels, warning))
     }
 
     /// Returns what is known about a case's labels: nothing without a label file, no tumours in `unlabeled`.
@@ -479,17 +476,4 @@ fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shards_are_parsed_or_refused() {
-        assert_eq!("1/3".parse::<Shard>().unwrap(), Shard { index: 1, count: 3 });
-        for text in ["3/3", "0/0", "1", "a/b", "-1/2"] {
-            assert!(text.parse::<Shard>().unwrap_err().to_string().contains(text));
-        }
-    }
 }

@@ -6,20 +6,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::IngestError;
+use super::built_in::{self, BuiltIn};
 use crate::store::CaseKind;
 use crate::volume::{Annotation, BACKGROUND, IGNORE, Plan};
 
 /// The class of a file id that a loss must leave out.
 const IGNORE_CLASS: &str = "ignore";
-const ABDOMEN: [&str; 7] = [
-    "background",
-    "liver",
-    "liver_tumour",
-    "pancreas",
-    "pancreas_tumour",
-    "kidney",
-    "kidney_tumour",
-];
 
 /// What the ids in a data set's label files mean.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,68 +60,12 @@ pub struct ResolvedPreset {
 }
 
 impl Preset {
-    /// Names of the built-in presets.
-    pub const NAMES: [&str; 6] = [
-        "lits",
-        "msd-pancreas",
-        "kits",
-        "totalsegmentator",
-        "freetumor",
-        "freetumor-unlabelled",
-    ];
-
     /// Returns a built-in preset.
     ///
     /// # Errors
     /// [`IngestError::Preset`] lists the names that exist.
     pub fn named(name: &str) -> Result<Self, IngestError> {
-        let (map, annotated): (Vec<(u8, &str)>, Vec<&str>) = match name {
-            "lits" => (vec![(1, "liver"), (2, "liver_tumour")], vec!["liver", "liver_tumour"]),
-            "msd-pancreas" => (
-                vec![(1, "pancreas"), (2, "pancreas_tumour")],
-                vec!["pancreas", "pancreas_tumour"],
-            ),
-            // A KiTS cyst is no tumour and lies in the kidney.
-            "kits" => (
-                vec![(1, "kidney"), (2, "kidney_tumour"), (3, "kidney")],
-                vec!["kidney", "kidney_tumour"],
-            ),
-            "totalsegmentator" => {
-                let mut map: Vec<_> = (0..=255).map(|id| (id, "background")).collect();
-                for (id, class) in [(5_u8, "liver"), (7, "pancreas"), (2, "kidney"), (3, "kidney")] {
-                    map[usize::from(id)].1 = class;
-                }
-                (map, vec!["liver", "pancreas", "kidney"])
-            }
-            "freetumor" => {
-                let mut map: Vec<_> = (0..).zip(ABDOMEN).collect();
-                map.push((IGNORE, IGNORE_CLASS));
-                (map, ABDOMEN[1..].to_vec())
-            }
-            "freetumor-unlabelled" => (
-                vec![(1, "liver"), (3, "pancreas"), (5, "kidney")],
-                vec!["liver", "pancreas", "kidney"],
-            ),
-            other => {
-                return Err(IngestError::Preset {
-                    name: other.into(),
-                    what: format!("unknown; expected one of {} or a TOML file", Self::NAMES.join(", ")),
-                });
-            }
-        };
-        Ok(Self {
-            name: name.into(),
-            map: map.into_iter().map(|(id, class)| (id, class.into())).collect(),
-            masks: if name == "totalsegmentator" {
-                let files = [("liver", 5), ("pancreas", 7), ("kidney_right", 2), ("kidney_left", 3)];
-                files.map(|(file, id)| (file.to_string(), id)).into()
-            } else {
-                BTreeMap::new()
-            },
-            annotated: annotated.into_iter().map(Into::into).collect(),
-            assumed_tumour_free: matches!(name, "totalsegmentator" | "freetumor-unlabelled"),
-            kind: None,
-        })
+        built_in::named(name)
     }
 
     /// Reads a custom preset: `annotated`, `assumed_tumour_free`, `kind`, a table `[map]` of `id = "class"`, and for folders of
@@ -174,7 +110,7 @@ impl Preset {
     }
 
     /// Translates to the plan's ids. A tumour class that the plan lacks counts as its organ, an organ that it lacks as
-    /// background.
+    /// background; so a tumour whose organ the plan lacks too is background, as all the rest of that organ is.
     ///
     /// # Errors
     /// [`IngestError::Preset`] where the plan has none of the annotated classes, or a class has no meaning at all.
@@ -183,7 +119,7 @@ impl Preset {
             name: self.name.clone(),
             what,
         };
-        let is_known = |class: &str| ABDOMEN.contains(&class) || plan.labels.id(class).is_ok();
+        let is_known = |class: &str| is_class_of_a_data_set(class) || plan.labels.id(class).is_ok();
         let mut table = [None; 256];
         table[0] = Some(BACKGROUND);
         for (&id, class) in &self.map {
@@ -240,6 +176,12 @@ impl Preset {
     }
 }
 
+/// Tells whether a built-in preset has a class, so that a plan may lack it: anything else is a misspelling.
+fn is_class_of_a_data_set(class: &str) -> bool {
+    let mut built_in = BuiltIn::all().iter();
+    class == "background" || built_in.any(|built_in| built_in.classes().any(|known| known == class))
+}
+
 impl ResolvedPreset {
     /// Lists the file ids that have a meaning, for messages.
     pub fn known_ids(&self) -> String {
@@ -272,7 +214,7 @@ mod tests {
             Preset::named("lit")
                 .unwrap_err()
                 .to_string()
-                .contains("lits, msd-pancreas")
+                .contains("lits, msd-liver")
         );
     }
 
