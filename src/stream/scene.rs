@@ -98,23 +98,21 @@ pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, 
         label,
         source: crop.image,
         soft_mask: Array3::zeros(shape),
-        lesion_instance: Array3::zeros(size),
+        lesion_instance: Array3::zeros(shape),
         meta,
     };
+    let healthy = scene.warp.as_ref().map(|_| patch.label.clone());
     if let Some(painted) = painted {
         paste_lesion(&mut patch, painted, region);
+        label_lesion(&mut patch, painted.tumour_id);
     }
     doubt(&mut patch, scene, region);
     patch.meta.affine = record.grid.affine.shifted(patch.meta.region.start);
-    if let Some(warp) = &scene.warp {
-        patch.image = warp.image(&patch.image);
-        patch.source = warp.image(&patch.source);
-        patch.soft_mask = warp.soft(&patch.soft_mask);
-        patch.label = warp.labels(&patch.label);
-        patch.meta.affine = warp.affine(&patch.meta.affine);
-    }
-    if let Some(painted) = painted {
-        label_lesion(&mut patch, painted.tumour_id);
+    if let (Some(warp), Some(healthy)) = (&scene.warp, healthy) {
+        warp_patch(&mut patch, warp, &healthy);
+        if let Some(painted) = painted {
+            label_lesion(&mut patch, painted.tumour_id);
+        }
     }
     let window = cases.plan().window_hu;
     let centre_hu = f64::from(window.low + window.high) / 2.0;
@@ -138,6 +136,25 @@ fn doubt(patch: &mut StreamedPatch, scene: &Scene, region: Region) {
         }
         _ => 0,
     };
+}
+
+/// Warps what was read for a patch to the patch. The lesion is to be labelled anew, from its interpolated mask: under it lies
+/// what `healthy` says.
+fn warp_patch(patch: &mut StreamedPatch, warp: &Warp, healthy: &Array3<u8>) {
+    Zip::from(&mut patch.label)
+        .and(&patch.soft_mask)
+        .and(healthy)
+        .for_each(|label, soft, healthy| {
+            if *soft >= LESION_FROM {
+                *label = *healthy;
+            }
+        });
+    patch.image = warp.image(&patch.image);
+    patch.source = warp.image(&patch.source);
+    patch.soft_mask = warp.soft(&patch.soft_mask);
+    patch.label = warp.labels(&patch.label);
+    patch.lesion_instance = Array3::zeros(patch.meta.region.size);
+    patch.meta.affine = warp.affine(&patch.meta.affine);
 }
 
 /// Pastes a lesion's image and soft mask into the box `region`.

@@ -299,8 +299,8 @@ fn distance(still: &Row, moved: &Row, at: Overlap, neutral: i32) -> Option<i32> 
     let mut sum = 0;
     for (feature, level) in levels.iter_mut().enumerate() {
         let apart = still.sum(feature, at.still, length) - moved.sum(feature, at.moved, length);
-        *level = (i64::from(apart) * share >> 16) as i32;
-        sum += (level.abs() * PER_LEVEL[feature] >> 8).min(MOST_LEVEL[feature]);
+        *level = ((i64::from(apart) * share) >> 16) as i32;
+        sum += ((level.abs() * PER_LEVEL[feature]) >> 8).min(MOST_LEVEL[feature]);
     }
     // The numbers that differ most between patients come first: most shifts end before the others.
     for feature in [0, 5, 3, 1, 4, 2] {

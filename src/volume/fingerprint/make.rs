@@ -294,7 +294,7 @@ pub(super) fn log2(value: u128) -> i64 {
     };
     let mut parts = whole;
     for _ in 0..10 {
-        mantissa = mantissa * mantissa >> 31;
+        mantissa = (mantissa * mantissa) >> 31;
         parts = 2 * parts + i64::from(mantissa >= 1 << 32);
         mantissa >>= u32::from(mantissa >= 1 << 32);
     }
