@@ -55,7 +55,7 @@ pub struct StoreConfig {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { cache_mib: 256 }
+        Self { cache_mib: 128 }
     }
 }
 
