@@ -7,7 +7,6 @@
 mod changes;
 #[path = "near_duplicates/measure.rs"]
 mod measure;
-mod toy;
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,7 @@ use freetumor::ingest::nifti::{read_image, write_image};
 use freetumor::ingest::orient::orient;
 use freetumor::ingest::{Entry, IngestConfig, IngestReport, IngestRequest, Preset, Shard, datalist, ingest};
 use freetumor::phantom::{PhantomSpec, cohort, generate};
-use freetumor::store::{CaseRecord, Cases, DuplicateKind, NearDuplicate, Store, duplicates, groups, nearness};
+use freetumor::store::{Cases, DuplicateKind, Store, nearness};
 use freetumor::volume::{Affine, Fingerprint, Grid, Outline, Plan};
 use ndarray::{Array3, s};
 
@@ -228,30 +227,4 @@ fn ingest_reports_duplicates_within_a_run_across_shards_and_in_later_runs() {
     let exact = ["c", "d"].map(|other| pair("b", other, DuplicateKind::Exact));
     assert_eq!(pairs(&report), exact);
     assert!(files.store().near_duplicates().is_empty());
-}
-
-#[test]
-fn groups_join_scans_copies_and_patients_through_each_other() {
-    let mut records: Vec<CaseRecord> = toy::store(7, 0).records().to_vec();
-    records[6].source_hash = records[2].source_hash;
-    records[5].patient = "p".into();
-    records[2].patient = "p".into();
-    let near = |first, second| NearDuplicate {
-        first,
-        second,
-        score: 100,
-    };
-    let near = [near(1, 5), near(3, 4)];
-    assert_eq!(groups(&records, &near, true), [0, 1, 1, 3, 3, 1, 1]);
-    assert_eq!(groups(&records, &near, false), [0, 1, 2, 3, 3, 1, 2]);
-    let pairs = duplicates(&records, &near);
-    let ids: Vec<_> = pairs
-        .iter()
-        .map(|pair| (&pair.first[5..], &pair.second[5..], pair.score))
-        .collect();
-    let score = Some(100);
-    assert_eq!(
-        ids,
-        [("002", "006", None), ("001", "005", score), ("003", "004", score)]
-    );
 }

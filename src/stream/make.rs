@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ndarray::Array3;
 
+use super::judge::{Trial, judge};
 use super::negatives::{Look, LookError, UnlabelledNegatives, unsearched};
 use super::patch::{GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
 use super::recipe::Fallback;
@@ -11,17 +12,17 @@ use super::resolve::Prepared;
 use super::scene::{Painted, Scene, assemble, crop_around, draw_warp, read_box};
 use super::stats::{StreamStats, Tally};
 use super::{StreamError, delivery::OnFailed};
-use crate::checkpoint::{Bundle, Thresholds};
+use crate::checkpoint::Bundle;
 use crate::nn::cube_side;
 use crate::rng::{Purpose, Rng};
 use crate::sampler::{Centre, Draw, Pool, draw_contrast_hu};
 use crate::store::{Cases, StoreError};
-use crate::synth::gate::{self, Judged, Verdict};
+use crate::synth::gate::Verdict;
 use crate::synth::{
-    Analytic, Cancelled, Conditional, Engine, GateRule, GridBridge, LESION_FROM, LesionCube, PlantRequest, Planted,
-    SynthError, Synthesizer, SynthesizerKind, compose, plant, realised_hu,
+    Analytic, Cancelled, Conditional, Engine, GridBridge, LesionCube, PlantRequest, Planted, SynthError, Synthesizer,
+    SynthesizerKind, compose, plant, realised_hu,
 };
-use crate::volume::{ClassSet, IGNORE, Region};
+use crate::volume::{IGNORE, Region};
 
 /// The attempt number under which a real patch is drawn in the place of a host that never passed.
 const REAL_DRAW: u64 = u64::MAX;
@@ -304,66 +305,17 @@ impl Maker {
         let (Some(engine), Some(bundle)) = (&self.engine, &self.bundle) else {
             return Err(SynthError::NoModel("critic").into());
         };
-        let recipe = &order.prepared.resolved.recipe;
-        let planted = &made.painted.planted;
-        let bridge = self.bridge(&order.prepared, draw);
-        let view = |image: &Array3<i16>| bridge.map_or_else(|| image.clone(), |bridge| bridge.view(image));
-        let seen = engine.judge(view(&planted.host.image), view(&made.painted.image), &order.cancelled)?;
-        // All of the gate happens on the models' grid, on which its thresholds were calibrated.
-        let soft = bridge.map_or_else(|| planted.soft.clone(), |bridge| bridge.soft_view(&planted.soft));
-        let lesion = soft.mapv_into(|soft| u8::from(soft >= LESION_FROM));
-        made.discriminator = seen.real.as_ref().map(|real| mean_over(real, &lesion));
-        let tumours = bundle
-            .plan
-            .labels
-            .organs()
-            .iter()
-            .fold(ClassSet::default(), |mut set, organ| {
-                set.insert(organ.tumour_id);
-                set
-            });
-        let others = planted.host.labels.map(|label| u8::from(tumours.contains(*label)));
-        let scores = gate::scores(&Judged {
-            before: &seen.before,
-            after: &seen.after,
-            lesion: &lesion,
-            others: &bridge.map_or_else(|| others.clone(), |bridge| bridge.labels_view(&others)),
-            tumour_id: draw.organ.tumour_id,
-            spacing_mm: bundle.plan.spacing_mm,
-            radius_mm: planted.diameter_mm / 2.0,
-        });
-        let (thresholds, verdict) = match recipe.gate.rule {
-            GateRule::Published => {
-                let recall = gate::published_recall(&seen.after, &lesion, tumours);
-                let thresholds = Thresholds {
-                    recall: gate::PUBLISHED_RECALL,
-                    precision: 0.0,
-                };
-                (thresholds, gate::judge_published(recall))
-            }
-            GateRule::Fixed => {
-                let thresholds = Thresholds {
-                    recall: recipe.gate.recall,
-                    precision: recipe.gate.precision,
-                };
-                (thresholds, gate::judge(scores, thresholds))
-            }
-            GateRule::Calibrated => {
-                let found = bundle
-                    .calibration
-                    .thresholds(&draw.organ.name, draw.size, draw.contrast);
-                let thresholds = found.ok_or(SynthError::NoModel("calibration"))?;
-                (thresholds, gate::judge(scores, thresholds))
-            }
-        };
-        let scores = GateScores {
-            recall: scores.recall,
-            precision: scores.precision,
-            before: scores.before,
-            recall_threshold: thresholds.recall,
-            precision_threshold: thresholds.precision,
-        };
-        made.judged = Some((scores, verdict));
+        let opinion = judge(&Trial {
+            engine,
+            bundle,
+            gate: &order.prepared.resolved.recipe.gate,
+            draw,
+            painted: &made.painted,
+            bridge: self.bridge(&order.prepared, draw),
+            cancelled: &order.cancelled,
+        })?;
+        made.discriminator = opinion.discriminator;
+        made.judged = Some((opinion.scores, opinion.verdict));
         Ok(())
     }
 
@@ -507,10 +459,4 @@ impl Maker {
             lesion_instance: Array3::zeros(size),
         }
     }
-}
-
-fn mean_over(values: &Array3<f32>, mask: &Array3<u8>) -> f64 {
-    let inside = values.iter().zip(mask).filter(|(_, inside)| **inside != 0);
-    let (sum, count) = inside.fold((0.0, 0u64), |(sum, n), (value, _)| (sum + f64::from(*value), n + 1));
-    if count == 0 { 0.0 } else { sum / count as f64 }
 }
