@@ -28,6 +28,7 @@ pub mod learn;
 pub mod lesion;
 pub mod nn;
 pub mod organs;
+mod panic;
 pub mod phantom;
 pub mod rng;
 pub mod sampler;

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Modules that every other may use: the domain's types, digests and random numbers.
-const COMMON: [&str; 3] = ["volume", "digest", "rng"];
+/// Modules that every other may use: the domain's types, digests, random numbers and what a panic said.
+const COMMON: [&str; 4] = ["volume", "digest", "rng", "panic"];
 
 /// For each module, what else it may use.
 fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
@@ -14,6 +14,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("volume", ""),
         ("digest", ""),
         ("rng", ""),
+        ("panic", ""),
         ("store", ""),
         ("ingest", "store"),
         ("phantom", "store ingest"),

@@ -7,6 +7,8 @@
 pub mod digest;
 #[path = "../../src/ingest/mod.rs"]
 pub mod ingest;
+#[path = "../../src/panic.rs"]
+mod panic;
 #[path = "../../src/rng.rs"]
 pub mod rng;
 #[path = "../../src/store/mod.rs"]

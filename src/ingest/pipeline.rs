@@ -1,6 +1,5 @@
 //! The pipeline of one case, run over many: bounded in memory, resumable, and deaf to the failure of a neighbour.
 
-use std::any::Any;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,6 +23,7 @@ use super::report::{CaseProgress, CaseReport, IngestReport, Status, StoredCase};
 use super::shard::Shard;
 use super::{IngestConfig, IngestError, LabelGrid, looks_like};
 use crate::digest::Digest;
+use crate::panic::panic_text;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, Duplicate, StoreWriter};
 use crate::volume::resample::{resample_image, resample_labels, resampled_grid};
 use crate::volume::{AIR_HU, Annotation, Fingerprint, Grid, Plan, Region};
@@ -155,7 +155,7 @@ impl Pipeline<'_> {
         let outcome = catch_unwind(AssertUnwindSafe(|| self.case(entry))).unwrap_or_else(|panic| {
             Err(IngestError::Internal {
                 path: entry.image.clone(),
-                what: message_of(panic.as_ref()),
+                what: panic_text(panic.as_ref()),
             })
         });
         let mut report = CaseReport {
@@ -470,10 +470,4 @@ fn cropped<T: Clone>(volume: &Array3<T>, region: Region) -> Array3<T> {
     let [z, y, x] = region.start.map(|v| v as usize);
     let [d, h, w] = region.size;
     volume.slice(s![z..z + d, y..y + h, x..x + w]).to_owned()
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into())
 }

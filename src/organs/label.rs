@@ -1,6 +1,5 @@
 //! Organ labels case by case through a store: choose, predict, judge, write again. One bad case never stops the others.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -8,6 +7,7 @@ use ndarray::Array3;
 use serde::Serialize;
 
 use super::{OrganReport, Scan, propose};
+use crate::panic::panic_text;
 use crate::store::{CaseInput, CaseKind, CaseRecord, Cases, Store, StoreError, StoreWriter};
 use crate::volume::{Annotation, Region};
 
@@ -104,7 +104,7 @@ pub fn label_organs(
     for id in &ids {
         // A panic is a defect, but it must not take the other cases along.
         let run = AssertUnwindSafe(|| label_case(request, (&store, &writer), id, predict));
-        let case = catch_unwind(run).unwrap_or_else(|panic| Err(format!("internal error: {}", message_of(&*panic))));
+        let case = catch_unwind(run).unwrap_or_else(|panic| Err(format!("internal error: {}", panic_text(&*panic))));
         let case = case.unwrap_or_else(|reason| left(id, CaseStatus::Refused, reason));
         done(Progress {
             case: &case,
@@ -232,10 +232,4 @@ fn reason_to_leave(record: &CaseRecord, request: &LabelRequest) -> Result<Option
     } else {
         Err(reason)
     }
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into())
 }

@@ -18,6 +18,7 @@ use super::stats::StreamStats;
 use super::window::OrderedWindow;
 use super::{PatchService, PatchStream, Resolved, StreamError};
 use crate::checkpoint::Bundle;
+use crate::panic::panic_text;
 use crate::store::Cases;
 use crate::synth::{Engine, GridBridge};
 use crate::volume::Plan;
@@ -205,7 +206,7 @@ fn prepare(maker: &Maker, queue: &Receiver<Task>) {
             catch_unwind(make).unwrap_or_else(|panic| {
                 Err(StreamError::Failed {
                     index: order.index,
-                    what: format!("internal error: {}", crate::synth::panic_text(&*panic)),
+                    what: format!("internal error: {}", panic_text(&*panic)),
                 })
             })
         };

@@ -13,6 +13,7 @@ use ndarray::Array3;
 use super::{Cancelled, LesionCube, SynthError};
 use crate::checkpoint::Bundle;
 use crate::nn::Condition;
+use crate::panic::panic_text;
 use crate::rng::{Purpose, Rng};
 use crate::telemetry::metrics::DEVICE_MEMORY_BYTES;
 use crate::volume::HuWindow;
@@ -132,13 +133,6 @@ fn report_memory(device: &Device) {
         gauge!(DEVICE_MEMORY_BYTES, "kind" => "in_use").set(usage.bytes_in_use as f64);
         gauge!(DEVICE_MEMORY_BYTES, "kind" => "reserved").set(usage.bytes_reserved as f64);
     }
-}
-
-/// Returns the message of a panic.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "panic without a message".into())
 }
 
 fn answer(bundle: &Bundle, device: &Device, task: Task) -> Result<Answer, SynthError> {

@@ -24,7 +24,6 @@ pub use analytic::Analytic;
 pub use bridge::{GridBridge, MAX_GRID_RATIO};
 pub use compose::{compose, realised_hu};
 pub use conditional::Conditional;
-pub(crate) use engine::panic_text;
 pub use engine::{Engine, Judgement};
 pub use plant::{PlantRequest, Planted, plant};
 pub use settings::{GateRule, GateSettings, SynthesizerKind};
