@@ -1,4 +1,4 @@
-"""Prepares the same seven CTs with FreeTumor's ingest and with MONAI, two threads each, in one run, and compares voxels.
+"""Prepares the same seven CTs with FreeTumor's ingest and with MONAI, two threads each, in turns, and compares voxels.
 
     python ingest_monai.py FREETUMOR_BINARY FOLDER_OF_CTS
 
@@ -23,6 +23,7 @@ import torch
 from monai.data import DataLoader, Dataset
 
 SPACING = 1.5
+ROUNDS = 3
 SOURCES = [
     ("crlm/crlm_ct_1006.nii.gz", None),
     ("totalsegmentator/example_ct.nii.gz", None),
@@ -32,7 +33,7 @@ PLAN = "[plan]\nspacing_mm = [1.5, 1.5, 1.5]\npatch = [96, 96, 96]\n"
 
 
 def watched(run):
-    """Returns seconds, the peak of the memory of this process's children (MB above the start), and run()'s result."""
+    """Returns the peak of the memory of this process's children while run() runs, in MB above the start."""
     me, peak, done = psutil.Process(), [0], threading.Event()
 
     def total():
@@ -53,12 +54,24 @@ def watched(run):
 
     thread = threading.Thread(target=watch)
     thread.start()
-    begin = time.perf_counter()
-    result = run()
-    seconds = time.perf_counter() - begin
+    run()
     done.set()
     thread.join()
-    return {"seconds": seconds, "peak_mb": peak[0] / 1e6}, result
+    return peak[0] / 1e6
+
+
+def measured(runs):
+    """Times runs by name in turns, unwatched: asking for memory walks page tables and takes a core away.
+
+    Memory is watched in a run of its own.
+    """
+    seconds = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: {"seconds": sorted(seconds[name]), "peak_mb": watched(run)} for name, run in runs.items()}
 
 
 def chain(keys):
@@ -72,7 +85,8 @@ def chain(keys):
     ])
 
 
-def prepare(items, workers):
+def prepare(items, workers, torch_threads):
+    torch.set_num_threads(torch_threads)
     transforms = {True: chain(["image", "label"]), False: chain(["image"])}
     data = Dataset(items, lambda item: transforms["label" in item](item))
     count = 0
@@ -87,6 +101,7 @@ def ingest(binary, folder, items):
     (folder / "plan.toml").write_text(PLAN)
     command = [binary, "ingest", "--config", folder / "plan.toml", "--datalist", folder / "list.json"]
     command += ["--preset", "totalsegmentator", "--store", folder / "store"]
+    shutil.rmtree(folder / "store", ignore_errors=True)
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
 
 
@@ -137,11 +152,11 @@ def main():
                 item["label"] = str(folder / f"ct{number}_label.nii.gz")
                 shutil.copy(data / label, item["label"])
             items.append(item)
-        result["freetumor"], _ = watched(lambda: ingest(binary, folder, items))
-        torch.set_num_threads(1)
-        result["monai_2_workers"], _ = watched(lambda: prepare(items, 2))
-        torch.set_num_threads(2)
-        result["monai_2_torch_threads"], _ = watched(lambda: prepare(items, 0))
+        result.update(measured({
+            "freetumor": lambda: ingest(binary, folder, items),
+            "monai_2_workers": lambda: prepare(items, 2, 1),
+            "monai_2_torch_threads": lambda: prepare(items, 0, 2),
+        }))
         result["differences"] = differences(binary, folder, items)
     print(json.dumps(result, indent=2))
 

@@ -1,5 +1,6 @@
 //! What a case holds, computed once when it is written: organs, real tumours, and where lesions may be centred.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use ndarray::{Array3, s};
@@ -89,14 +90,22 @@ fn spread_ranks(count: usize) -> impl Iterator<Item = usize> {
 /// Returns the box around the voxels of every label that occurs.
 pub(super) fn boxes(labels: &Array3<u8>) -> BTreeMap<u8, Region> {
     let mut limits: BTreeMap<u8, ([usize; 3], [usize; 3])> = BTreeMap::new();
-    for ((z, y, x), &label) in labels.indexed_iter() {
-        if label == 0 {
-            continue;
-        }
-        let (low, high) = limits.entry(label).or_insert(([usize::MAX; 3], [0; 3]));
-        for (axis, at) in [z, y, x].into_iter().enumerate() {
-            low[axis] = low[axis].min(at);
-            high[axis] = high[axis].max(at);
+    for (row, line) in labels.rows().into_iter().enumerate() {
+        let (z, y) = (row / labels.dim().1, row % labels.dim().1);
+        let line = line.as_slice().map_or_else(|| line.to_vec().into(), Cow::from);
+        let mut x = 0;
+        // Labels come in runs: only where one begins and ends is looked at.
+        for run in line.chunk_by(|a, b| a == b) {
+            let (first, last) = (x, x + run.len() - 1);
+            x += run.len();
+            if run[0] == 0 {
+                continue;
+            }
+            let (low, high) = limits.entry(run[0]).or_insert(([usize::MAX; 3], [0; 3]));
+            for (axis, (from, to)) in [(z, z), (y, y), (first, last)].into_iter().enumerate() {
+                low[axis] = low[axis].min(from);
+                high[axis] = high[axis].max(to);
+            }
         }
     }
     let region = |(low, high): ([usize; 3], [usize; 3])| Region {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array3, ArrayView3, s};
+use ndarray::{Array3, s};
 
 use super::analyse::{self, Voxels};
 use super::codec::{self, Compression};
@@ -293,8 +293,8 @@ impl StoreWriter {
 
     /// Appends a chunk to the payload.
     fn pack_chunk(&self, case: &CaseInput, region: Region, payload: &mut Vec<u8>) -> Result<Chunk, StoreError> {
-        let hu: Vec<i16> = window(&case.image, region).iter().copied().collect();
-        let labels: Vec<u8> = window(&case.labels, region).iter().copied().collect();
+        let hu = window(&case.image, region);
+        let labels = window(&case.labels, region);
         let (image_codec, image) = codec::pack_hu(&hu, region.size, self.compression)?;
         let (labels_codec, labels) = codec::pack_bytes(labels, self.compression)?;
         let offset = payload.len();
@@ -312,10 +312,18 @@ impl StoreWriter {
     }
 }
 
-fn window<T>(volume: &Array3<T>, region: Region) -> ArrayView3<'_, T> {
+/// Copies a box out of a volume, row by row.
+fn window<T: Copy>(volume: &Array3<T>, region: Region) -> Vec<T> {
     let [z, y, x] = region.start.map(|v| v as usize);
     let [d, h, w] = region.size;
-    volume.slice(s![z..z + d, y..y + h, x..x + w])
+    let mut copy = Vec::with_capacity(d * h * w);
+    for row in volume.slice(s![z..z + d, y..y + h, x..x + w]).rows() {
+        match row.as_slice() {
+            Some(row) => copy.extend_from_slice(row),
+            None => copy.extend(row),
+        }
+    }
+    copy
 }
 
 /// Hashes everything stored that can change a patch; never ids, patients, codecs, paths or times.
