@@ -182,6 +182,32 @@ fn what_was_written_is_what_is_read() {
 }
 
 #[test]
+fn slope_and_intercept_scale_unless_the_slope_is_zero_or_no_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("scaled.nii");
+    let (image, _, grid) = patient();
+    write_image(&path, image.view(), &grid).unwrap();
+    let plain = read_image(&path).unwrap().voxels;
+    let bytes = std::fs::read(&path).unwrap();
+    // NIfTI-1: y = slope x + inter where scl_slope (byte 112, f32) is neither 0 nor NaN, else the values as stored.
+    let read = |slope: f32, intercept: f32| {
+        let mut scaled = bytes.clone();
+        scaled[112..116].copy_from_slice(&slope.to_le_bytes());
+        scaled[116..120].copy_from_slice(&intercept.to_le_bytes());
+        std::fs::write(&path, scaled).unwrap();
+        read_image(&path).unwrap().voxels
+    };
+    let scaled =
+        |slope: f64, intercept: f64| plain.mapv(|hu| (slope * f64::from(hu) + intercept).round_ties_even() as i16);
+    assert_eq!(read(1.0, 0.0), plain);
+    assert_eq!(read(0.5, -10.25), scaled(0.5, -10.25));
+    assert_eq!(read(-1.0, 24.0), scaled(-1.0, 24.0));
+    for (slope, intercept) in [(0.0, 0.0), (0.0, -1024.0), (f32::NAN, 0.0), (f32::NAN, f32::NAN)] {
+        assert_eq!(read(slope, intercept), plain, "slope {slope}, intercept {intercept}");
+    }
+}
+
+#[test]
 fn one_bad_case_does_not_stop_the_others_and_a_second_run_skips() {
     let files = Files::new();
     files.good("a");
@@ -433,7 +459,7 @@ fn a_preset_that_does_not_fit_is_named_with_those_that_do() {
     assert!(two.warnings.is_empty(), "{two:?}");
     let three = serde_json::json!({"training": training});
     let warning = "preset lits: liver_tumour occurs in none of 3 cases; the ids found are 0, 1; its ids look like \
-                   msd-spleen, msd-colon";
+                   msd-spleen, msd-colon, chaos";
     assert_eq!(files.ingest("lits", &three).warnings, [warning]);
     // A second run skips the cases and says the same; where nobody looked for tumours there is nothing to say.
     assert_eq!(files.ingest("lits", &three).warnings, [warning]);

@@ -79,11 +79,12 @@ impl BuiltIn {
     }
 
     /// Tells whether label ids of one data set look like this one's: all are known, and every annotated class is there.
+    /// A preset that says nothing of what is there fits nothing.
     fn fits(&self, found: &BTreeSet<u8>) -> bool {
         let ids: BTreeMap<u8, &str> = self.ids().collect();
         let is_known = |id: &u8| *id == 0 || self.others.is_some() || ids.contains_key(id);
         let occurs = |class: &String| ids.iter().any(|(id, name)| name == class && found.contains(id));
-        found.iter().all(is_known) && self.annotated.iter().all(occurs)
+        !self.annotated.is_empty() && found.iter().all(is_known) && self.annotated.iter().all(occurs)
     }
 
     /// Returns the row of the table of presets.

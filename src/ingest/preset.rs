@@ -154,7 +154,10 @@ impl Preset {
         }
         let in_plan = |class: &&String| plan.labels.id(class).is_ok();
         let classes: Vec<String> = self.annotated.iter().filter(in_plan).cloned().collect();
-        if classes.is_empty() {
+        // Partial labels may annotate nothing, and still show what they label.
+        let shows = |id: &u8| ![BACKGROUND, IGNORE].contains(id);
+        let is_of_use = !classes.is_empty() || (self.annotated.is_empty() && table.iter().flatten().any(shows));
+        if !is_of_use {
             return Err(refused(format!(
                 "the plan has none of its classes {:?}",
                 self.annotated
