@@ -1,12 +1,14 @@
 //! The three training stages: critic, synthesizer, segmentor. One loop serves all of them; every choice is a function of
 //! the seed and the step, so that a run that goes on after a stop ends with the same weights.
 
+mod adversary;
 mod augment;
 mod calibrate;
 mod check;
 mod critic;
 mod cubes;
 mod fit;
+mod guard;
 #[cfg(test)]
 #[path = "../../tests/looks/mod.rs"]
 mod looks;
@@ -18,6 +20,7 @@ mod segmentor;
 mod split;
 mod synthesizer;
 mod synthesizer_settings;
+mod texture;
 #[cfg(test)]
 #[path = "../../tests/toy/mod.rs"]
 mod toy;
@@ -25,6 +28,7 @@ mod toy;
 pub use augment::LookSettings;
 pub use critic::{CriticConfig, CriticReport, train_critic};
 pub use fit::{FitSettings, Job, Metrics, Progress, Quiet, Trainee, fit};
+pub use guard::GuardSettings;
 pub use optimise::{Adam, OptimizerSettings};
 pub use painting::PaintingScore;
 pub use segmentor::{SegmentorConfig, SegmentorReport, train_segmentor};
@@ -65,6 +69,24 @@ pub enum LearnError {
         metric: String,
         /// Its value.
         value: f64,
+    },
+    /// Stage 2 has stopped to make sense.
+    #[error(
+        "step {step}: {cause} ({value:.3} against {bound} for {steps} steps); the last checkpoint is untouched; {advice}"
+    )]
+    Guard {
+        /// The step.
+        step: u64,
+        /// What went wrong.
+        cause: &'static str,
+        /// The measure.
+        value: f64,
+        /// The bound that it crossed.
+        bound: f64,
+        /// For how many steps.
+        steps: u64,
+        /// What may help.
+        advice: &'static str,
     },
     /// The run was asked to stop; it can be resumed.
     #[error("stopped after step {step}; resume goes on from there")]

@@ -4,15 +4,20 @@ use burn::tensor::{Device, Tensor};
 use ndarray::{Array3, Zip};
 use serde::Serialize;
 
+use super::adversary::{lesion_means, log_odds};
 use super::augment::Look;
-use super::cubes::{Catalogue, side_of, stack};
+use super::cubes::{Catalogue, normalise, read_cube, side_of, stack};
+use super::guard::area;
 use super::models::{mean, metrics};
 use super::painted::{Host, HostBatch, Wanted, draw_noise};
+use super::texture::{Textures, strength};
 use super::{LearnError, Metrics, SynthesizerConfig};
 use crate::checkpoint::{Bundle, Thresholds};
 use crate::evaluate::{argmax, forward};
-use crate::nn::Generator;
+use crate::nn::{Generator, Unet};
+
 use crate::rng::{Purpose, Rng};
+use crate::store::TumourRecord;
 use crate::synth::gate::{Judged, judge, scores};
 use crate::volume::{ContrastBin, Organ, SizeClass, dilated};
 
@@ -40,8 +45,14 @@ pub struct PaintingScore {
     pub contrast_slope: f64,
     /// Share of the realised contrast's variance that the requested one explains.
     pub contrast_r2: f64,
-    /// Mean difference between two noise fields' lesions, in HU.
+    /// Mean difference between two noise fields' lesions, voxel by voxel, in HU.
     pub diversity_hu: f64,
+    /// Standard deviation inside the lesion of means over 3 x 3 x 3 voxels, in HU.
+    pub texture_hu: f64,
+    /// The same of the hosts' organs' real lesions.
+    pub real_texture_hu: f64,
+    /// Area under the trained discriminator's curve, real lesions of these cases against painted ones.
+    pub discriminator_auc: f64,
     /// Noise inside over noise of the organ around, from differences of neighbouring voxels.
     pub noise_ratio: f64,
 }
@@ -58,6 +69,9 @@ impl PaintingScore {
             ("contrast_slope", self.contrast_slope),
             ("contrast_r2", self.contrast_r2),
             ("diversity_hu", self.diversity_hu),
+            ("texture_hu", self.texture_hu),
+            ("real_texture_hu", self.real_texture_hu),
+            ("discriminator_auc", self.discriminator_auc),
             ("noise_ratio", self.noise_ratio),
         ])
     }
@@ -67,6 +81,8 @@ impl PaintingScore {
 pub(super) struct Painter<'a> {
     pub config: &'a SynthesizerConfig,
     pub catalogue: Catalogue<'a>,
+    pub textures: Textures,
+    pub discriminator: Unet,
     pub bundle: &'a Bundle,
     pub device: &'a Device,
 }
@@ -80,6 +96,9 @@ struct Measure {
     requested_hu: f64,
     realised_hu: Option<f64>,
     diversity_hu: f64,
+    texture_hu: f64,
+    real_texture_hu: Option<f64>,
+    odds: f32,
     noise_ratio: Option<f64>,
 }
 
@@ -176,7 +195,12 @@ impl Painter<'_> {
             inside(&difference)
         });
         let ring = self.ring(host, organ, spacing_mm);
+        let [image, lesion] =
+            [painted[0].clone(), host.lesion.mapv(f32::from)].map(|a| stack(std::iter::once(&a), self.device));
         Measure {
+            texture_hu: f64::from(strength(image, lesion).into_scalar::<f32>()),
+            real_texture_hu: self.textures.mean(host.organ),
+            odds: self.odds(&painted[0], &host.lesion),
             soft_recall: inside(&chance),
             recall: score.recall,
             precision: score.precision,
@@ -186,6 +210,28 @@ impl Painter<'_> {
             diversity_hu: mean(differences),
             noise_ratio: noise_ratio(&painted[0], &host.lesion, &ring),
         }
+    }
+
+    /// Returns the discriminator's log odds of real over painted, averaged over a lesion.
+    fn odds(&self, image: &Array3<f32>, lesion: &Array3<u8>) -> f32 {
+        let [image, lesion] = [image.clone(), lesion.mapv(f32::from)].map(|a| stack(std::iter::once(&a), self.device));
+        let logits = self
+            .discriminator
+            .forward(normalise(image, &self.bundle.plan.window_hu), None);
+        lesion_means(log_odds(logits), lesion).into_scalar()
+    }
+
+    /// Asks the discriminator about every real lesion of the cases.
+    fn real_odds(&self) -> Result<Vec<f32>, LearnError> {
+        let of = |(case, _, tumour): (usize, usize, &TumourRecord)| {
+            let side = side_of(
+                SizeClass::of_diameter(f64::from(tumour.diameter_mm)),
+                self.config.max_cube,
+            );
+            let cube = read_cube(self.catalogue.cases, case, tumour.centre, side, &Look::none())?;
+            Ok(self.odds(&cube.image, &cube.labels.mapv(|id| u8::from(id == tumour.id))))
+        };
+        self.catalogue.all_tumours().into_iter().map(of).collect()
     }
 
     /// Marks the organ's healthy voxels within 10 mm that the lesion leaves as they were.
@@ -259,6 +305,12 @@ pub(super) fn score_painting(painter: &Painter, generator: &Generator) -> Result
         contrast_slope,
         contrast_r2,
         diversity_hu: average(&|m| m.diversity_hu),
+        texture_hu: average(&|m| m.texture_hu),
+        real_texture_hu: mean(measures.iter().filter_map(|m| m.real_texture_hu)),
+        discriminator_auc: area(
+            &painter.real_odds()?,
+            &measures.iter().map(|m| m.odds).collect::<Vec<_>>(),
+        ),
         noise_ratio: mean(measures.iter().filter_map(|m| m.noise_ratio)),
     })
 }

@@ -7,13 +7,16 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use ndarray::Array3;
 
+use super::adversary::{REAL, class_weights, discriminator_classes, lesion_means, log_odds};
 use super::augment::Look;
-use super::cubes::{Catalogue, Cube, admissible, normalise, read_cube, side_of, stack};
+use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
+use super::guard::{Guard, Seen};
 use super::models::{check_finite, metrics, training_of, under, write_report};
 use super::painted::{Host, HostBatch, Wanted, draw_noise};
 use super::painting::{Painter, score_painting};
 use super::synthesizer_settings::{SynthesizerConfig, SynthesizerReport};
+use super::texture::{Textures, coarse, per_lesion, strength};
 use super::{Adam, LearnError};
 use crate::checkpoint::{
     Architecture, Bundle, FORMAT_VERSION, ModelManifest, Role, Training, Weights, WeightsFile, collect, fill,
@@ -36,51 +39,9 @@ struct SynthesizerTrainee<'a> {
     discriminator: Unet,
     adam: Adam,
     discriminator_adam: Adam,
+    textures: Textures,
+    guard: Guard,
     last: Metrics,
-}
-
-/// What the discriminator shall say: 0 background and organ, 1 real tumour, 2 synthetic lesion.
-const REAL: usize = 1;
-const SYNTHETIC: usize = 2;
-
-/// Returns the discriminator's target classes of a cube: organ-normalised, so that every organ's background is 0 and
-/// every organ's tumour 1; nothing where it is not known whether a voxel is a real tumour.
-///
-/// (The released FreeTumor code feeds raw ids here, which teaches healthy pancreas as fake; method, section 7, item 6.)
-fn discriminator_classes(
-    catalogue: &Catalogue,
-    cube: &Cube,
-    lesion: Option<&Array3<u8>>,
-) -> Result<Vec<Option<usize>>, LearnError> {
-    let sets = admissible(catalogue.cases, cube)?;
-    let is_tumour = |id: u8| catalogue.organs.iter().any(|organ| organ.tumour_id == id);
-    let class = |set: crate::volume::ClassSet| match (set.iter().any(is_tumour), set.iter().all(is_tumour)) {
-        (false, _) => Some(0),
-        (true, true) => Some(REAL),
-        (true, false) => None,
-    };
-    let mut classes: Vec<Option<usize>> = sets.into_iter().map(class).collect();
-    if let Some(lesion) = lesion {
-        let painted = classes.iter_mut().zip(lesion).filter(|(_, lesion)| **lesion == 1);
-        painted.for_each(|(class, _)| *class = Some(SYNTHETIC));
-    }
-    Ok(classes)
-}
-
-/// Weighs a cube's voxels so that every class that it shows counts the same in all, whatever its volume.
-///
-/// # Shape
-/// classes `[D, H, W]` flattened -> `[3, D, H, W]` flattened.
-fn class_weights(classes: &[Option<usize>], share: f32) -> Vec<f32> {
-    let mut counts = [0_usize; 3];
-    classes.iter().flatten().for_each(|class| counts[*class] += 1);
-    let mut weights = vec![0.0; 3 * classes.len()];
-    for (voxel, class) in classes.iter().enumerate() {
-        if let Some(class) = class {
-            weights[class * classes.len() + voxel] = share / counts[*class] as f32;
-        }
-    }
-    weights
 }
 
 impl SynthesizerTrainee<'_> {
@@ -94,16 +55,19 @@ impl SynthesizerTrainee<'_> {
             .collect();
         let size = SizeClass::ALL[rng.weighted(&shares).unwrap_or(0)];
         let side = side_of(size, self.config.max_cube);
-        (size, side, (self.config.voxels_per_step / side.pow(3)).clamp(1, 32))
+        // Pairs, because what another noise field changes is seen in a pair alone.
+        (
+            size,
+            side,
+            2 * (self.config.voxels_per_step / side.pow(3) / 2).clamp(1, 16),
+        )
     }
 
-    /// Draws a step's hosts, labelled and unlabelled in turn; where their number is even, neighbours are the same lesion
-    /// and differ in their noise alone.
+    /// Draws a step's hosts, labelled and unlabelled in turn; neighbours are the same lesion and differ in their noise alone.
     fn hosts(&self, step: u64) -> Result<Vec<Host>, LearnError> {
         let (size, side, count) = self.plan_step(step);
-        let copies = if count % 2 == 0 { 2 } else { 1 };
         let mut hosts = Vec::with_capacity(count);
-        for slot in 0..count / copies {
+        for slot in 0..count / 2 {
             let mut rng = Rng::keyed(self.config.seed, step, slot as u64 + 1, Purpose::Training);
             let look = Look::draw(&mut rng, &self.config.look);
             let wanted = Wanted {
@@ -123,7 +87,7 @@ impl SynthesizerTrainee<'_> {
                 .draw(&self.catalogue, &mut rng, &look)?
                 .ok_or_else(|| LearnError::Data("no organ of the training cases holds a lesion of 5 mm".into()))?,
             };
-            hosts.extend(std::iter::repeat_n(host, copies));
+            hosts.extend(std::iter::repeat_n(host, 2));
         }
         Ok(hosts)
     }
@@ -131,7 +95,7 @@ impl SynthesizerTrainee<'_> {
     /// Draws a step's cubes around real tumours, as many as there are different hosts.
     fn reals(&self, step: u64) -> Result<Vec<Cube>, LearnError> {
         let (size, side, count) = self.plan_step(step);
-        let draws = (0..count.div_ceil(2)).map(|slot| {
+        let draws = (0..count / 2).map(|slot| {
             let mut rng = Rng::keyed(self.config.seed, step, 1000 + slot as u64, Purpose::Training);
             let look = Look::draw(&mut rng, &self.config.look);
             let Some((case, _, tumour)) = self.catalogue.draw_tumour(&mut rng, &[size]) else {
@@ -157,12 +121,24 @@ impl SynthesizerTrainee<'_> {
         let bin = ContrastBin::of_contrast(host.contrast_hu);
         let thresholds = self.bundle.calibration.thresholds(organ, host.size(), bin);
         let recall = thresholds.map_or(0.7, |thresholds| thresholds.recall);
-        (recall + self.config.recall_margin).clamp(0.05, 0.95) as f32
+        // A critic that misses a fifth of the real lesions calibrates to 0, and would ask for nothing.
+        (recall + self.config.recall_margin).clamp(self.config.least_recall, 0.95) as f32
+    }
+
+    /// Draws the strength of every host's texture from real lesions; neighbours share one.
+    fn wanted_textures(&self, step: u64, hosts: &[Host]) -> Tensor<1> {
+        let draw = |slot: usize| {
+            let mut rng = Rng::keyed(self.config.seed, step, 2000 + slot as u64 / 2, Purpose::Training);
+            let host = &hosts[slot];
+            self.textures.draw(&mut rng, host.organ, host.size()).unwrap_or(0.0)
+        };
+        let wanted: Vec<f32> = (0..hosts.len()).map(draw).collect();
+        Tensor::from_data(TensorData::new(wanted, [hosts.len()]), &self.device)
     }
 
     /// Returns the critic's losses: recall below the wanted one, and tumour around the lesion that was not there before.
     fn critic_losses(&self, hosts: &[Host], batch: &HostBatch, fake: Tensor<5>) -> (Tensor<1>, Tensor<1>) {
-        let [b, _, d, h, w] = fake.dims();
+        let b = hosts.len();
         let chances = activation::softmax(self.critic.forward(fake, None), 1);
         let classes = chances.dims()[1];
         let (mut own, mut any) = (vec![0.0_f32; b * classes], vec![0.0_f32; b * classes]);
@@ -176,7 +152,6 @@ impl SynthesizerTrainee<'_> {
             let chosen = Tensor::<5>::from_data(TensorData::new(chosen, [b, classes, 1, 1, 1]), &self.device);
             (chances * chosen).sum_dim(1)
         };
-        let per_lesion = |x: Tensor<5>| -> Tensor<1> { x.reshape([b, d * h * w]).sum_dim(1).reshape([b]) };
         let size = per_lesion(batch.lesion.clone()).clamp_min(1.0);
         let recall = per_lesion(select(own, chances.clone()) * batch.lesion.clone()) / size.clone();
         let wanted: Vec<f32> = hosts.iter().map(|host| self.wanted_recall(host)).collect();
@@ -191,8 +166,8 @@ impl SynthesizerTrainee<'_> {
         (missing.mean(), alarm.mean())
     }
 
-    /// Updates the generator alone; returns the painted cubes, cut off from it.
-    fn generator_step(&mut self, step: u64, hosts: &[Host]) -> Result<(Tensor<5>, Metrics), LearnError> {
+    /// Updates the generator alone; returns what it painted, cut off from it.
+    fn generator_step(&mut self, step: u64, hosts: &[Host]) -> Result<Painted, LearnError> {
         let batch = HostBatch::new(hosts, self.catalogue.organs.len(), &self.device);
         let window = self.bundle.plan.window_hu;
         let residual = batch.residual(&self.generator, &window, self.noise(step, hosts));
@@ -208,12 +183,17 @@ impl SynthesizerTrainee<'_> {
         let weights = self.weights_tensor(real.collect(), fake.dims());
         let adversarial = weighted_cross_entropy(frozen.forward(fake.clone(), None), weights);
         let roughness = roughness(&batch, residual.clone());
-        let sameness = self.sameness(&batch, residual);
+        let wanted = self.wanted_textures(step, hosts);
+        let strength = strength(batch.image_hu.clone() + residual.clone(), batch.lesion.clone());
+        let texture = (strength - wanted.clone()).abs().mean() / 10.0;
+        let diversity = diversity(&batch, residual, wanted);
+        let sameness = activation::relu(diversity.clone().neg() + self.config.diversity).mean();
         let w = &self.config.loss;
         let loss = recall.clone() * w.recall
             + alarm.clone() * w.false_alarm
             + adversarial.clone() * w.adversarial
             + roughness.clone() * w.roughness
+            + texture.clone() * w.texture
             + sameness.clone() * w.sameness;
         let value = |tensor: Tensor<1>| f64::from(tensor.into_scalar::<f32>());
         let total = value(loss.clone());
@@ -228,10 +208,16 @@ impl SynthesizerTrainee<'_> {
             ("false_alarm", value(alarm)),
             ("adversarial", value(adversarial)),
             ("roughness", value(roughness)),
+            ("texture", value(texture)),
             ("sameness", value(sameness)),
             ("generator_gradient_norm", norm),
         ]);
-        Ok((Tensor::from_inner(fake.inner()), measured))
+        Ok(Painted {
+            cubes: Tensor::from_inner(fake.inner()),
+            lesions: batch.lesion,
+            diversity: value(diversity.mean()),
+            measured,
+        })
     }
 
     fn weights_tensor(&self, weights: Vec<f32>, like: [usize; 5]) -> Tensor<5> {
@@ -239,24 +225,9 @@ impl SynthesizerTrainee<'_> {
         Tensor::from_data(TensorData::new(weights, [b, 3, d, h, w]), &self.device)
     }
 
-    /// Returns by how far neighbours, which differ in noise alone, differ too little.
-    fn sameness(&self, batch: &HostBatch, residual: Tensor<5>) -> Tensor<1> {
-        let [b, c, d, h, w] = residual.dims();
-        if b % 2 != 0 || self.config.diversity_hu <= 0.0 {
-            return Tensor::zeros([1], &self.device);
-        }
-        let pairs = |x: Tensor<5>| -> Tensor<3> { x.reshape([b / 2, 2, c * d * h * w]) };
-        let (residual, lesion) = (pairs(residual), pairs(batch.lesion.clone()));
-        let voxels = c * d * h * w;
-        let pick = |x: &Tensor<3>, i: usize| x.clone().slice([0..b / 2, i..i + 1, 0..voxels]);
-        let difference = (pick(&residual, 0) - pick(&residual, 1)).abs() * pick(&lesion, 0);
-        let mean = difference.sum_dim(2) / pick(&lesion, 0).sum_dim(2).clamp_min(1.0);
-        activation::relu(mean.neg() + self.config.diversity_hu).mean() / self.config.diversity_hu
-    }
-
     /// Updates the discriminator alone, on painted cubes that no longer know of the generator and on real tumours, with
     /// gradients that this step alone has filled (the released code adds the generator's; section 7, item 8).
-    fn discriminator_step(&mut self, step: u64, hosts: &[Host], fake: Tensor<5>) -> Result<Metrics, LearnError> {
+    fn discriminator_step(&mut self, step: u64, hosts: &[Host], painted: &Painted) -> Result<Metrics, LearnError> {
         let reals = self.reals(step)?;
         let images = normalise(
             stack(reals.iter().map(|cube| &cube.image), &self.device),
@@ -279,9 +250,14 @@ impl SynthesizerTrainee<'_> {
                 share,
             ));
         }
-        let images = Tensor::cat(vec![fake, images], 0);
+        let images = Tensor::cat(vec![painted.cubes.clone(), images], 0);
         let weights = self.weights_tensor(weights, images.dims());
-        let loss = weighted_cross_entropy(self.discriminator.forward(images, None), weights);
+        let logits = self.discriminator.forward(images.clone(), None);
+        let real = weights.clone().narrow(1, REAL, 1).greater_elem(0.0).float();
+        let loss = weighted_cross_entropy(logits.clone(), weights);
+        let penalty = self.unsteadiness(step, (images, logits.clone(), real.clone()), hosts.len());
+        let seen = seen(painted, log_odds(logits), real);
+        let loss = loss + penalty.clone() * self.config.r1;
         let value = f64::from(loss.clone().into_scalar::<f32>());
         check_finite(step, "discriminator_loss", value)?;
         let rate = self.config.discriminator_optimizer.rate(step, self.config.steps);
@@ -290,11 +266,81 @@ impl SynthesizerTrainee<'_> {
             .step(self.discriminator.clone(), &loss.backward(), rate);
         check_finite(step, "discriminator_gradient_norm", norm)?;
         self.discriminator = discriminator;
-        Ok(metrics([
+        let mut measured = metrics([
             ("discriminator_loss", value),
+            ("unsteadiness", f64::from(penalty.into_scalar::<f32>())),
             ("discriminator_gradient_norm", norm),
-        ]))
+        ]);
+        measured.extend(self.guard.observe(step, &seen)?);
+        Ok(measured)
     }
+
+    /// Returns how much the discriminator's view of real lesions changes when a little noise is added.
+    ///
+    /// # Source
+    /// The approximated R1 penalty of Lin et al., arXiv 2501.08316, equation 6: the gradient's norm without a second
+    /// derivative. Spectral norm would do nothing here, as every convolution but the last is followed by a norm.
+    fn unsteadiness(
+        &self,
+        step: u64,
+        (images, logits, real): (Tensor<5>, Tensor<5>, Tensor<5>),
+        first_real: usize,
+    ) -> Tensor<1> {
+        let count = images.dims()[0] - first_real;
+        if self.config.r1 == 0.0 || count == 0 {
+            return Tensor::zeros([1], &self.device);
+        }
+        let of_reals = |x: Tensor<5>| x.narrow(0, first_real, count);
+        let [images, logits, real] = [images, logits, real].map(of_reals);
+        let values = Rng::keyed(self.config.seed, step, 3000, Purpose::Training).normals(images.shape().num_elements());
+        let noise = Tensor::from_data(TensorData::new(values, images.dims()), &self.device);
+        let shaken = self.discriminator.forward(images + noise * R1_NOISE, None);
+        lesion_means((log_odds(logits) - log_odds(shaken)).powi_scalar(2), real).mean()
+    }
+}
+
+/// What the generator's step leaves to the discriminator's.
+struct Painted {
+    /// As networks see them, without gradients.
+    cubes: Tensor<5>,
+    /// 1 in the lesion.
+    lesions: Tensor<5>,
+    /// Change by another noise field over the wanted strength.
+    diversity: f64,
+    measured: Metrics,
+}
+
+/// Noise of the steadiness penalty in units of the window: 8.5 HU of the abdominal one.
+const R1_NOISE: f64 = 0.02;
+
+/// Collects the discriminator's view of every lesion.
+fn seen(painted: &Painted, odds: Tensor<5>, real: Tensor<5>) -> Seen {
+    let hosts = painted.cubes.dims()[0];
+    let count = odds.dims()[0] - hosts;
+    let scores = |values: Tensor<5>, masks: Tensor<5>| -> Vec<f32> {
+        let data = lesion_means(values, masks).into_data().convert::<f32>();
+        data.try_to_vec().expect("converted to this type")
+    };
+    Seen {
+        real: scores(odds.clone().narrow(0, hosts, count), real.narrow(0, hosts, count)),
+        painted: scores(odds.narrow(0, 0, hosts), painted.lesions.clone()),
+        diversity: Some(painted.diversity),
+    }
+}
+
+/// Returns by how much neighbours differ, which share all but their noise, over the wanted strength: one number per pair.
+fn diversity(batch: &HostBatch, residual: Tensor<5>, wanted: Tensor<1>) -> Tensor<1> {
+    let [b, ..] = residual.dims();
+    let [d, h, w] = [2, 3, 4].map(|axis| residual.dims()[axis]);
+    let of_pairs = |x: Tensor<5>, i: usize| -> Tensor<5> {
+        let x: Tensor<5> = x.reshape([b / 2, 2, d, h, w]);
+        x.narrow(1, i, 1)
+    };
+    let lesion = of_pairs(batch.lesion.clone(), 0);
+    let difference = of_pairs(residual.clone(), 0) - of_pairs(residual, 1);
+    let change = per_lesion(coarse(difference, lesion.clone()).abs()) / per_lesion(lesion).clamp_min(1.0);
+    let wanted: Tensor<2> = wanted.reshape([b / 2, 2]);
+    change / wanted.narrow(1, 0, 1).reshape([b / 2]).clamp_min(1.0)
 }
 
 /// Returns how much the texture changes from voxel to voxel inside lesions, relative to 10 HU: real tissue brings the
@@ -315,8 +361,9 @@ fn roughness(batch: &HostBatch, residual: Tensor<5>) -> Tensor<1> {
 impl Trainee for SynthesizerTrainee<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
         let hosts = self.hosts(step)?;
-        let (fake, mut measured) = self.generator_step(step, &hosts)?;
-        measured.extend(self.discriminator_step(step, &hosts, fake)?);
+        let painted = self.generator_step(step, &hosts)?;
+        let mut measured = self.discriminator_step(step, &hosts, &painted)?;
+        measured.extend(painted.measured);
         self.last = measured.clone();
         Ok(measured)
     }
@@ -329,6 +376,7 @@ impl Trainee for SynthesizerTrainee<'_> {
         state.extend(self.discriminator_adam.state("discriminator_adam"));
         state.extend(named(collect(&self.generator), "generator/"));
         state.extend(named(collect(&self.discriminator), "discriminator/"));
+        state.extend(self.guard.state());
         state
     }
 
@@ -336,6 +384,7 @@ impl Trainee for SynthesizerTrainee<'_> {
         self.adam.restore("adam", &state, steps, &self.device);
         self.discriminator_adam
             .restore("discriminator_adam", &state, steps, &self.device);
+        self.guard.restore(&state);
         self.generator = fill(self.generator.clone(), under(&state, "generator/"))?;
         self.discriminator = fill(self.discriminator.clone(), under(&state, "discriminator/"))?;
         Ok(())
@@ -363,9 +412,13 @@ pub fn train_synthesizer(
 
     job.progress.on_note("painting lesions into held-out hosts");
     let hosts = if held_out.is_empty() { &training } else { &held_out };
+    let catalogue = Catalogue::new(job.cases, hosts);
     let painter = Painter {
         config,
-        catalogue: Catalogue::new(job.cases, hosts),
+        textures: Textures::measure(&catalogue, config.max_cube, job.device)?,
+        discriminator: fill(networks.1.init(job.device, 0), trained.discriminator.clone())?
+            .with_compute_dtype(job.dtype),
+        catalogue,
         bundle: &critic,
         device: job.device,
     };
@@ -415,6 +468,7 @@ fn compete(
 ) -> Result<Trained, LearnError> {
     let device = job.device.clone().autodiff();
     let (generator, discriminator) = networks;
+    let textures = Textures::measure(&catalogue, config.max_cube, job.device)?;
     let mut trainee = SynthesizerTrainee {
         config,
         catalogue,
@@ -426,6 +480,8 @@ fn compete(
             .with_compute_dtype(job.dtype),
         adam: Adam::new(config.optimizer.clone()),
         discriminator_adam: Adam::new(config.discriminator_optimizer.clone()),
+        textures,
+        guard: Guard::new(config.guard.clone()),
         device,
         last: Metrics::new(),
     };
@@ -529,9 +585,12 @@ mod tests {
             widths: vec![4, 8],
             condition: 0,
         };
+        let catalogue = Catalogue::new(store, &(0..store.records().len()).collect::<Vec<_>>());
         SynthesizerTrainee {
             config,
-            catalogue: Catalogue::new(store, &(0..store.records().len()).collect::<Vec<_>>()),
+            textures: Textures::measure(&catalogue, config.max_cube, &Device::flex()).unwrap(),
+            guard: Guard::new(config.guard.clone()),
+            catalogue,
             bundle,
             critic: unet.init(&device, 5).no_grad(),
             generator: GeneratorConfig {
@@ -569,44 +628,17 @@ mod tests {
         let (generator, discriminator) = (collect(&both.generator), collect(&both.discriminator));
         let critic_before = collect(&both.critic);
         let hosts = both.hosts(0).unwrap();
-        let (fake, _) = both.generator_step(0, &hosts).unwrap();
+        let painted = both.generator_step(0, &hosts).unwrap();
         assert_ne!(collect(&both.generator), generator);
         assert_eq!(collect(&both.discriminator), discriminator);
         let moved = collect(&both.generator);
-        both.discriminator_step(0, &hosts, fake.clone()).unwrap();
+        both.discriminator_step(0, &hosts, &painted).unwrap();
         assert_ne!(collect(&both.discriminator), discriminator);
         assert_eq!(collect(&both.generator), moved);
         assert_eq!(collect(&both.critic), critic_before);
         // A discriminator that never saw the generator's step ends with the same weights, bit for bit.
         let mut alone = trainee(&config, &store, &bundle);
-        alone.discriminator_step(0, &hosts, fake).unwrap();
+        alone.discriminator_step(0, &hosts, &painted).unwrap();
         assert_eq!(collect(&alone.discriminator), collect(&both.discriminator));
-    }
-
-    #[test]
-    fn the_discriminator_sees_organ_normalised_classes() {
-        let store = toy::store(1, 1);
-        let catalogue = Catalogue::new(&store, &[0, 1]);
-        let cube = |case: usize, labels: Vec<u8>| Cube {
-            case,
-            image: Array3::zeros((1, 1, 4)),
-            labels: Array3::from_shape_vec((1, 1, labels.len()), labels).unwrap(),
-        };
-        let classes =
-            |cube: &Cube, lesion: Option<&Array3<u8>>| discriminator_classes(&catalogue, cube, lesion).unwrap();
-        // Liver, its tumour, healthy pancreas and its tumour; the annotators looked for the liver's tumours alone.
-        let labelled = cube(0, vec![1, 2, 3, 4]);
-        assert_eq!(classes(&labelled, None), [Some(0), Some(REAL), None, Some(REAL)]);
-        let lesion = Array3::from_shape_vec((1, 1, 4), vec![1, 0, 0, 0]).unwrap();
-        assert_eq!(classes(&labelled, Some(&lesion))[0], Some(SYNTHETIC));
-        // Where nobody looked for tumours, the organ may hide one; what was painted is known all the same.
-        let unlabelled = cube(1, vec![1, 1, 0, 255]);
-        assert_eq!(classes(&unlabelled, Some(&lesion)), [Some(SYNTHETIC), None, None, None]);
-    }
-
-    #[test]
-    fn every_class_of_a_cube_counts_the_same() {
-        let weights = class_weights(&[Some(0), Some(0), Some(2), None], 0.5);
-        assert_eq!(weights, [0.25, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0]);
     }
 }

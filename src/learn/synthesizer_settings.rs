@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::augment::LookSettings;
 use super::check::{MAX_CUBE_LEVELS, Section};
 use super::critic::default_cube_mix;
+use super::guard::GuardSettings;
 use super::painting::PaintingScore;
 use super::{LearnError, Metrics, OptimizerSettings, Split};
 use crate::checkpoint::Precision;
@@ -24,8 +25,10 @@ pub struct LossWeights {
     pub false_alarm: f64,
     /// The discriminator takes it for synthetic.
     pub adversarial: f64,
-    /// Its texture is rough.
+    /// Its texture changes from voxel to voxel.
     pub roughness: f64,
+    /// Its texture is stronger or weaker than a real lesion's.
+    pub texture: f64,
     /// Two noise fields give the same texture.
     pub sameness: f64,
 }
@@ -36,8 +39,9 @@ impl Default for LossWeights {
             recall: 1.0,
             false_alarm: 0.2,
             adversarial: 0.2,
-            roughness: 0.5,
-            sameness: 0.3,
+            roughness: 0.1,
+            texture: 0.5,
+            sameness: 0.5,
         }
     }
 }
@@ -54,7 +58,7 @@ pub struct SynthesizerConfig {
     pub spread_hu: f64,
     /// Optimizer steps, each of generator and discriminator.
     pub steps: u64,
-    /// Voxels of a step: as many hosts as fit, at least one; two share a lesion where they are even in number.
+    /// Voxels of a step: as many pairs of hosts as fit, at least one; the two share a lesion and differ in noise.
     pub voxels_per_step: usize,
     /// Shares of the size classes.
     pub cube_mix: BTreeMap<SizeClass, f64>,
@@ -78,8 +82,14 @@ pub struct SynthesizerConfig {
     pub loss: LossWeights,
     /// Added to the calibrated recall that the critic shall reach, up to 0.95.
     pub recall_margin: f64,
-    /// The difference in HU that two noise fields shall make.
-    pub diversity_hu: f64,
+    /// Least recall that the critic shall reach, whatever the calibrated one.
+    pub least_recall: f64,
+    /// The difference that two noise fields shall make, over the strength of a real lesion's texture.
+    pub diversity: f64,
+    /// Weight of the discriminator's steadiness under noise (approximated R1); 0 for none.
+    pub r1: f64,
+    /// When the run is stopped as senseless.
+    pub guard: GuardSettings,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
     /// How the final weights are stored.
@@ -116,7 +126,10 @@ impl Default for SynthesizerConfig {
             broad_contrast: 0.25,
             loss: LossWeights::default(),
             recall_margin: 0.15,
-            diversity_hu: 4.0,
+            least_recall: 0.5,
+            diversity: 0.75,
+            r1: 1.0,
+            guard: GuardSettings::default(),
             checkpoint_every: 100,
             precision: Precision::default(),
             held_out_lesions: 48,
@@ -159,6 +172,20 @@ impl SynthesizerConfig {
         section.optimizer("discriminator_optimizer", &self.discriminator_optimizer)?;
         section.unit("broad_contrast", self.broad_contrast)?;
         section.unit("recall_margin", self.recall_margin)?;
+        section.check(
+            "least_recall",
+            (0.05..=0.95).contains(&self.least_recall),
+            "0.05 to 0.95",
+            self.least_recall,
+        )?;
+        section.check(
+            "diversity",
+            (0.0..=2.0).contains(&self.diversity),
+            "0 to 2",
+            self.diversity,
+        )?;
+        section.check("r1", (0.0..=1000.0).contains(&self.r1), "0 to 1000", self.r1)?;
+        self.guard.check(&section)?;
         let spread = self.spread_hu;
         section.check("spread_hu", (0.0..=1000.0).contains(&spread), "0 to 1000", spread)
     }

@@ -1,0 +1,134 @@
+//! How strong a lesion's texture shall be: as strong as real lesions' textures are, and another one for other noise.
+//!
+//! Strength is the standard deviation over the lesion of means over 3 x 3 x 3 voxels. Means, because single voxels are mostly
+//! the scanner's noise, which a painted lesion has from its host already.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor};
+
+use super::LearnError;
+use super::augment::Look;
+use super::cubes::{Catalogue, read_cube, side_of, stack};
+use crate::kernel;
+use crate::rng::Rng;
+use crate::volume::SizeClass;
+
+/// Added to variances in HU^2, so that the root's slope stays finite where a lesion is flat.
+const LEAST_VARIANCE: f64 = 0.01;
+
+/// Averages the lesion's voxels among 3 x 3 x 3, 0 outside the lesion.
+///
+/// # Shape
+/// image and lesion (1 inside) `[B, 1, D, H, W]` -> `[B, 1, D, H, W]`.
+pub(super) fn coarse(image: Tensor<5>, lesion: Tensor<5>) -> Tensor<5> {
+    let device = image.device();
+    let sum = |x: Tensor<5>| {
+        let ones = Tensor::ones([1, 1, 3, 3, 3], &device);
+        kernel::conv3d(x, ones, Tensor::zeros([1], &device), 1)
+    };
+    sum(image * lesion.clone()) / sum(lesion.clone()).clamp_min(1.0) * lesion
+}
+
+/// Sums over all but the batch.
+pub(super) fn per_lesion(x: Tensor<5>) -> Tensor<1> {
+    let [b, c, d, h, w] = x.dims();
+    x.reshape([b, c * d * h * w]).sum_dim(1).reshape([b])
+}
+
+/// Returns the texture's strength of every lesion, in HU.
+///
+/// # Shape
+/// image in HU and lesion (1 inside) `[B, 1, D, H, W]` -> `[B]`.
+pub(super) fn strength(image_hu: Tensor<5>, lesion: Tensor<5>) -> Tensor<1> {
+    let b = lesion.dims()[0];
+    let size = per_lesion(lesion.clone()).clamp_min(1.0);
+    let smooth = coarse(image_hu, lesion.clone());
+    let mean = (per_lesion(smooth.clone()) / size.clone()).reshape([b, 1, 1, 1, 1]);
+    let squares = ((smooth - mean) * lesion).powi_scalar(2);
+    (per_lesion(squares) / size + LEAST_VARIANCE).sqrt()
+}
+
+/// The strengths of real lesions' textures by organ and size.
+pub(super) struct Textures {
+    of: BTreeMap<(usize, SizeClass), Vec<f32>>,
+}
+
+impl Textures {
+    /// Measures every real lesion of a catalogue.
+    pub fn measure(catalogue: &Catalogue, max_cube: usize, device: &Device) -> Result<Self, LearnError> {
+        let mut of: BTreeMap<_, Vec<f32>> = BTreeMap::new();
+        for (case, organ, tumour) in catalogue.all_tumours() {
+            let size = SizeClass::of_diameter(f64::from(tumour.diameter_mm));
+            let side = side_of(size, max_cube);
+            let cube = read_cube(catalogue.cases, case, tumour.centre, side, &Look::none())?;
+            let lesion = cube.labels.mapv(|id| f32::from(u8::from(id == tumour.id)));
+            let [image, lesion] = [&cube.image, &lesion].map(|array| stack(std::iter::once(array), device));
+            of.entry((organ, size))
+                .or_default()
+                .push(strength(image, lesion).into_scalar::<f32>());
+        }
+        Ok(Self { of })
+    }
+
+    /// Draws the strength of a real lesion of an organ, of the same size where there is one; nothing where the organ has none.
+    pub fn draw(&self, rng: &mut Rng, organ: usize, size: SizeClass) -> Option<f32> {
+        let all = || self.of.iter().filter(|((o, _), _)| *o == organ);
+        let same = || all().filter(|((_, s), _)| *s == size);
+        let values: Vec<f32> = match same().next() {
+            Some((_, values)) => values.clone(),
+            None => all().flat_map(|(_, values)| values).copied().collect(),
+        };
+        (!values.is_empty()).then(|| values[rng.below(values.len())])
+    }
+
+    /// Returns the mean strength over an organ's real lesions; nothing where it has none.
+    pub fn mean(&self, organ: usize) -> Option<f64> {
+        let values: Vec<f64> = (self.of.iter())
+            .filter(|((o, _), _)| *o == organ)
+            .flat_map(|(_, values)| values.iter().map(|value| f64::from(*value)))
+            .collect();
+        (!values.is_empty()).then(|| super::models::mean(values))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+    use crate::rng::Purpose;
+
+    fn field(values: Vec<f32>, side: usize) -> Tensor<5> {
+        Tensor::from_data(TensorData::new(values, [1, 1, side, side, side]), &Device::flex())
+    }
+
+    #[test]
+    fn noise_hardly_counts_and_a_slope_does() {
+        let side = 12;
+        let voxels = side * side * side;
+        let whole = field(vec![1.0; voxels], side);
+        let noise = Rng::keyed(1, 0, 0, Purpose::Test).normals(voxels);
+        let of = |values: Vec<f32>| f64::from(strength(field(values, side), whole.clone()).into_scalar::<f32>());
+        // White noise of 10 HU over 27 voxels: 10 / sqrt(27) = 1.9, more at the rim, where fewer voxels are averaged.
+        let rough = of(noise.iter().map(|n| 10.0 * n).collect());
+        assert!((1.9..2.6).contains(&rough), "{rough}");
+        // A slope along x of 1 HU per voxel has the standard deviation sqrt((12^2 - 1) / 12) = 3.45, less what the rim's means lose.
+        let slope = of((0..voxels).map(|at| (at % side) as f32).collect());
+        assert!((3.2..3.46).contains(&slope), "{slope}");
+        assert!(of(vec![40.0; voxels]) < 0.11);
+    }
+
+    #[test]
+    fn voxels_outside_the_lesion_do_not_count() {
+        let side = 8;
+        let lesion: Vec<f32> = (0..512).map(|at| f32::from(u8::from(at % 8 < 4))).collect();
+        let image = |outside: f32| -> Vec<f32> {
+            (0..512)
+                .map(|at| if at % 8 < 4 { (at / 64) as f32 } else { outside })
+                .collect()
+        };
+        let of = |outside| strength(field(image(outside), side), field(lesion.clone(), side)).into_scalar::<f32>();
+        assert_eq!(of(0.0), of(1000.0));
+    }
+}
