@@ -94,7 +94,13 @@ impl Section {
         };
         above_zero("learning_rate", optimizer.learning_rate)?;
         above_zero("max_norm", optimizer.max_norm)?;
-        for (name, beta) in [("beta_1", optimizer.beta_1), ("beta_2", optimizer.beta_2)] {
+        let decays = [
+            ("beta_1", optimizer.beta_1),
+            ("beta_2", optimizer.beta_2),
+            ("momentum", optimizer.momentum),
+            ("ema", optimizer.ema),
+        ];
+        for (name, beta) in decays {
             self.check(
                 &format!("{key}.{name}"),
                 (0.0..1.0).contains(&beta),
@@ -102,6 +108,13 @@ impl Section {
                 beta,
             )?;
         }
+        let accumulate = optimizer.accumulate;
+        self.check(
+            &format!("{key}.accumulate"),
+            (1..=1024).contains(&accumulate),
+            "1 to 1024",
+            accumulate,
+        )?;
         self.unit(&format!("{key}.final_share"), optimizer.final_share)?;
         self.unit(&format!("{key}.weight_decay"), optimizer.weight_decay)
     }

@@ -11,7 +11,7 @@ use super::check::{MAX_CUBE_LEVELS, Section};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, dice_metrics, held_out_scores, training_of, write_report};
-use super::{Adam, LearnError, OptimizerSettings, Split};
+use super::{LearnError, Optimizer, OptimizerSettings, Split};
 use crate::checkpoint::{
     Architecture, Calibration, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, collect, fill,
     save_model,
@@ -123,7 +123,7 @@ struct CriticTrainee<'a> {
     /// With gradients.
     device: Device,
     net: Unet,
-    adam: Adam,
+    optimizer: Optimizer,
     last: Metrics,
 }
 
@@ -188,7 +188,7 @@ impl Trainee for CriticTrainee<'_> {
         let value = f64::from(loss.clone().into_scalar::<f32>());
         check_finite(step, "loss", value)?;
         let rate = self.config.optimizer.rate(step, self.config.steps);
-        let (net, norm) = self.adam.step(self.net.clone(), &loss.backward(), rate);
+        let (net, norm) = self.optimizer.step(self.net.clone(), &loss.backward(), rate);
         check_finite(step, "gradient_norm", norm)?;
         self.net = net;
         self.last = Metrics::from([
@@ -200,7 +200,7 @@ impl Trainee for CriticTrainee<'_> {
     }
 
     fn state(&self) -> Weights {
-        let mut state = self.adam.state("adam");
+        let mut state = self.optimizer.state("optimizer");
         state.extend(
             collect(&self.net)
                 .into_iter()
@@ -210,7 +210,7 @@ impl Trainee for CriticTrainee<'_> {
     }
 
     fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
-        self.adam.restore("adam", &state, steps, &self.device);
+        self.optimizer.restore("optimizer", &state, steps, &self.device);
         self.net = fill(self.net.clone(), super::models::under(&state, "net/"))?;
         Ok(())
     }
@@ -247,7 +247,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         labelled: labelled.clone(),
         plan: plan.clone(),
         net: unet.init(&device, config.seed).with_compute_dtype(job.dtype),
-        adam: Adam::new(config.optimizer.clone()),
+        optimizer: Optimizer::new(config.optimizer.clone()),
         device,
         last: Metrics::new(),
     };
@@ -260,8 +260,10 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         resume: job.resume,
     };
     fit(&mut trainee, &settings, job.progress)?;
-    let weights = config.precision.rounded(collect(&trainee.net));
     let last_step = trainee.last;
+    let weights = config
+        .precision
+        .rounded(collect(&trainee.optimizer.averaged(trainee.net)));
     let net = fill(unet.init(job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
 
     job.progress.on_note("scoring held-out cases");

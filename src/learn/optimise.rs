@@ -1,5 +1,4 @@
-//! Adam with decoupled weight decay and its learning rate schedule; the state is plain arrays, so that a resumed run
-//! continues bit for bit.
+//! Optimizers and their learning rate schedules; the state is plain arrays, so that a resumed run continues bit for bit.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
@@ -7,58 +6,118 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Weight, Weights};
 
+/// The rule by which gradients move weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// Adam (Kingma and Ba, arXiv 1412.6980) with decoupled weight decay (arXiv 1711.05101).
+    #[default]
+    Adam,
+    /// Stochastic gradient descent with Nesterov's momentum, weight decay added to the gradient: PyTorch's, as nnU-Net uses it.
+    Sgd,
+}
+
+/// How the learning rate falls after the warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Half a cosine down to `final_share`.
+    #[default]
+    Cosine,
+    /// (1 - steps done / steps) to the power of 0.9, as nnU-Net's.
+    Polynomial,
+}
+
 /// The optimizer's settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerSettings {
+    /// The rule.
+    pub rule: Rule,
+    /// How the learning rate falls.
+    pub schedule: Schedule,
     /// Largest learning rate.
     pub learning_rate: f64,
     /// Steps over which it rises from 0.
     pub warmup: u64,
     /// Share of the largest rate that is left at the end of the cosine.
     pub final_share: f64,
-    /// Decay of the mean of gradients.
+    /// Adam: decay of the mean of gradients.
     pub beta_1: f64,
-    /// Decay of the mean of their squares.
+    /// Adam: decay of the mean of their squares.
     pub beta_2: f64,
-    /// Decoupled weight decay.
+    /// Sgd: decay of the sum of gradients.
+    pub momentum: f64,
+    /// Weight decay.
     pub weight_decay: f64,
     /// Gradients of larger norm are scaled down to it.
     pub max_norm: f64,
+    /// Steps whose gradients are averaged before weights move.
+    pub accumulate: u64,
+    /// Decay of the running mean of weights that is kept as the result; 0 keeps the last weights.
+    pub ema: f64,
 }
 
 impl Default for OptimizerSettings {
     fn default() -> Self {
         Self {
+            rule: Rule::default(),
+            schedule: Schedule::default(),
             learning_rate: 1e-3,
             warmup: 20,
             final_share: 0.02,
             beta_1: 0.9,
             beta_2: 0.999,
+            momentum: 0.99,
             weight_decay: 1e-5,
             max_norm: 12.0,
+            accumulate: 1,
+            ema: 0.0,
         }
     }
 }
 
+/// The power of the polynomial schedule.
+const POWER: f64 = 0.9;
+
 impl OptimizerSettings {
-    /// Returns the learning rate of a step: linear warm-up, then half a cosine.
+    /// Returns the learning rate of a step: linear warm-up, then the schedule.
     pub fn rate(&self, step: u64, steps: u64) -> f64 {
         if step < self.warmup {
             return self.learning_rate * (step + 1) as f64 / self.warmup as f64;
         }
         let share = (step - self.warmup) as f64 / (steps.saturating_sub(self.warmup)).max(1) as f64;
-        let cosine = 0.5 * (1.0 + libm::cos(std::f64::consts::PI * share.min(1.0)));
-        self.learning_rate * (self.final_share + (1.0 - self.final_share) * cosine)
+        let left = match self.schedule {
+            Schedule::Cosine => {
+                let cosine = 0.5 * (1.0 + libm::cos(std::f64::consts::PI * share.min(1.0)));
+                self.final_share + (1.0 - self.final_share) * cosine
+            }
+            Schedule::Polynomial => libm::pow(1.0 - share.min(1.0), POWER),
+        };
+        self.learning_rate * left
     }
 }
 
-/// Adam (Kingma and Ba, arXiv 1412.6980) with decoupled weight decay (arXiv 1711.05101).
-pub struct Adam {
+/// Moves a module's weights; what it remembers of earlier steps is its state.
+pub struct Optimizer {
     settings: OptimizerSettings,
+    /// Steps seen, whether weights moved or not.
     steps: u64,
-    /// First and second moments of every parameter in the module's order, flattened; empty before the first step.
-    moments: Vec<[Tensor<1>; 2]>,
+    /// What each parameter's rule remembers, in the module's order, flattened; empty before the first move.
+    memory: Vec<Memory>,
+    /// Sums of gradients since weights last moved; empty where there are none.
+    sums: Vec<Option<Tensor<1>>>,
+}
+
+/// What is remembered of one parameter.
+#[derive(Clone)]
+struct Memory {
+    /// Adam: mean of gradients; Sgd: decaying sum.
+    first: Tensor<1>,
+    /// Adam: mean of squares; Sgd: nothing.
+    second: Option<Tensor<1>>,
+    /// The running mean of the weights; nothing without `ema`.
+    average: Option<Tensor<1>>,
 }
 
 const EPSILON: f64 = 1e-8;
@@ -76,7 +135,7 @@ impl ModuleVisitor for GradientCollector<'_> {
 }
 
 struct Updater<'a> {
-    adam: &'a mut Adam,
+    optimizer: &'a mut Optimizer,
     gradients: std::vec::IntoIter<Option<Tensor<1>>>,
     position: usize,
     scale: f64,
@@ -90,27 +149,36 @@ impl ModuleMapper for Updater<'_> {
         self.position += 1;
         param.map(|tensor| {
             let shape = tensor.dims();
-            let value = tensor.inner();
-            if self.adam.moments.len() == position {
-                let zeros = Tensor::zeros([shape.iter().product::<usize>()], &value.device());
-                self.adam.moments.push([zeros.clone(), zeros]);
-            }
-            let updated = match gradient {
-                Some(gradient) => self.adam.updated(position, value, gradient * self.scale, self.rate),
-                None => value,
-            };
-            Tensor::from_inner(updated).require_grad()
+            let value: Tensor<1> = tensor.inner().flatten(0, D - 1);
+            self.optimizer.remember(position, &value);
+            let gradient = gradient.map(|gradient| gradient * self.scale);
+            let updated = self.optimizer.moved(position, value, gradient, self.rate);
+            Tensor::from_inner(updated.reshape(shape)).require_grad()
         })
     }
 }
 
-impl Adam {
+/// Replaces parameters by their running means.
+struct Averages<'a>(std::slice::Iter<'a, Memory>);
+
+impl ModuleMapper for Averages<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let average = self.0.next().and_then(|memory| memory.average.clone());
+        param.map(|tensor| match average {
+            Some(average) => Tensor::from_inner(average.reshape(tensor.dims())).require_grad(),
+            None => tensor,
+        })
+    }
+}
+
+impl Optimizer {
     /// Starts without history.
     pub fn new(settings: OptimizerSettings) -> Self {
         Self {
             settings,
             steps: 0,
-            moments: Vec::new(),
+            memory: Vec::new(),
+            sums: Vec::new(),
         }
     }
 
@@ -122,68 +190,100 @@ impl Adam {
             found: Vec::new(),
         };
         module.visit(&mut collector);
-        let squares = collector.found.iter().flatten().map(|g| g.clone().powi_scalar(2).sum());
-        let sums: Vec<Tensor<1>> = squares.collect();
-        let norm = if sums.is_empty() {
-            0.0
-        } else {
-            libm::sqrt(f64::from(Tensor::cat(sums, 0).sum().into_scalar::<f32>()))
+        let found = match self.settings.accumulate {
+            0 | 1 => collector.found,
+            _ => self.summed(collector.found),
         };
+        let norm = norm(&found);
         if !norm.is_finite() {
             return (module, norm);
         }
         self.steps += 1;
-        let scale = (self.settings.max_norm / norm.max(EPSILON)).min(1.0);
+        if !self.steps.is_multiple_of(self.settings.accumulate.max(1)) {
+            self.sums = found;
+            return (module, norm);
+        }
+        self.sums.clear();
+        // The mean's norm is what is bounded.
+        let share = 1.0 / self.settings.accumulate.max(1) as f64;
+        let scale = share * (self.settings.max_norm / (norm * share).max(EPSILON)).min(1.0);
         let mut updater = Updater {
-            gradients: collector.found.into_iter(),
-            adam: self,
+            gradients: found.into_iter(),
+            optimizer: self,
             position: 0,
             scale,
             rate,
         };
-        (module.map(&mut updater), norm)
+        (module.map(&mut updater), norm * share)
     }
 
-    fn updated<const D: usize>(&mut self, at: usize, value: Tensor<D>, gradient: Tensor<1>, rate: f64) -> Tensor<D> {
-        let OptimizerSettings {
-            beta_1,
-            beta_2,
-            weight_decay,
-            ..
-        } = self.settings;
-        let [first, second] = self.moments[at].clone();
-        let first = first * beta_1 + gradient.clone() * (1.0 - beta_1);
-        let second = second * beta_2 + gradient.powi_scalar(2) * (1.0 - beta_2);
-        self.moments[at] = [first.clone(), second.clone()];
-        // 2^31 steps are more than any run has.
-        let steps = self.steps as f64;
-        let mean = first / (1.0 - libm::pow(beta_1, steps));
-        let spread = (second / (1.0 - libm::pow(beta_2, steps))).sqrt() + EPSILON;
-        let shape = value.dims();
-        let step: Tensor<D> = (mean / spread).reshape(shape);
-        value * (1.0 - rate * weight_decay) - step * rate
+    /// Adds the sums of earlier steps to gradients.
+    fn summed(&self, found: Vec<Option<Tensor<1>>>) -> Vec<Option<Tensor<1>>> {
+        let add = |(at, gradient): (usize, Option<Tensor<1>>)| match (gradient, self.sums.get(at).cloned().flatten()) {
+            (Some(gradient), Some(sum)) => Some(gradient + sum),
+            (gradient, sum) => gradient.or(sum),
+        };
+        found.into_iter().enumerate().map(add).collect()
+    }
+
+    /// Makes room for a parameter that is seen for the first time.
+    fn remember(&mut self, at: usize, value: &Tensor<1>) {
+        if self.memory.len() == at {
+            let zeros = || Tensor::zeros(value.dims(), &value.device());
+            self.memory.push(Memory {
+                first: zeros(),
+                second: (self.settings.rule == Rule::Adam).then(zeros),
+                average: (self.settings.ema > 0.0).then(|| value.clone()),
+            });
+        }
+    }
+
+    fn moved(&mut self, at: usize, value: Tensor<1>, gradient: Option<Tensor<1>>, rate: f64) -> Tensor<1> {
+        let moves = self.steps / self.settings.accumulate.max(1);
+        let memory = &mut self.memory[at];
+        let value = match gradient {
+            None => value,
+            Some(gradient) => match self.settings.rule {
+                Rule::Adam => memory.adam(&self.settings, value, gradient, (rate, moves)),
+                Rule::Sgd => memory.sgd(&self.settings, value, gradient, rate),
+            },
+        };
+        let decay = self.settings.ema;
+        if let Some(average) = &mut memory.average {
+            *average = average.clone() * decay + value.clone() * (1.0 - decay);
+        }
+        value
+    }
+
+    /// Returns the module with the running means of its weights, where they are kept.
+    pub fn averaged<M: Module>(&self, module: M) -> M {
+        module.map(&mut Averages(self.memory.iter()))
     }
 
     /// Copies the state to memory, names beginning with `prefix`.
     pub fn state(&self, prefix: &str) -> Weights {
-        let array = |tensor: &Tensor<1>| {
-            let data = tensor.clone().into_data().convert::<f32>();
+        let named = |kind: &str, i: usize, tensor: Option<&Tensor<1>>| {
+            let data = tensor?.clone().into_data().convert::<f32>();
             let values: Vec<f32> = data.try_to_vec().expect("converted to this type");
-            Weight {
-                shape: vec![values.len()],
-                values,
-            }
+            let shape = vec![values.len()];
+            Some((format!("{prefix}.{kind}.{i:04}"), Weight { shape, values }))
         };
-        let moments = self.moments.iter().enumerate().flat_map(|(i, [first, second])| {
+        let memory = self.memory.iter().enumerate().flat_map(|(i, memory)| {
             [
-                (format!("{prefix}.first.{i:04}"), array(first)),
-                (format!("{prefix}.second.{i:04}"), array(second)),
+                named("first", i, Some(&memory.first)),
+                named("second", i, memory.second.as_ref()),
+                named("average", i, memory.average.as_ref()),
             ]
         });
-        moments.collect()
+        let sums = self
+            .sums
+            .iter()
+            .enumerate()
+            .map(|(i, sum)| named("sum", i, sum.as_ref()));
+        memory.chain(sums).flatten().collect()
     }
 
-    /// Goes on from a state saved after `steps` steps.
+    /// Goes on from a state saved after `steps` steps of a module with `parameters` parameters.
     pub fn restore(&mut self, prefix: &str, state: &Weights, steps: u64, device: &Device) {
         let array = |kind: &str, i: usize| {
             let weight = state.get(&format!("{prefix}.{kind}.{i:04}"))?;
@@ -191,8 +291,207 @@ impl Adam {
             Some(Tensor::<1>::from_data(data, &device.clone().inner()))
         };
         self.steps = steps;
-        self.moments = (0..)
-            .map_while(|i| Some([array("first", i)?, array("second", i)?]))
-            .collect();
+        let memory = |i| {
+            Some(Memory {
+                first: array("first", i)?,
+                second: array("second", i),
+                average: array("average", i),
+            })
+        };
+        self.memory = (0..).map_while(memory).collect();
+        let prefix = format!("{prefix}.sum.");
+        let last = state
+            .keys()
+            .filter_map(|name| name.strip_prefix(&prefix)?.parse::<usize>().ok())
+            .max();
+        self.sums = last.map_or(Vec::new(), |last| (0..=last).map(|i| array("sum", i)).collect());
+    }
+}
+
+impl Memory {
+    fn adam(
+        &mut self,
+        settings: &OptimizerSettings,
+        value: Tensor<1>,
+        gradient: Tensor<1>,
+        (rate, moves): (f64, u64),
+    ) -> Tensor<1> {
+        let (beta_1, beta_2) = (settings.beta_1, settings.beta_2);
+        let second = self.second.take().expect("Adam remembers squares");
+        let first = self.first.clone() * beta_1 + gradient.clone() * (1.0 - beta_1);
+        let second = second * beta_2 + gradient.powi_scalar(2) * (1.0 - beta_2);
+        // 2^31 moves are more than any run has.
+        let moves = moves as f64;
+        let mean = first.clone() / (1.0 - libm::pow(beta_1, moves));
+        let spread = (second.clone() / (1.0 - libm::pow(beta_2, moves))).sqrt() + EPSILON;
+        (self.first, self.second) = (first, Some(second));
+        value * (1.0 - rate * settings.weight_decay) - mean / spread * rate
+    }
+
+    fn sgd(&mut self, settings: &OptimizerSettings, value: Tensor<1>, gradient: Tensor<1>, rate: f64) -> Tensor<1> {
+        let gradient = gradient + value.clone() * settings.weight_decay;
+        self.first = self.first.clone() * settings.momentum + gradient.clone();
+        value - (gradient + self.first.clone() * settings.momentum) * rate
+    }
+}
+
+/// Returns the norm over all parameters' gradients.
+fn norm(gradients: &[Option<Tensor<1>>]) -> f64 {
+    let squares = gradients.iter().flatten().map(|g| g.clone().powi_scalar(2).sum());
+    let sums: Vec<Tensor<1>> = squares.collect();
+    if sums.is_empty() {
+        return 0.0;
+    }
+    libm::sqrt(f64::from(Tensor::cat(sums, 0).sum().into_scalar::<f32>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[derive(Module, Debug)]
+    struct Point {
+        x: Param<Tensor<1>>,
+    }
+
+    impl Point {
+        fn values(&self) -> Vec<f64> {
+            self.x.val().into_data().iter::<f64>().collect()
+        }
+    }
+
+    /// What PyTorch made of the same quadratic (`tests/golden/optimizer/make.py`).
+    fn golden() -> Value {
+        serde_json::from_str(include_str!("../../tests/golden/optimizer/golden.json")).unwrap()
+    }
+
+    fn numbers(value: &Value) -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    }
+
+    fn settings(rule: Rule) -> OptimizerSettings {
+        OptimizerSettings {
+            rule,
+            schedule: Schedule::Polynomial,
+            learning_rate: 0.05,
+            warmup: 0,
+            beta_2: 0.99,
+            weight_decay: 0.01,
+            max_norm: 3.0,
+            ..OptimizerSettings::default()
+        }
+    }
+
+    /// Steps whose weights are compared, one after another.
+    struct Run {
+        golden: Value,
+        point: Point,
+        optimizer: Optimizer,
+        settings: OptimizerSettings,
+    }
+
+    impl Run {
+        fn new(settings: &OptimizerSettings) -> Self {
+            let golden = golden();
+            let device = Device::flex().autodiff();
+            let start = TensorData::new(numbers(&golden["start"]), [4]).convert::<f32>();
+            Self {
+                point: Point {
+                    x: Param::from_tensor(Tensor::from_data(start, &device).require_grad()),
+                },
+                optimizer: Optimizer::new(settings.clone()),
+                settings: settings.clone(),
+                golden,
+            }
+        }
+
+        fn step(&mut self, step: usize) {
+            let device = Device::flex().autodiff();
+            let vector = |name: &str| -> Tensor<1> {
+                Tensor::from_data(
+                    TensorData::new(numbers(&self.golden[name]), [4]).convert::<f32>(),
+                    &device,
+                )
+            };
+            let away = self.point.x.val() - vector("centre") - 0.1 * (step % 3) as f64;
+            let loss = (vector("curvature") * away.powi_scalar(2)).sum() / 2.0;
+            let rate = match self.settings.rule {
+                Rule::Adam => 0.05,
+                Rule::Sgd => self.settings.rate(step as u64, 12),
+            };
+            self.point = self.optimizer.step(self.point.clone(), &loss.backward(), rate).0;
+        }
+
+        #[track_caller]
+        fn is_at(&self, of: &str, kind: &str, step: usize) {
+            let got = match kind {
+                "mean" => self.optimizer.averaged(self.point.clone()).values(),
+                _ => self.point.values(),
+            };
+            for (got, want) in got.iter().zip(numbers(&self.golden[of][kind][step])) {
+                // Single precision over twelve steps; the golden values are in double.
+                assert!(
+                    (got - want).abs() < 2e-6 * (1.0 + want.abs()),
+                    "{of} {kind} {step}: {got} {want}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn each_rule_makes_the_steps_that_pytorch_makes() {
+        for (name, rule) in [("adam", Rule::Adam), ("sgd", Rule::Sgd)] {
+            let mut run = Run::new(&settings(rule));
+            for step in 0..12 {
+                run.step(step);
+                run.is_at(name, "x", step);
+            }
+        }
+    }
+
+    #[test]
+    fn accumulated_gradients_and_averaged_weights_are_pytorch_s_also_after_a_resume() {
+        let accumulate = OptimizerSettings {
+            accumulate: 3,
+            ..settings(Rule::Adam)
+        };
+        let average = OptimizerSettings {
+            ema: 0.8,
+            ..settings(Rule::Sgd)
+        };
+        for (name, kind, settings) in [("adam_accumulated", "x", accumulate), ("sgd_averaged", "mean", average)] {
+            // The seventh step is the first of three whose gradients are summed.
+            for resumed_at in [0, 7] {
+                let mut run = Run::new(&settings);
+                for step in 0..12 {
+                    if step == resumed_at {
+                        let state = run.optimizer.state("o");
+                        run.optimizer = Optimizer::new(settings.clone());
+                        run.optimizer
+                            .restore("o", &state, step as u64, &Device::flex().autodiff());
+                    }
+                    run.step(step);
+                    run.is_at(name, kind, step);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rates_rise_and_fall() {
+        let cosine = OptimizerSettings {
+            warmup: 10,
+            ..OptimizerSettings::default()
+        };
+        let at = |step| cosine.rate(step, 110) / cosine.learning_rate;
+        assert!((at(0) - 0.1).abs() < 1e-12 && (at(9) - 1.0).abs() < 1e-12);
+        assert!((at(60) - 0.51).abs() < 1e-12 && (at(110) - 0.02).abs() < 1e-12);
+        let polynomial = OptimizerSettings {
+            schedule: Schedule::Polynomial,
+            ..cosine
+        };
+        assert!((polynomial.rate(60, 110) / polynomial.learning_rate - 0.5_f64.powf(0.9)).abs() < 1e-12);
     }
 }

@@ -10,7 +10,7 @@ use super::check::Section;
 use super::cubes::{normalise, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, dice_metrics, held_out_scores, metrics, training_of, under, write_report};
-use super::{Adam, LearnError, OptimizerSettings, Split};
+use super::{LearnError, Optimizer, OptimizerSettings, Split};
 use crate::checkpoint::{
     Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, check_plan, collect, fill,
     save_model,
@@ -98,7 +98,7 @@ struct SegmentorTrainee<'a> {
     /// With gradients.
     device: Device,
     net: Unet,
-    adam: Adam,
+    optimizer: Optimizer,
     last: Metrics,
 }
 
@@ -154,7 +154,7 @@ impl Trainee for SegmentorTrainee<'_> {
         let value = f64::from(loss.clone().into_scalar::<f32>());
         check_finite(step, "loss", value)?;
         let rate = self.config.optimizer.rate(step, self.config.steps);
-        let (net, norm) = self.adam.step(self.net.clone(), &loss.backward(), rate);
+        let (net, norm) = self.optimizer.step(self.net.clone(), &loss.backward(), rate);
         check_finite(step, "gradient_norm", norm)?;
         self.net = net;
         let synthetic = patches
@@ -171,7 +171,7 @@ impl Trainee for SegmentorTrainee<'_> {
     }
 
     fn state(&self) -> Weights {
-        let mut state = self.adam.state("adam");
+        let mut state = self.optimizer.state("optimizer");
         state.extend(
             collect(&self.net)
                 .into_iter()
@@ -181,7 +181,7 @@ impl Trainee for SegmentorTrainee<'_> {
     }
 
     fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
-        self.adam.restore("adam", &state, steps, &self.device);
+        self.optimizer.restore("optimizer", &state, steps, &self.device);
         self.net = fill(self.net.clone(), under(&state, "net/"))?;
         Ok(())
     }
@@ -263,7 +263,7 @@ pub fn train_segmentor(
         plan: plan.clone(),
         stream: None,
         net: unet.init(&device, config.seed).with_compute_dtype(job.dtype),
-        adam: Adam::new(config.optimizer.clone()),
+        optimizer: Optimizer::new(config.optimizer.clone()),
         device,
         last: Metrics::new(),
     };
@@ -276,8 +276,10 @@ pub fn train_segmentor(
         resume: job.resume,
     };
     fit(&mut trainee, &settings, job.progress)?;
-    let weights = config.precision.rounded(collect(&trainee.net));
     let last_step = trainee.last;
+    let weights = config
+        .precision
+        .rounded(collect(&trainee.optimizer.averaged(trainee.net)));
     let net = fill(unet.init(job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
 
     job.progress.on_note("scoring held-out cases");

@@ -17,7 +17,7 @@ use super::painted::{Host, HostBatch, Wanted, draw_noise};
 use super::painting::{Painter, score_painting};
 use super::synthesizer_settings::{SynthesizerConfig, SynthesizerReport};
 use super::texture::{Textures, coarse, per_lesion, strength};
-use super::{Adam, LearnError};
+use super::{LearnError, Optimizer};
 use crate::checkpoint::{
     Architecture, Bundle, FORMAT_VERSION, ModelManifest, Role, Training, Weights, WeightsFile, collect, fill,
     load_manifest, save_model, write_atomically,
@@ -37,8 +37,8 @@ struct SynthesizerTrainee<'a> {
     critic: Unet,
     generator: Generator,
     discriminator: Unet,
-    adam: Adam,
-    discriminator_adam: Adam,
+    optimizer: Optimizer,
+    discriminator_optimizer: Optimizer,
     textures: Textures,
     guard: Guard,
     last: Metrics,
@@ -199,7 +199,7 @@ impl SynthesizerTrainee<'_> {
         let total = value(loss.clone());
         check_finite(step, "generator_loss", total)?;
         let rate = self.config.optimizer.rate(step, self.config.steps);
-        let (generator, norm) = self.adam.step(self.generator.clone(), &loss.backward(), rate);
+        let (generator, norm) = self.optimizer.step(self.generator.clone(), &loss.backward(), rate);
         check_finite(step, "generator_gradient_norm", norm)?;
         self.generator = generator;
         let measured = metrics([
@@ -261,9 +261,9 @@ impl SynthesizerTrainee<'_> {
         let value = f64::from(loss.clone().into_scalar::<f32>());
         check_finite(step, "discriminator_loss", value)?;
         let rate = self.config.discriminator_optimizer.rate(step, self.config.steps);
-        let (discriminator, norm) = self
-            .discriminator_adam
-            .step(self.discriminator.clone(), &loss.backward(), rate);
+        let (discriminator, norm) =
+            self.discriminator_optimizer
+                .step(self.discriminator.clone(), &loss.backward(), rate);
         check_finite(step, "discriminator_gradient_norm", norm)?;
         self.discriminator = discriminator;
         let mut measured = metrics([
@@ -372,8 +372,8 @@ impl Trainee for SynthesizerTrainee<'_> {
         let named = |weights: Weights, prefix: &'static str| {
             weights.into_iter().map(move |(name, w)| (format!("{prefix}{name}"), w))
         };
-        let mut state = self.adam.state("adam");
-        state.extend(self.discriminator_adam.state("discriminator_adam"));
+        let mut state = self.optimizer.state("optimizer");
+        state.extend(self.discriminator_optimizer.state("discriminator"));
         state.extend(named(collect(&self.generator), "generator/"));
         state.extend(named(collect(&self.discriminator), "discriminator/"));
         state.extend(self.guard.state());
@@ -381,9 +381,9 @@ impl Trainee for SynthesizerTrainee<'_> {
     }
 
     fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
-        self.adam.restore("adam", &state, steps, &self.device);
-        self.discriminator_adam
-            .restore("discriminator_adam", &state, steps, &self.device);
+        self.optimizer.restore("optimizer", &state, steps, &self.device);
+        self.discriminator_optimizer
+            .restore("discriminator", &state, steps, &self.device);
         self.guard.restore(&state);
         self.generator = fill(self.generator.clone(), under(&state, "generator/"))?;
         self.discriminator = fill(self.discriminator.clone(), under(&state, "discriminator/"))?;
@@ -478,8 +478,8 @@ fn compete(
         discriminator: discriminator
             .init(&device, config.seed + 1)
             .with_compute_dtype(job.dtype),
-        adam: Adam::new(config.optimizer.clone()),
-        discriminator_adam: Adam::new(config.discriminator_optimizer.clone()),
+        optimizer: Optimizer::new(config.optimizer.clone()),
+        discriminator_optimizer: Optimizer::new(config.discriminator_optimizer.clone()),
         textures,
         guard: Guard::new(config.guard.clone()),
         device,
@@ -501,9 +501,12 @@ fn compete(
         resume: job.resume,
     };
     fit(&mut trainee, &settings, job.progress)?;
+    let discriminator = trainee.discriminator_optimizer.averaged(trainee.discriminator);
     Ok(Trained {
-        generator: config.precision.rounded(collect(&trainee.generator)),
-        discriminator: config.precision.rounded(collect(&trainee.discriminator)),
+        generator: config
+            .precision
+            .rounded(collect(&trainee.optimizer.averaged(trainee.generator))),
+        discriminator: config.precision.rounded(collect(&discriminator)),
         last_step: trainee.last,
     })
 }
@@ -604,8 +607,8 @@ mod tests {
                 ..unet
             }
             .init(&device, 2),
-            adam: Adam::new(OptimizerSettings::default()),
-            discriminator_adam: Adam::new(OptimizerSettings::default()),
+            optimizer: Optimizer::new(OptimizerSettings::default()),
+            discriminator_optimizer: Optimizer::new(OptimizerSettings::default()),
             device,
             last: Metrics::new(),
         }

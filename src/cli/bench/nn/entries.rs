@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::cli::device::Compute;
 use crate::kernel::{self, Upsampling};
-use crate::learn::{Adam, OptimizerSettings};
+use crate::learn::{Optimizer, OptimizerSettings};
 use crate::nn::{OutputActivation, Published, PublishedConfig, Unet, UnetConfig};
 use crate::rng::{Purpose, Rng};
 
@@ -191,10 +191,10 @@ impl Network {
                 let device = &with_gradients;
                 let (x, target) = (normals(cube(1), device), normals(cube(out_channels), device));
                 let mut net = init(device);
-                let mut adam = Adam::new(OptimizerSettings::default());
+                let mut optimizer = Optimizer::new(OptimizerSettings::default());
                 Box::new(move || {
                     let loss = (run(&net, x.clone()) - target.clone()).powi_scalar(2).mean();
-                    net = adam.step(net.clone(), &loss.backward(), 1e-4).0;
+                    net = optimizer.step(net.clone(), &loss.backward(), 1e-4).0;
                 })
             }),
         };
