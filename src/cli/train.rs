@@ -1,11 +1,12 @@
 //! `freetumor train`: the three stages.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Subcommand;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::device::{Compute, DeviceArgs};
 use super::models::{open_models, open_store, start_service};
@@ -23,6 +24,7 @@ use crate::store::Cases;
 ///   freetumor train segmentor   --config configs/demo.toml --store store --out models
 ///
 /// SIGTERM saves and stops; --resume goes on from the last checkpoint, to the same weights on the CPU.
+/// --folds 5 makes five bundles, of which each never saw a fifth of the cases.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {
@@ -53,62 +55,113 @@ struct StageArgs {
     /// Go on from the last checkpoint in --out
     #[arg(long)]
     resume: bool,
+    /// Train once for each of so many folds, into fold-0, fold-1, ... under --out: no model of a folder saw its fold
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(2..=100))]
+    folds: Option<u16>,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.stage {
-        Stage::Critic(stage) => train(stage, |config, job| Ok(train_critic(&config.critic, job)?)),
-        Stage::Synthesizer(stage) => {
-            let critic = stage.out.clone();
-            train(stage, |config, job| {
-                Ok(train_synthesizer(&config.synthesizer, &critic, job)?)
-            })
-        }
-        Stage::Segmentor(stage) => train(stage, |config, job| {
+        Stage::Critic(stage) => train(stage, "critic", &|config, job| {
+            report(train_critic(&config.critic, job)?)
+        }),
+        Stage::Synthesizer(stage) => train(stage, "synthesizer", &|config, job| {
+            let critic = job.out;
+            report(train_synthesizer(&config.synthesizer, critic, job)?)
+        }),
+        Stage::Segmentor(stage) => train(stage, "segmentor", &|config, job| {
             let compute = Compute {
                 device: job.device.clone(),
                 dtype: job.dtype,
             };
-            let bundle = open_models(Some(&stage.out), &compute)?;
+            let bundle = open_models(Some(job.out), &compute)?;
             let (service, _) = start_service(config, open_store(&stage.store, config)?, bundle)?;
-            Ok(train_segmentor(&config.segmentor, &*service, job)?)
+            report(train_segmentor(&config.segmentor, &*service, job)?)
         }),
     }
 }
 
-fn train<R: Serialize>(
-    args: &StageArgs,
-    stage: impl FnOnce(&Config, &mut Job) -> anyhow::Result<R>,
-) -> anyhow::Result<ExitCode> {
+fn report<R: Serialize>(report: R) -> anyhow::Result<Value> {
+    Ok(serde_json::to_value(report)?)
+}
+
+type Run<'a> = &'a dyn Fn(&Config, &mut Job) -> anyhow::Result<Value>;
+
+/// Runs a stage once, or once per fold, each in a folder of its own; with `--resume`, folds that are done are passed over.
+fn train(args: &StageArgs, stage: &str, run: Run) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
-    let store = open_store(&args.store, &config)?;
+    let Some(folds) = args.folds.map(usize::from) else {
+        return match train_in(args, &config, &args.out, run)? {
+            Some(report) => say_json(&report).map(|()| ExitCode::SUCCESS),
+            None => Ok(ExitCode::SUCCESS),
+        };
+    };
+    let mut reports = Vec::new();
+    for fold in 0..folds {
+        let out = args.out.join(format!("fold-{fold}"));
+        let done = out.join(format!("{stage}.report.json"));
+        if args.resume && done.exists() {
+            say_error(&format!("fold {fold}: already trained"));
+            reports.push(serde_json::from_slice(&fs_err::read(done)?)?);
+            continue;
+        }
+        say_error(&format!("fold {fold} of {folds}, in {}", out.display()));
+        match train_in(args, &of_fold(config.clone(), folds, fold)?, &out, run)? {
+            Some(report) => reports.push(report),
+            None => return Ok(ExitCode::SUCCESS),
+        }
+    }
+    say_json(&reports)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the configuration whose stages all hold out one fold.
+fn of_fold(mut config: Config, folds: usize, fold: usize) -> anyhow::Result<Config> {
+    let splits = [
+        ("critic", &mut config.critic.split),
+        ("synthesizer", &mut config.synthesizer.split),
+        ("segmentor", &mut config.segmentor.split),
+    ];
+    for (section, split) in splits {
+        if let Some(file) = &split.file {
+            bail!(
+                "--folds: {section}.split.file already names the folds ({}); leave one of them out",
+                file.display()
+            );
+        }
+        (split.folds, split.fold) = (folds, fold);
+    }
+    Ok(config)
+}
+
+/// Trains into a folder; nothing where the run was asked to stop.
+fn train_in(args: &StageArgs, config: &Config, out: &Path, run: Run) -> anyhow::Result<Option<Value>> {
+    let store = open_store(&args.store, config)?;
     let compute = args.device.open()?;
-    fs_err::create_dir_all(&args.out)?;
-    fs_err::write(args.out.join("config.toml"), toml::to_string(&config)?)?;
+    fs_err::create_dir_all(out)?;
+    fs_err::write(out.join("config.toml"), toml::to_string(config)?)?;
     let mut job = Job {
         cases: &*store as &dyn Cases,
-        out: &args.out,
+        out,
         resume: args.resume,
         device: &compute.device,
         dtype: compute.dtype,
         progress: &mut Training::new()?,
     };
-    let report = match stage(&config, &mut job) {
-        Ok(report) => report,
-        Err(error) => return stopped(error).with_context(|| format!("training in {}", args.out.display())),
-    };
-    say_json(&report)?;
-    Ok(ExitCode::SUCCESS)
+    match run(config, &mut job) {
+        Ok(report) => Ok(Some(report)),
+        Err(error) => stopped(error).with_context(|| format!("training in {}", out.display())),
+    }
 }
 
 /// A run that was asked to stop has saved its state: that is no failure.
-fn stopped(error: anyhow::Error) -> anyhow::Result<ExitCode> {
+fn stopped(error: anyhow::Error) -> anyhow::Result<Option<Value>> {
     match error.downcast_ref() {
         Some(LearnError::Stopped { step }) => {
             say_error(&format!("saved and stopped after step {step}; go on with --resume"));
-            Ok(ExitCode::SUCCESS)
+            Ok(None)
         }
         _ => Err(error),
     }

@@ -29,7 +29,7 @@ pub use augment::LookSettings;
 pub use critic::{CriticConfig, CriticReport, train_critic};
 pub use fit::{FitSettings, Job, Metrics, Progress, Quiet, Trainee, fit};
 pub use guard::GuardSettings;
-pub use optimise::{Optimizer, OptimizerSettings};
+pub use optimise::{Optimizer, OptimizerSettings, Rule, Schedule};
 pub use painting::PaintingScore;
 pub use segmentor::{SegmentorConfig, SegmentorReport, train_segmentor};
 pub use split::Split;

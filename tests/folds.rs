@@ -1,0 +1,94 @@
+//! `freetumor train --folds`: one bundle per fold, none of which saw its own.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use freetumor::checkpoint::{Role, load_manifest};
+use freetumor::learn::Split;
+use freetumor::store::{Cases, Store};
+
+const CONFIG: &str = r#"
+[plan]
+spacing_mm = [8.0, 8.0, 8.0]
+patch = [16, 16, 16]
+
+[critic]
+widths = [4, 8]
+steps = 2
+voxels_per_step = 4096
+max_cube = 16
+
+[critic.held_out]
+cases = 1
+
+[critic.held_out.window]
+window = [16, 16, 16]
+"#;
+
+fn freetumor(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_freetumor"));
+    command.current_dir(dir).args(args).output().unwrap()
+}
+
+#[track_caller]
+fn ok(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn every_fold_has_a_bundle_that_never_saw_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("c.toml"), CONFIG).unwrap();
+    let phantom = [
+        "phantom",
+        "--config",
+        "c.toml",
+        "--store",
+        "s",
+        "--labelled",
+        "6",
+        "--unlabelled",
+        "0",
+    ];
+    ok(&freetumor(dir, &phantom));
+    let train = [
+        "train", "critic", "--config", "c.toml", "--store", "s", "--out", "m", "--folds", "3",
+    ];
+    let reports: serde_json::Value = serde_json::from_str(&ok(&freetumor(dir, &train))).unwrap();
+    assert_eq!(reports.as_array().unwrap().len(), 3);
+
+    let store = Store::open(dir.join("s")).unwrap();
+    let mut held_out_somewhere = BTreeSet::new();
+    for fold in 0..3 {
+        let manifest = load_manifest(&dir.join(format!("m/fold-{fold}")), Role::Critic).unwrap();
+        let seen = manifest.training.unwrap().source_hashes;
+        let split = Split {
+            folds: 3,
+            fold,
+            ..Split::default()
+        };
+        let (_, held_out) = split.divide(&store).unwrap();
+        assert!(!held_out.is_empty());
+        for case in held_out {
+            assert!(
+                !seen.contains(&store.records()[case].source_hash),
+                "fold {fold} saw case {case}"
+            );
+            held_out_somewhere.insert(case);
+        }
+    }
+    assert_eq!(held_out_somewhere.len(), 6, "every case is held out by one fold");
+
+    // What is done is passed over, and a file that names other folds is refused.
+    let again = freetumor(dir, &[&train[..], &["--resume"]].concat());
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&ok(&again)).unwrap(), reports);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("fold 2: already trained"));
+    let with_file = CONFIG.to_string() + "\n[critic.split]\nfile = \"splits_final.json\"\n";
+    std::fs::write(dir.join("c.toml"), with_file).unwrap();
+    let refused = freetumor(dir, &train);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("critic.split.file already names the folds"));
+}
