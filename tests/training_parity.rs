@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor};
 use freetumor::checkpoint::{Weight, Weights, collect, fill};
 use freetumor::learn::{Optimizer, OptimizerSettings, Rule};
-use freetumor::nn::{Targets, Unet, UnetConfig, marginal_loss};
+use freetumor::nn::{DiceOver, LossForm, Targets, Unet, UnetConfig, marginal_loss};
 use freetumor::volume::ClassSet;
 
 #[path = "common/golden.rs"]
@@ -41,7 +41,11 @@ fn loss(golden: &Golden, net: &Unet, step: usize, device: &Device) -> Tensor<1> 
     let sets = sets[step * voxels..(step + 1) * voxels]
         .iter()
         .map(|bits| ClassSet(*bits as _));
-    marginal_loss(net.forward(image, None), &Targets::new(sets.collect()))
+    marginal_loss(
+        net.forward(image, None),
+        &Targets::new(sets.collect()),
+        LossForm::default(),
+    )
 }
 
 /// Takes the gradient of every parameter by its name.
@@ -115,5 +119,42 @@ fn ten_steps_have_pytorch_s_losses_and_end_at_its_weights() {
                 assert_close(&golden, &format!("{rule}/end/{name}"), &weight.values, 1e-4);
             }
         }
+    }
+}
+
+#[test]
+fn losses_and_gradients_are_those_of_monai_and_nnu_net() {
+    let golden = golden::read(include_bytes!("golden/training/losses.safetensors"));
+    let device = Device::flex().autodiff();
+    let labels = golden["labels"].1.iter().map(|label| ClassSet::of(*label as u8));
+    let targets = Targets::new(labels.collect());
+    let (batch, sample) = (DiceOver::Batch, DiceOver::Sample);
+    // nnU-Net's Dice is minus the overlap, where ours and MONAI's is 1 minus it.
+    let forms = [
+        ("monai_background_batch", batch, true, 0.0),
+        ("monai_background_sample", sample, true, 0.0),
+        ("monai_foreground_batch", batch, false, 0.0),
+        ("monai_foreground_sample", sample, false, 0.0),
+        ("nnunet_batch", batch, false, -1.0),
+        ("nnunet_sample", sample, false, -1.0),
+    ];
+    for (name, dice, background, shift) in forms {
+        let form = LossForm {
+            balance: 0.0,
+            dice,
+            background,
+            absent: true,
+        };
+        let logits = tensor::<5>(&golden, "logits", &device).require_grad();
+        let loss = marginal_loss(logits.clone(), &targets, form);
+        let gradient = logits.grad(&loss.backward()).expect("the logits are differentiated");
+        let value = loss.into_scalar::<f32>() + shift;
+        let want = golden[&format!("{name}/loss")].1[0];
+        // Single against double precision over 672 voxels.
+        assert!(
+            (value - want).abs() < 2e-6 * want.abs().max(1.0),
+            "{name}: {value}, expected {want}"
+        );
+        assert_close(&golden, &format!("{name}/gradient"), &golden::numbers(gradient), 2e-5);
     }
 }

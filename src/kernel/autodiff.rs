@@ -13,6 +13,7 @@ use burn::backend::{Autodiff, TensorMetadata};
 use burn::tensor::Shape;
 
 use super::extension::{NormInputs, OperatorGradients, Operators};
+use super::loss::LossForm;
 use super::upsampling::Upsampling;
 use crate::volume::ClassSet;
 
@@ -128,13 +129,13 @@ impl<B: Operators + OperatorGradients, C: CheckpointStrategy> Operators for Auto
         }
     }
 
-    fn marginal_loss(logits: FloatTensor<Self>, sets: Arc<[ClassSet]>) -> FloatTensor<Self> {
+    fn marginal_loss(logits: FloatTensor<Self>, sets: Arc<[ClassSet]>, form: LossForm) -> FloatTensor<Self> {
         match MarginalLoss.prepare::<C>([logits.node()]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let [loss, gradient] = B::marginal_loss_gradient(logits.into_primitive(), &sets);
+                let [loss, gradient] = B::marginal_loss_gradient(logits.into_primitive(), &sets, &form);
                 prep.finish(gradient, loss)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::marginal_loss(logits.into_primitive(), sets)),
+            OpsKind::UnTracked(prep) => prep.finish(B::marginal_loss(logits.into_primitive(), sets, form)),
         }
     }
 }

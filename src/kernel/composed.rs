@@ -3,7 +3,7 @@
 use burn::tensor::{DType, FloatDType, Tensor, TensorData, activation, module, ops::ConvOptions};
 
 use super::dtype::follow;
-use super::loss::DICE_EPSILON;
+use super::loss::{DICE_EPSILON, DiceOver, LossForm};
 use super::upsampling::{Axis, Upsampling};
 use crate::volume::ClassSet;
 
@@ -103,9 +103,9 @@ fn admissible(sets: &[ClassSet], like: &Tensor<5>) -> Tensor<5> {
 }
 
 /// See [`super::marginal_loss`].
-pub fn marginal_loss(logits: Tensor<5>, sets: &[ClassSet]) -> Tensor<1> {
+pub fn marginal_loss(logits: Tensor<5>, sets: &[ClassSet], form: &LossForm) -> Tensor<1> {
     let admissible = admissible(sets, &logits);
-    let classes = logits.dims()[1];
+    let [batch, classes, ..] = logits.dims();
     let members = admissible.clone().sum_dim(1);
     let informed = members.clone().lower_elem(classes as f64 - 0.5).float();
     let known = members.lower_elem(1.5).float();
@@ -114,18 +114,31 @@ pub fn marginal_loss(logits: Tensor<5>, sets: &[ClassSet]) -> Tensor<1> {
     let entropy = log_sum_exp(logits.clone()) - log_sum_exp(logits.clone() + excluded);
     let plain = total(entropy.clone() * informed.clone()) / total(informed).clamp_min(1.0);
 
-    // [C, N]: one row per class. Decided: known to be of the class (the only admissible one), or known not to be.
-    let rows = |x: Tensor<5>| -> Tensor<2> { x.swap_dims(0, 1).flatten(1, 4) };
-    let truth = rows(admissible.clone() * known);
-    let decided = truth.clone() + rows(admissible.neg() + 1.0);
-    let chance = rows(activation::softmax(logits, 1)) * decided;
-    let overlap = (chance.clone() * truth.clone()).sum_dim(1);
-    let size = truth.clone().sum_dim(1);
-    let present = size.clone().greater_elem(0.5).float();
-    let classes_present = present.clone().sum().clamp_min(1.0);
-    let of_class = (truth.clone() * rows(entropy)).sum_dim(1) / size.clone().clamp_min(1.0);
-    let balanced = of_class.sum() / classes_present.clone();
-    let dice: Tensor<2> = (overlap * 2.0 + DICE_EPSILON) / (chance.sum_dim(1) + size + DICE_EPSILON);
-    let dice_loss = ((dice.neg() + 1.0) * present).sum() / classes_present;
-    (plain + balanced) * 0.5 + dice_loss
+    // [B, C, N]. Decided: known to be of the class (the only admissible one), or known not to be.
+    let truth = (admissible.clone() * known).flatten::<3>(2, 4);
+    let decided = truth.clone() + (admissible.neg() + 1.0).flatten::<3>(2, 4);
+    let chance = activation::softmax(logits, 1).flatten::<3>(2, 4) * decided;
+    let entropy = truth.clone() * entropy.flatten::<3>(2, 4);
+    let over_voxels = |x: Tensor<3>| -> Tensor<2> { x.sum_dim(2).reshape([batch, classes]) };
+    let [overlap, chance, of_class, size] = [chance.clone() * truth.clone(), chance, entropy, truth].map(over_voxels);
+
+    let of_batch = |x: &Tensor<2>| x.clone().sum_dim(0);
+    let held = of_batch(&size).greater_elem(0.5).float();
+    let of_class = of_batch(&of_class) / of_batch(&size).clamp_min(1.0);
+    let balanced = of_class.sum() / held.sum().clamp_min(1.0);
+
+    let [overlap, chance, size] = match form.dice {
+        DiceOver::Batch => [of_batch(&overlap), of_batch(&chance), of_batch(&size)],
+        DiceOver::Sample => [overlap, chance, size],
+    };
+    let counted = match form.absent {
+        true => size.ones_like(),
+        false => size.clone().greater_elem(0.5).float(),
+    };
+    let first = usize::from(!form.background);
+    let of_classes = |x: Tensor<2>| x.narrow(1, first, classes - first);
+    let counted = of_classes(counted);
+    let dice = (overlap * 2.0 + DICE_EPSILON) / (chance + size + DICE_EPSILON);
+    let dice_loss = ((of_classes(dice).neg() + 1.0) * counted.clone()).sum() / counted.sum().clamp_min(1.0);
+    plain * (1.0 - form.balance) + balanced * form.balance + dice_loss
 }

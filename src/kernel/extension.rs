@@ -9,6 +9,7 @@ use burn::tensor::{Bytes, DType, Shape};
 
 use super::isa::Isa;
 use super::layout::{Channels, Geometry, transpose};
+use super::loss::LossForm;
 use super::strided::{Strided, halved};
 use super::upsampling::{self, Upsampling};
 use super::{convolution, loss, norm, pool, transposed, weight_gradient};
@@ -49,7 +50,7 @@ pub trait Operators: Backend {
     fn doubling_interpolation(x: FloatTensor<Self>, how: Upsampling) -> FloatTensor<Self>;
 
     /// Computes the marginal loss, shape `[1]`.
-    fn marginal_loss(logits: FloatTensor<Self>, sets: Arc<[ClassSet]>) -> FloatTensor<Self>;
+    fn marginal_loss(logits: FloatTensor<Self>, sets: Arc<[ClassSet]>, form: LossForm) -> FloatTensor<Self>;
 }
 
 /// What the norm keeps for its gradients.
@@ -125,7 +126,7 @@ pub trait OperatorGradients: Backend {
     fn doubling_interpolation_gradient(gradient: FloatTensor<Self>, how: Upsampling) -> FloatTensor<Self>;
 
     /// Completes [`Operators::marginal_loss`] and returns its gradient with it.
-    fn marginal_loss_gradient(logits: FloatTensor<Self>, sets: &[ClassSet]) -> [FloatTensor<Self>; 2];
+    fn marginal_loss_gradient(logits: FloatTensor<Self>, sets: &[ClassSet], form: &LossForm) -> [FloatTensor<Self>; 2];
 }
 
 /// Returns the numbers of a contiguous tensor.
@@ -252,8 +253,8 @@ impl Operators for Flex {
         tensor(out, [n, c, 2 * d, 2 * h, 2 * w])
     }
 
-    fn marginal_loss(logits: FlexTensor, sets: Arc<[ClassSet]>) -> FlexTensor {
-        let [loss, _] = Self::marginal_loss_gradient(logits, &sets);
+    fn marginal_loss(logits: FlexTensor, sets: Arc<[ClassSet]>, form: LossForm) -> FlexTensor {
+        let [loss, _] = Self::marginal_loss_gradient(logits, &sets, &form);
         loss
     }
 }
@@ -393,11 +394,11 @@ impl OperatorGradients for Flex {
         tensor(dx, [n, c, size[0], size[1], size[2]])
     }
 
-    fn marginal_loss_gradient(logits: FlexTensor, sets: &[ClassSet]) -> [FlexTensor; 2] {
+    fn marginal_loss_gradient(logits: FlexTensor, sets: &[ClassSet], form: &LossForm) -> [FlexTensor; 2] {
         let logits = logits.to_contiguous();
         let shape: [usize; 5] = logits.shape().dims();
         let voxels = shape[2..].iter().product();
-        let (loss, gradient) = loss::marginal(Isa::chosen(), values(&logits), sets, shape[1], voxels);
+        let (loss, gradient) = loss::marginal(Isa::chosen(), values(&logits), (sets, form), [shape[1], voxels]);
         [tensor(vec![loss], [1]), tensor(gradient, shape)]
     }
 }

@@ -6,6 +6,7 @@
 //! order depends on the shape alone.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::isa::Isa;
 use super::layout::{Shared, from_zeros};
@@ -18,7 +19,44 @@ const BLOCK: usize = 1024;
 /// Added above and below the bar of Dice.
 pub const DICE_EPSILON: f64 = 1e-5;
 
-/// What the whole batch sums to.
+/// Over which voxels one bar of Dice sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiceOver {
+    /// Those of the whole batch: a small structure is weighed against all that is taken for it.
+    #[default]
+    Batch,
+    /// Those of every sample by itself.
+    Sample,
+}
+
+/// How the marginal loss weighs its parts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossForm {
+    /// Share of the cross-entropy that is averaged over classes instead of voxels; 0 is nnU-Net's and MONAI's.
+    pub balance: f64,
+    /// Over which voxels one bar of Dice sums.
+    pub dice: DiceOver,
+    /// Whether Dice counts the background, class 0.
+    pub background: bool,
+    /// Whether Dice counts classes that the voxels hold none of, as nnU-Net's and MONAI's do: 0 where none is predicted either,
+    /// nearly 1 where any is.
+    pub absent: bool,
+}
+
+impl Default for LossForm {
+    fn default() -> Self {
+        Self {
+            balance: 0.5,
+            dice: DiceOver::Batch,
+            background: true,
+            absent: false,
+        }
+    }
+}
+
+/// What the batch, or a sample, sums to.
 #[derive(Clone, Debug, PartialEq)]
 struct Sums {
     /// Of e over informed voxels, and their number.
@@ -62,6 +100,7 @@ impl Sums {
 }
 
 /// What a voxel contributes to the loss: factors of its gradient that the sums decide.
+#[derive(Clone)]
 struct Factors {
     /// d loss / d e of every informed voxel.
     plain: f64,
@@ -73,27 +112,89 @@ struct Factors {
 }
 
 impl Factors {
-    /// Returns the loss and the factors of its gradient.
-    fn new(sums: &Sums) -> (f64, Self) {
-        let held = sums.size.iter().filter(|size| **size > 0.0).count().max(1) as f64;
-        let informed = sums.informed.max(1.0);
-        let classes = sums.size.len();
-        let mut loss = 0.5 * sums.entropy / informed;
-        let mut factors = Self {
-            plain: 0.5 / informed,
+    /// Returns the loss and, per sample, the factors of its gradient.
+    fn new(samples: &[Sums], form: &LossForm) -> (f64, Vec<Self>) {
+        let classes = samples[0].size.len();
+        let batch = samples.iter().fold(Sums::zero(classes), Sums::add);
+        let informed = batch.informed.max(1.0);
+        let mut loss = (1.0 - form.balance) * batch.entropy / informed;
+        let mut entropy = Self {
+            plain: (1.0 - form.balance) / informed,
             balanced: vec![0.0; classes],
             inside: vec![0.0; classes],
             outside: vec![0.0; classes],
         };
-        for class in (0..classes).filter(|class| sums.size[*class] > 0.0) {
-            let above = 2.0 * sums.overlap[class] + DICE_EPSILON;
-            let below = sums.chance[class] + sums.size[class] + DICE_EPSILON;
-            loss += (0.5 * sums.of_class[class] / sums.size[class] + 1.0 - above / below) / held;
-            factors.balanced[class] = 0.5 / (sums.size[class] * held);
-            factors.outside[class] = above / (below * below * held);
-            factors.inside[class] = factors.outside[class] - 2.0 / (below * held);
+        let held = batch.size.iter().filter(|size| **size > 0.0).count().max(1) as f64;
+        for class in (0..classes).filter(|class| batch.size[*class] > 0.0) {
+            loss += form.balance * batch.of_class[class] / (batch.size[class] * held);
+            entropy.balanced[class] = form.balance / (batch.size[class] * held);
+        }
+        let mut factors = vec![entropy; samples.len()];
+        match form.dice {
+            DiceOver::Batch => {
+                let bars = Bars::new(std::slice::from_ref(&batch), form);
+                loss += bars.loss();
+                factors.iter_mut().for_each(|factors| bars.slopes(&batch, factors));
+            }
+            DiceOver::Sample => {
+                let bars = Bars::new(samples, form);
+                loss += bars.loss();
+                factors
+                    .iter_mut()
+                    .zip(samples)
+                    .for_each(|(factors, sums)| bars.slopes(sums, factors));
+            }
         }
         (loss, factors)
+    }
+}
+
+/// The bars of Dice that are averaged.
+struct Bars<'a> {
+    sums: &'a [Sums],
+    form: &'a LossForm,
+    count: f64,
+}
+
+impl<'a> Bars<'a> {
+    fn new(sums: &'a [Sums], form: &'a LossForm) -> Self {
+        let mut bars = Self { sums, form, count: 1.0 };
+        let count: usize = sums.iter().map(|sums| bars.classes(sums).count()).sum();
+        bars.count = count.max(1) as f64;
+        bars
+    }
+
+    fn classes<'s>(&'s self, sums: &'s Sums) -> impl Iterator<Item = usize> + 's {
+        let first = usize::from(!self.form.background);
+        (first..sums.size.len()).filter(|class| self.form.absent || sums.size[*class] > 0.0)
+    }
+
+    /// Twice the overlap, and the sizes together.
+    fn of(sums: &Sums, class: usize) -> (f64, f64) {
+        (
+            2.0 * sums.overlap[class] + DICE_EPSILON,
+            sums.chance[class] + sums.size[class] + DICE_EPSILON,
+        )
+    }
+
+    fn loss(&self) -> f64 {
+        let bar = |sums, class| {
+            let (above, below) = Self::of(sums, class);
+            1.0 - above / below
+        };
+        let all = self
+            .sums
+            .iter()
+            .flat_map(|sums| self.classes(sums).map(move |class| bar(sums, class)));
+        all.sum::<f64>() / self.count
+    }
+
+    fn slopes(&self, sums: &Sums, factors: &mut Factors) {
+        for class in self.classes(sums) {
+            let (above, below) = Self::of(sums, class);
+            factors.outside[class] = above / (below * below * self.count);
+            factors.inside[class] = factors.outside[class] - 2.0 / (below * self.count);
+        }
     }
 }
 
@@ -292,7 +393,12 @@ impl Block<'_> {
 /// # Source
 /// See `crate::nn::marginal_loss`. With w = d loss / d e and g = d loss / d p, the gradient of a logit is
 /// w (p - q) + p (g - sum over the classes of p g).
-pub fn marginal(isa: Isa, logits: &[f32], sets: &[ClassSet], classes: usize, voxels: usize) -> (f32, Vec<f32>) {
+pub fn marginal(
+    isa: Isa,
+    logits: &[f32],
+    (sets, form): (&[ClassSet], &LossForm),
+    [classes, voxels]: [usize; 2],
+) -> (f32, Vec<f32>) {
     let starts: Vec<(usize, usize)> = (0..sets.len() / voxels)
         .flat_map(|sample| (0..voxels).step_by(BLOCK).map(move |start| (sample, start)))
         .collect();
@@ -312,9 +418,13 @@ pub fn marginal(isa: Isa, logits: &[f32], sets: &[ClassSet], classes: usize, vox
         }
     };
     let parts: Vec<Sums> = starts.par_iter().map(|start| block(*start).softmax()).collect();
-    let sums = parts.iter().fold(Sums::zero(classes), Sums::add);
-    let (loss, factors) = Factors::new(&sums);
-    starts.par_iter().for_each(|start| block(*start).gradient(&factors));
+    let of_samples: Vec<Sums> = (parts.chunks(voxels.div_ceil(BLOCK)))
+        .map(|parts| parts.iter().fold(Sums::zero(classes), Sums::add))
+        .collect();
+    let (loss, factors) = Factors::new(&of_samples, form);
+    starts
+        .par_iter()
+        .for_each(|start| block(*start).gradient(&factors[start.0]));
     (loss as f32, gradient)
 }
 

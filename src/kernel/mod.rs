@@ -32,6 +32,7 @@ use extension::Operators;
 
 pub use composed::{log_sum_exp, total};
 pub use dtype::ComputeDtype;
+pub use loss::{DiceOver, LossForm};
 pub use upsampling::Upsampling;
 
 /// Returns the class of CPU results that are equal bit for bit: it follows from the vector instructions in use.
@@ -141,13 +142,13 @@ pub fn upsample3d_x2(x: Tensor<5>, how: Upsampling) -> Tensor<5> {
 ///
 /// # Panics
 /// When there are not as many sets as voxels.
-pub fn marginal_loss(logits: Tensor<5>, sets: Arc<[ClassSet]>) -> Tensor<1> {
+pub fn marginal_loss(logits: Tensor<5>, sets: Arc<[ClassSet]>, form: LossForm) -> Tensor<1> {
     let [b, _, d, h, w] = logits.dims();
     assert_eq!(sets.len(), b * d * h * w, "one set per voxel");
     if !is_ours(&logits) {
-        return composed::marginal_loss(logits, &sets);
+        return composed::marginal_loss(logits, &sets, &form);
     }
-    Tensor::from_dispatch(Dispatch::marginal_loss(logits.into_dispatch(), sets))
+    Tensor::from_dispatch(Dispatch::marginal_loss(logits.into_dispatch(), sets, form))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor, TensorData, module};
 
 use super::isa::Isa;
 use super::layout::Geometry;
-use super::{convolution, norm, weight_gradient};
+use super::{DiceOver, LossForm, convolution, norm, weight_gradient};
 use crate::rng::{Purpose, Rng};
 use crate::volume::ClassSet;
 
@@ -430,37 +430,46 @@ fn marginal_sample() -> (Vec<f32>, Vec<ClassSet>) {
     (logits, sets)
 }
 
+/// All forms that differ in what is summed or counted.
+fn loss_forms() -> impl Iterator<Item = LossForm> {
+    (0..16).map(|bits| LossForm {
+        balance: [0.5, 0.0][bits & 1],
+        dice: [DiceOver::Batch, DiceOver::Sample][bits >> 1 & 1],
+        background: bits & 4 == 0,
+        absent: bits & 8 != 0,
+    })
+}
+
 #[test]
-fn the_marginal_loss_equals_its_composition() {
+fn the_marginal_loss_equals_its_composition_in_every_form() {
     let (logits, sets) = marginal_sample();
     let device = Device::flex().autodiff();
-    let [ours, composed] = [true, false].map(|ours| {
-        let x = Tensor::<5>::from_data(TensorData::new(logits.clone(), [2, 4, 6, 20, 40]), &device).require_grad();
-        let loss = match ours {
-            true => super::marginal_loss(x.clone(), sets.clone().into()),
-            false => super::composed::marginal_loss(x.clone(), &sets),
-        };
-        // Twice the loss: the gradient must follow what comes after it.
-        let gradients = (loss.clone() * 2.0).backward();
-        let gradient = x.grad(&gradients).unwrap().into_data().try_to_vec::<f32>().unwrap();
-        (f64::from(loss.into_scalar::<f32>()), gradient)
-    });
-    // The composition sums in f32 over 9600 voxels.
-    assert!(
-        (ours.0 - composed.0).abs() < 1e-5 * composed.0.abs(),
-        "{} {}",
-        ours.0,
-        composed.0
-    );
-    let expected: Vec<f64> = composed.1.iter().map(|v| f64::from(*v)).collect();
-    assert_close(&ours.1, &expected, 1e-4);
+    for form in loss_forms() {
+        let [ours, composed] = [true, false].map(|ours| {
+            let x = Tensor::<5>::from_data(TensorData::new(logits.clone(), [2, 4, 6, 20, 40]), &device).require_grad();
+            let loss = match ours {
+                true => super::marginal_loss(x.clone(), sets.clone().into(), form),
+                false => super::composed::marginal_loss(x.clone(), &sets, &form),
+            };
+            // Twice the loss: the gradient must follow what comes after it.
+            let gradients = (loss.clone() * 2.0).backward();
+            let gradient = x.grad(&gradients).unwrap().into_data().try_to_vec::<f32>().unwrap();
+            (f64::from(loss.into_scalar::<f32>()), gradient)
+        });
+        // The composition sums in f32 over 9600 voxels.
+        let off = (ours.0 - composed.0).abs();
+        assert!(off < 1e-5 * composed.0.abs(), "{form:?}: {} {}", ours.0, composed.0);
+        let expected: Vec<f64> = composed.1.iter().map(|v| f64::from(*v)).collect();
+        assert_close(&ours.1, &expected, 1e-4);
+    }
 }
 
 #[test]
 fn the_marginal_loss_does_not_depend_on_threads() {
     let (logits, sets) = marginal_sample();
     same_for_threads(|| {
-        let (loss, mut gradient) = super::loss::marginal(Isa::chosen(), &logits, &sets, 4, 6 * 20 * 40);
+        let (loss, mut gradient) =
+            super::loss::marginal(Isa::chosen(), &logits, (&sets, &LossForm::default()), [4, 6 * 20 * 40]);
         gradient.push(loss);
         gradient
     });
@@ -469,7 +478,7 @@ fn the_marginal_loss_does_not_depend_on_threads() {
 #[test]
 fn every_instruction_set_gives_the_marginal_loss_the_same_bits() {
     let (logits, sets) = marginal_sample();
-    let run = |isa| super::loss::marginal(isa, &logits, &sets, 4, 6 * 20 * 40);
+    let run = |isa| super::loss::marginal(isa, &logits, (&sets, &LossForm::default()), [4, 6 * 20 * 40]);
     let portable = run(Isa::Portable);
     assert!(self::sets().into_iter().all(|isa| run(isa) == portable));
 }

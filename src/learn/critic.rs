@@ -18,7 +18,7 @@ use crate::checkpoint::{
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
-use crate::nn::{Unet, UnetConfig, marginal_loss};
+use crate::nn::{LossForm, Unet, UnetConfig, marginal_loss};
 use crate::rng::{Purpose, Rng};
 use crate::store::CaseKind;
 use crate::volume::{Plan, SizeClass};
@@ -41,6 +41,8 @@ pub struct CriticConfig {
     pub seed: u64,
     /// Which cases are held out.
     pub split: Split,
+    /// What is minimised.
+    pub loss: LossForm,
     /// The optimizer.
     pub optimizer: OptimizerSettings,
     /// How looks vary.
@@ -63,6 +65,7 @@ impl Default for CriticConfig {
             max_cube: 96,
             seed: 1,
             split: Split::default(),
+            loss: LossForm::default(),
             optimizer: OptimizerSettings::default(),
             look: LookSettings::default(),
             checkpoint_every: 100,
@@ -91,6 +94,7 @@ impl CriticConfig {
         section.count("checkpoint_every", self.checkpoint_every)?;
         section.shares("cube_mix", &self.cube_mix)?;
         section.split(&self.split)?;
+        section.unit("loss.balance", self.loss.balance)?;
         section.optimizer("optimizer", &self.optimizer)?;
         section.held_out(&self.held_out, self.widths.len())
     }
@@ -184,6 +188,7 @@ impl Trainee for CriticTrainee<'_> {
         let loss = marginal_loss(
             self.net.forward(normalise(images, &self.plan.window_hu), None),
             &targets,
+            self.config.loss,
         );
         let value = f64::from(loss.clone().into_scalar::<f32>());
         check_finite(step, "loss", value)?;

@@ -17,7 +17,7 @@ use crate::checkpoint::{
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
-use crate::nn::{Targets, Unet, UnetConfig, marginal_loss};
+use crate::nn::{LossForm, Targets, Unet, UnetConfig, marginal_loss};
 use crate::rng::{Purpose, Rng};
 use crate::stream::delivery::Delivery;
 use crate::stream::patch::{Outcome, StreamedPatch};
@@ -41,6 +41,8 @@ pub struct SegmentorConfig {
     pub recipe: Recipe,
     /// Probability that a step exchanges slabs between its patches.
     pub slab_mix: f64,
+    /// What is minimised.
+    pub loss: LossForm,
     /// The optimizer.
     pub optimizer: OptimizerSettings,
     /// Steps between checkpoints.
@@ -62,6 +64,7 @@ impl Default for SegmentorConfig {
             seed: 3,
             recipe: Recipe::default(),
             slab_mix: 0.0,
+            loss: LossForm::default(),
             optimizer: OptimizerSettings::default(),
             checkpoint_every: 100,
             precision: Precision::default(),
@@ -143,7 +146,7 @@ impl SegmentorTrainee<'_> {
         let sets = labels.iter().flatten().map(known).collect();
         let targets = Targets::new(sets);
         let images = normalise(stack(images.iter(), &self.device), &self.plan.window_hu);
-        marginal_loss(self.net.forward(images, None), &targets)
+        marginal_loss(self.net.forward(images, None), &targets, self.config.loss)
     }
 }
 
@@ -200,6 +203,7 @@ impl SegmentorConfig {
         section.count("checkpoint_every", self.checkpoint_every)?;
         section.unit("slab_mix", self.slab_mix)?;
         section.split(&self.split)?;
+        section.unit("loss.balance", self.loss.balance)?;
         section.optimizer("optimizer", &self.optimizer)?;
         section.held_out(&self.held_out, self.widths.len())?;
         self.recipe.validate().map_err(|error| LearnError::Config {

@@ -7,7 +7,7 @@ mod loss;
 mod published;
 mod unet;
 
-pub use crate::kernel::total;
+pub use crate::kernel::{DiceOver, LossForm, total};
 pub use condition::{Condition, cube_side};
 pub use generator::{Generator, GeneratorConfig};
 pub use loss::{Targets, marginal_loss, weighted_cross_entropy};
