@@ -10,7 +10,7 @@ use freetumor::checkpoint::{
     WeightsFile, collect, load_manifest, load_segmentor, save_model, write_atomically,
 };
 use freetumor::digest::Digest;
-use freetumor::nn::{GeneratorConfig, UnetConfig};
+use freetumor::nn::{Adapter, GeneratorConfig, UnetConfig};
 use freetumor::volume::{ContrastBin, HuWindow, LabelMap, Plan, SizeClass};
 
 fn unet(out_channels: usize) -> UnetConfig {
@@ -32,6 +32,8 @@ fn manifest(role: Role, architecture: Architecture) -> ModelManifest {
         provenance_known: false,
         training: None,
         calibration: None,
+        adapter: Adapter::default(),
+        imported: None,
         weights: WeightsFile::default(),
     }
 }
