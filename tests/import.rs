@@ -40,6 +40,7 @@ fn image(golden: &Golden) -> Tensor<5> {
 
 /// Asserts that the largest difference is at most so many standard deviations of what is expected.
 #[track_caller]
+#[expect(clippy::print_stdout, reason = "`--nocapture` shows what docs/import.md reports")]
 fn assert_near(name: &str, got: &[f32], expected: &[f32], tolerance: f64) {
     assert_eq!(got.len(), expected.len(), "{name}");
     let count = expected.len() as f64;
@@ -437,6 +438,12 @@ fn the_command_imports_what_info_evaluate_and_bundles_open() {
     let bundle = Bundle::load(out.path(), &Device::flex()).unwrap();
     assert!(!bundle.provenance.known && bundle.generator.is_none());
     assert_eq!(bundle.plan.spacing_mm, [0.9, 3.0, 0.7]);
+    let alone = tempfile::tempdir().unwrap();
+    for file in ["segmentor.json", "segmentor.safetensors"] {
+        std::fs::copy(out.path().join(file), alone.path().join(file)).unwrap();
+    }
+    let said = support::run(&["info", "--models", alone.path().to_str().unwrap(), "--json"]);
+    assert!(said.code == Some(0) && said.text.contains("plain.pth"), "{}", said.text);
     let store = support::phantom_store().to_str().unwrap();
     let said = support::run(&[
         "evaluate",
@@ -459,6 +466,7 @@ fn the_command_imports_what_info_evaluate_and_bundles_open() {
 /// nnunetv2; else nothing is tested.
 #[test]
 #[ignore = "takes PyTorch, 1.1 GB of disk and some minutes"]
+#[expect(clippy::print_stdout, reason = "a test says why it is skipped")]
 fn networks_of_full_size_compute_what_their_programs_compute() {
     let Some(python) = std::env::var_os("FREETUMOR_TORCH_PYTHON") else {
         println!("skipped: FREETUMOR_TORCH_PYTHON names no Python");

@@ -27,6 +27,9 @@ pub enum Role {
 }
 
 impl Role {
+    /// All roles.
+    pub const ALL: [Self; 4] = [Self::Critic, Self::Generator, Self::Discriminator, Self::Segmentor];
+
     /// Returns the stem of the model's two files.
     pub fn name(self) -> &'static str {
         ["critic", "generator", "discriminator", "segmentor"][self as usize]

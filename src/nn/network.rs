@@ -207,3 +207,110 @@ impl From<Unet> for Network {
         Self::new(Body::Unet(net), stride, Adapter::default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::super::{Encoder, NnunetConfig, NnunetStage, SwinUnetrConfig};
+    use super::*;
+    use crate::rng::{Purpose, Rng};
+
+    fn tensor(values: Vec<f32>, shape: [usize; 5], device: &Device) -> Tensor<5> {
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    fn networks(device: &Device) -> [Network; 2] {
+        let stage = |width, stride| NnunetStage {
+            width,
+            kernel: [1, 3, 3],
+            stride,
+            blocks: 1,
+        };
+        let nnunet = NnunetConfig {
+            encoder: Encoder::Residual,
+            in_channels: 1,
+            out_channels: 2,
+            stages: vec![stage(3, [1; 3]), stage(4, [1, 2, 2])],
+            decoder_blocks: vec![1],
+        };
+        let adapter = Adapter {
+            intensity: Some(Standardised {
+                low: 0.1,
+                high: 0.9,
+                mean: 0.4,
+                sd: 0.2,
+            }),
+            axes: [2, 0, 1],
+            outputs: Some(vec![Some(1), None, Some(0)]),
+        };
+        let swin = SwinUnetrConfig {
+            feature_size: 12,
+            ..SwinUnetrConfig::published(3)
+        };
+        let stride = nnunet.stride();
+        [
+            Network::new(Body::Nnunet(nnunet.init(device, 1)), stride, adapter),
+            Network::new(Body::SwinUnetr(swin.init(device, 1)), [32; 3], Adapter::default()),
+        ]
+    }
+
+    /// What stage 2 needs of a critic: the gradient at its input, here along one direction against a difference quotient.
+    #[test]
+    fn gradients_reach_the_input_through_networks_and_adapters() {
+        let device = Device::flex().autodiff();
+        let shape = [1, 1, 32, 32, 31];
+        let count = shape.iter().product();
+        let mut rng = Rng::keyed(1, 0, 0, Purpose::Test);
+        let x: Vec<f32> = rng.normals(count).iter().map(|v| 0.5 + 0.15 * v).collect();
+        let direction = rng.normals(count);
+        let mut weights = rng.normals(3 * count);
+        // The class that the first network does not know.
+        weights[count..2 * count].fill(0.0);
+        for network in networks(&device) {
+            let at = |by: f32| {
+                let moved = x.iter().zip(&direction).map(|(x, d)| x + by * d).collect();
+                let logits = network.forward(tensor(moved, shape, &device)).into_data();
+                let products = logits.iter::<f64>().zip(&weights).map(|(y, w)| y * f64::from(*w));
+                products.sum::<f64>()
+            };
+            let input = tensor(x.clone(), shape, &device).require_grad();
+            let weights = tensor(weights.clone(), [1, 3, 32, 32, 31], &device);
+            let gradients = (network.forward(input.clone()) * weights).sum().backward();
+            let gradient: Vec<f32> = input.grad(&gradients).unwrap().into_data().try_to_vec().unwrap();
+            let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(g * d)).sum();
+            let scale = gradient.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
+            // A long step crosses kinks, a short one loses digits.
+            let quotients = [1e-3, 3e-4, 1e-4, 3e-5].map(|by| (at(by) - at(-by)) / (2.0 * f64::from(by)));
+            let off = quotients.iter().map(|q| (slope - q).abs()).fold(f64::MAX, f64::min);
+            assert!(off < 0.05 * scale, "{slope} instead of {quotients:?}, scale {scale}");
+        }
+    }
+
+    #[test]
+    fn adapters_that_do_not_fit_are_refused_by_key() {
+        let adapter = Adapter::default();
+        assert_eq!(adapter.refusal(3, 3), None);
+        assert!(adapter.refusal(3, 7).unwrap().starts_with("outputs: expected 7"));
+        let refused = |change: fn(&mut Adapter)| {
+            let mut adapter = Adapter::default();
+            change(&mut adapter);
+            adapter.refusal(3, 3).unwrap()
+        };
+        assert!(refused(|a| a.axes = [0, 0, 1]).starts_with("axes"));
+        assert!(refused(|a| a.outputs = Some(vec![Some(0), Some(3), None])).starts_with("outputs"));
+        let intensity = |sd| Standardised {
+            low: 0.0,
+            high: 1.0,
+            mean: 0.5,
+            sd,
+        };
+        for sd in [0.0, f64::NAN] {
+            let adapter = Adapter {
+                intensity: Some(intensity(sd)),
+                ..Adapter::default()
+            };
+            assert!(adapter.refusal(3, 3).unwrap().starts_with("intensity"));
+        }
+    }
+}

@@ -192,3 +192,35 @@ fn sha256_of(path: &Path) -> Result<String, CheckpointError> {
     }
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Weight;
+
+    fn weights(names: &[&str]) -> Weights {
+        let weight = Weight {
+            shape: vec![1],
+            values: vec![0.0],
+        };
+        names.iter().map(|name| (name.to_string(), weight.clone())).collect()
+    }
+
+    #[test]
+    fn a_file_of_three_networks_gives_the_one_that_the_role_needs() {
+        let file = weights(&["netG.a", "netG.module.b", "netD.a", "netSeg.c"]);
+        let names = |role| part(file.clone(), role).map(|found| found.into_keys().collect::<Vec<_>>());
+        assert_eq!(names(Role::Generator).unwrap(), ["a", "b"]);
+        assert_eq!(names(Role::Critic).unwrap(), ["c"]);
+        assert_eq!(names(Role::Segmentor).unwrap(), ["c"]);
+        let error = part(weights(&["netD.a"]), Role::Generator).unwrap_err();
+        assert!(
+            error.contains("expected the generator") && error.contains("netD."),
+            "{error}"
+        );
+        assert_eq!(
+            part(weights(&["conv.weight"]), Role::Critic).unwrap(),
+            weights(&["conv.weight"])
+        );
+    }
+}

@@ -56,6 +56,10 @@ const KNOWN: [(&str, &[&str]); 13] = [
     ("copyreg", &["_reconstructor"]),
 ];
 
+/// Opcodes of one pickle, at most: each leaves one object behind at most, of some hundred bytes. Checkpoints of 100 million
+/// parameters take some 10^5.
+const MAX_OPCODES: usize = 4_000_000;
+
 /// Refuses a pickle that names anything but what checkpoints need, or that cannot be followed.
 ///
 /// # Errors
@@ -66,8 +70,12 @@ pub(super) fn check(pickle: &[u8]) -> Result<(), String> {
         top: [None; 2],
         memo: HashMap::new(),
     };
-    while scan.step()? {}
-    Ok(())
+    for _ in 0..MAX_OPCODES {
+        if !scan.step()? {
+            return Ok(());
+        }
+    }
+    Err(format!("the pickle has more than {MAX_OPCODES} opcodes"))
 }
 
 /// A walk over opcodes that keeps the last two values as far as they are text, which is what names are made of.
@@ -262,6 +270,7 @@ mod tests {
         ] {
             assert!(check(pickle).is_err(), "{pickle:?}");
         }
+        assert!(check(&[b'}'; MAX_OPCODES + 1]).unwrap_err().contains("more than"));
         assert_eq!(check(b"\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01."), Ok(()));
     }
 }
