@@ -466,7 +466,6 @@ fn the_command_imports_what_info_evaluate_and_bundles_open() {
 /// nnunetv2; else nothing is tested.
 #[test]
 #[ignore = "takes PyTorch, 1.1 GB of disk and some minutes"]
-#[expect(clippy::print_stdout, reason = "a test says why it is skipped")]
 fn networks_of_full_size_compute_what_their_programs_compute() {
     let Some(python) = std::env::var_os("FREETUMOR_TORCH_PYTHON") else {
         println!("skipped: FREETUMOR_TORCH_PYTHON names no Python");
