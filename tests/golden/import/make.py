@@ -102,7 +102,7 @@ def swin(feature_size: int, side: int, thin: int, seed: int | None) -> tuple[tor
     return net, arrays
 
 
-def plans(network: str, stages: dict, patch: tuple[int, int, int]) -> dict:
+def plans(network: str, stages: dict) -> dict:
     """A plans file as nnU-Net 2.8 writes it, its axes turned and its configuration inheriting."""
     kwargs = {
         "n_stages": len(stages["features_per_stage"]),
@@ -125,7 +125,7 @@ def plans(network: str, stages: dict, patch: tuple[int, int, int]) -> dict:
         "data_identifier": "nnUNetPlans_3d_fullres",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
-        "patch_size": list(patch),
+        "patch_size": [16, 32, 64],
         "median_image_size_in_voxels": [20.0, 20.0, 30.0],
         "spacing": [3.0, 0.9, 0.7],
         "normalization_schemes": ["CTNormalization"],
@@ -164,11 +164,11 @@ DATASET = {
 }
 
 
-def nnunet(out: Path, name: str, network: str, stages: dict, seed: int, patch: tuple[int, int, int]) -> None:
+def nnunet(out: Path, name: str, network: str, stages: dict, seed: int, size: tuple[int, int, int]) -> None:
     """Saves a checkpoint with nnU-Net's own trainer, and the logits of every resolution in nnU-Net's order of axes."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    description = plans(network, stages, patch)
+    description = plans(network, stages)
     # The trainer takes the last key out of its plans.
     trainer = nnUNetTrainer({**description, "continue_training": False}, "3d_fullres", 0, DATASET, torch.device("cpu"))
     # It looks at the kind of the preprocessed cases before it makes the network.
@@ -179,7 +179,7 @@ def nnunet(out: Path, name: str, network: str, stages: dict, seed: int, patch: t
     net = randomise(trainer.network, seed)
     trainer.save_checkpoint(str(out / f"{name}.pth"))
     (out / f"{name}.plans.json").write_text(json.dumps(description, indent=1) + "\n")
-    x = image((1, 1, *patch), 2)
+    x = image((1, 1, *size), 2)
     hu = x * 425 - 175
     intensity = description["foreground_intensity_properties_per_channel"]["0"]
     clipped = hu.clamp(intensity["percentile_00_5"], intensity["percentile_99_5"])
@@ -228,7 +228,7 @@ def monai_unet(out: Path, name: str, widths: tuple[int, ...], units: int, seed: 
     net = UNet(spatial_dims=3, in_channels=1, out_channels=3, channels=widths, strides=strides, num_res_units=units)
     net = randomise(net, seed)
     torch.save({"model": net.state_dict()}, out / f"{name}.pt")
-    x = image((1, 1, 16, 16, 24), 11)
+    x = image((1, 1, 8, 12, 16), 11)
     with torch.no_grad():
         arrays = {"x": numbers(x), "logits": numbers(net(x))}
     arrays["parameters"] = np.array([sum(p.numel() for p in net.parameters())], np.float32)
@@ -312,8 +312,8 @@ class Hostile:
 
 def small() -> None:
     torch.save({"state_dict": {"w": torch.ones(2)}, "x": Hostile("executed")}, HERE / "hostile.pt")
-    nnunet(HERE, "plain", "PlainConvUNet", PLAIN, 3, (16, 16, 24))
-    nnunet(HERE, "residual", "ResidualEncoderUNet", RESIDUAL, 4, (16, 16, 24))
+    nnunet(HERE, "plain", "PlainConvUNet", PLAIN, 3, (8, 12, 16))
+    nnunet(HERE, "residual", "ResidualEncoderUNet", RESIDUAL, 4, (8, 12, 16))
     (HERE / "dataset.json").write_text(json.dumps(DATASET, indent=1) + "\n")
     monai_unet(HERE, "monai_residual", (3, 4, 6), 2, 12)
     monai_unet(HERE, "monai_plain", (3, 4, 6), 0, 13)
