@@ -84,8 +84,9 @@ fn bundle(plan: &Plan, widths: &[usize]) -> Bundle {
     Bundle {
         hash: Digest::default(),
         plan: plan.clone(),
-        critic: critic.init(&device, 1),
+        critic: critic.init(&device, 1).into(),
         generator: Some(generator.init(&device, 2)),
+        published: None,
         discriminator: None,
         calibration: Calibration::default(),
         provenance: Provenance::default(),

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use freetumor::checkpoint::Bundle;
-use freetumor::nn::{OutputActivation, PublishedConfig, Unet, cube_side};
+use freetumor::nn::{Network, OutputActivation, PublishedConfig, cube_side};
 use freetumor::phantom::{PhantomSpec, Phase, Scanner, write_store};
 use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::diameters_mm;
@@ -186,10 +186,10 @@ fn main() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
     let bundle = Bundle::load_critic(&models, &Device::flex()).unwrap();
     let scene = Scene::new(bundle.plan.spacing_mm);
-    let (critic, window): (&Unet, _) = (&bundle.critic, bundle.plan.window_hu);
+    let (critic, window): (&Network, _) = (&bundle.critic, bundle.plan.window_hu);
     let tumour = usize::from(scene.organ.tumour_id);
     score_all("demo critic", &scene, lesions, &|image| {
-        chance(critic.forward(input(image, window), None), tumour)
+        chance(critic.forward(input(image, window)), tumour)
     });
 
     let published = PublishedConfig {

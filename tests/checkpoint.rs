@@ -7,10 +7,10 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor};
 use freetumor::checkpoint::{
     Architecture, Bundle, Calibration, CalibrationEntry, FORMAT_VERSION, ModelManifest, Precision, Role, Thresholds,
-    WeightsFile, collect, load_manifest, load_segmentor, save_model, write_atomically,
+    Weights, WeightsFile, collect, load_manifest, load_segmentor, save_model, write_atomically,
 };
 use freetumor::digest::Digest;
-use freetumor::nn::{GeneratorConfig, UnetConfig};
+use freetumor::nn::{Adapter, GeneratorConfig, UnetConfig};
 use freetumor::volume::{ContrastBin, HuWindow, LabelMap, Plan, SizeClass};
 
 fn unet(out_channels: usize) -> UnetConfig {
@@ -32,6 +32,8 @@ fn manifest(role: Role, architecture: Architecture) -> ModelManifest {
         provenance_known: false,
         training: None,
         calibration: None,
+        adapter: Adapter::default(),
+        imported: None,
         weights: WeightsFile::default(),
     }
 }
@@ -93,6 +95,8 @@ fn weights_survive_exactly_and_halves_to_eleven_bits() {
     for (precision, tolerance) in [(Precision::Single, 0.0), (Precision::Half, 1.0 / 2048.0)] {
         save_unet(folder.path(), Role::Segmentor, 7, precision);
         let loaded = collect(&load_segmentor(folder.path(), &Device::flex()).unwrap().model);
+        let bare = |name: String| name.strip_prefix("body.Unet.").unwrap().to_string();
+        let loaded: Weights = loaded.into_iter().map(|(name, weight)| (bare(name), weight)).collect();
         assert_eq!(loaded.keys().collect::<Vec<_>>(), original.keys().collect::<Vec<_>>());
         for (name, weight) in &original {
             assert_eq!(weight.shape, loaded[name].shape);
@@ -190,7 +194,7 @@ fn manifests_of_the_first_format_load_and_have_no_fingerprints() {
 #[test]
 fn bad_manifests_are_refused_naming_the_key() {
     let cases: [(&str, serde_json::Value, &str); 6] = [
-        ("/format_version", 9.into(), "format_version: expected 1 to 2, got 9"),
+        ("/format_version", 9.into(), "format_version: expected 1 to 3, got 9"),
         ("/role", "segmentor".into(), "role: expected Critic"),
         (
             "/architecture/unet/widths",
@@ -207,7 +211,11 @@ fn bad_manifests_are_refused_naming_the_key() {
             serde_json::json!([1024, 1024, 1024]),
             "expected weights of",
         ),
-        ("/architecture/unet/out_channels", 5.into(), "7 out"),
+        (
+            "/architecture/unet/out_channels",
+            5.into(),
+            "expected 7 of the label map, the network has 5",
+        ),
     ];
     for (pointer, value, expected) in cases {
         let folder = whole_bundle();

@@ -232,7 +232,7 @@ fn seen_by(bundle: &Bundle, image: &Array3<i16>) -> Array3<u8> {
     let (d, h, w) = image.dim();
     let values: Vec<f32> = image.iter().map(|hu| window.normalise(*hu)).collect();
     let x = Tensor::<5>::from_data(TensorData::new(values, [1, 1, d, h, w]), &Device::flex());
-    let ids = bundle.critic.forward(x, None).argmax(1).into_data();
+    let ids = bundle.critic.forward(x).argmax(1).into_data();
     Array3::from_shape_vec((d, h, w), ids.iter::<i64>().map(|id| id as u8).collect()).unwrap()
 }
 

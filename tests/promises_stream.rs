@@ -153,8 +153,9 @@ fn bundle(provenance: Provenance) -> Arc<Bundle> {
     Arc::new(Bundle {
         hash: Digest::of(b"untrained"),
         plan: plan(),
-        critic: unet(7, 1),
+        critic: unet(7, 1).into(),
         generator: Some(generator.init(&device, 2)),
+        published: None,
         discriminator: Some(unet(3, 3)),
         calibration: Calibration {
             entries: vec![CalibrationEntry {

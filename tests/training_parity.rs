@@ -8,7 +8,6 @@ use freetumor::nn::{DiceOver, LossForm, Targets, Unet, UnetConfig, marginal_loss
 use freetumor::volume::ClassSet;
 
 #[path = "common/golden.rs"]
-#[expect(dead_code, reason = "other tests check single operators with it")]
 mod golden;
 
 use golden::{Golden, assert_close, tensor};

@@ -6,11 +6,11 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::Device;
 
-use super::load::{load_generator, load_unet};
+use super::load::{AnyGenerator, load_discriminator, load_generator, load_network};
 use super::{Calibration, CheckpointError, ModelManifest, Role, check_plan};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
-use crate::nn::{Generator, Unet};
+use crate::nn::{Generator, Network, Published, Unet};
 use crate::volume::{Fingerprint, Plan};
 
 /// What a model was trained on.
@@ -31,9 +31,11 @@ pub struct Bundle {
     /// The grid, labels and window they were trained on.
     pub plan: Plan,
     /// The frozen stage-1 segmentor: classes as in the plan's label map.
-    pub critic: Unet,
+    pub critic: Network,
     /// Stage 2's generator.
     pub generator: Option<Generator>,
+    /// The published generator, where the bundle has it instead.
+    pub published: Option<Published>,
     /// Stage 2's voxel-wise discriminator: logits for 0 background, 1 real tumour, 2 synthetic tumour.
     pub discriminator: Option<Unet>,
     /// The gate's thresholds.
@@ -49,12 +51,12 @@ impl Bundle {
     /// [`CheckpointError`] names the file, or the field in which the models differ.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, CheckpointError> {
         let has = |role: Role| folder.join(format!("{}.json", role.name())).exists();
-        let critic = load_unet(folder, Role::Critic, device)?;
+        let critic = load_network(folder, Role::Critic, device)?;
         let generator = has(Role::Generator)
             .then(|| load_generator(folder, device))
             .transpose()?;
         let discriminator = has(Role::Discriminator)
-            .then(|| load_unet(folder, Role::Discriminator, device))
+            .then(|| load_discriminator(folder, device))
             .transpose()?;
         let others = generator.iter().map(|loaded| &loaded.manifest);
         let others = others.chain(discriminator.iter().map(|loaded| &loaded.manifest));
@@ -67,13 +69,21 @@ impl Bundle {
             check_grid(&critic.manifest, manifest)?;
             manifests.push(manifest);
         }
+        let hash = Digest::of_json(&manifests);
+        let provenance = Provenance::of(&manifests);
+        let (generator, published) = match generator.map(|loaded| loaded.model) {
+            Some(AnyGenerator::Conditional(generator)) => (Some(generator), None),
+            Some(AnyGenerator::Published(generator)) => (None, Some(generator)),
+            None => (None, None),
+        };
         Ok(Self {
-            hash: Digest::of_json(&manifests),
+            hash,
             plan: critic.manifest.plan.clone(),
-            provenance: Provenance::of(&manifests),
+            provenance,
             calibration: critic.manifest.calibration.clone().unwrap_or_default(),
             critic: critic.model,
-            generator: generator.map(|loaded| loaded.model),
+            generator,
+            published,
             discriminator: discriminator.map(|loaded| loaded.model),
         })
     }
@@ -83,7 +93,7 @@ impl Bundle {
     /// # Errors
     /// [`CheckpointError`] names the file.
     pub fn load_critic(folder: &Path, device: &Device) -> Result<Self, CheckpointError> {
-        let critic = load_unet(folder, Role::Critic, device)?;
+        let critic = load_network(folder, Role::Critic, device)?;
         let manifests = [&critic.manifest];
         Ok(Self {
             hash: Digest::of_json(&manifests),
@@ -92,6 +102,7 @@ impl Bundle {
             calibration: critic.manifest.calibration.clone().unwrap_or_default(),
             critic: critic.model,
             generator: None,
+            published: None,
             discriminator: None,
         })
     }
@@ -101,6 +112,7 @@ impl Bundle {
         Self {
             critic: self.critic.with_compute_dtype(dtype),
             generator: self.generator.map(|net| net.with_compute_dtype(dtype)),
+            published: self.published.map(|net| net.with_compute_dtype(dtype)),
             discriminator: self.discriminator.map(|net| net.with_compute_dtype(dtype)),
             ..self
         }

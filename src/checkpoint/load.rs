@@ -7,7 +7,7 @@ use burn::tensor::Device;
 
 use super::save::sha256;
 use super::{Architecture, CheckpointError, FORMAT_VERSION, ModelManifest, Role, fill, read_weights};
-use crate::nn::{Generator, Unet};
+use crate::nn::{Body, Generator, Network, Published, Unet};
 use crate::volume::Plan;
 
 /// No manifest is larger: hashes of 10^5 training cases take 7 MB.
@@ -71,25 +71,39 @@ pub fn load_manifest(folder: &Path, role: Role) -> Result<ModelManifest, Checkpo
 }
 
 /// Tells where an architecture does not fit its role and label map.
-fn misfit(manifest: &ModelManifest) -> Option<String> {
+pub(super) fn misfit(manifest: &ModelManifest) -> Option<String> {
     let labels = &manifest.plan.labels;
+    let [inputs, outputs] = manifest.architecture.channels();
+    let organs = labels.organs().len();
     match (&manifest.architecture, manifest.role) {
-        (Architecture::Generator(config), Role::Generator) => {
-            let organs = labels.organs().len();
-            (config.organs != organs).then(|| {
-                format!(
-                    "architecture.organs: expected {organs} of the label map, got {}",
-                    config.organs
-                )
+        (Architecture::Generator(config), Role::Generator) => (config.organs != organs).then(|| {
+            format!(
+                "architecture.organs: expected {organs} of the label map, got {}",
+                config.organs
+            )
+        }),
+        (Architecture::Published(_), Role::Generator) => {
+            let fits = inputs == 1 && outputs == organs;
+            (!fits).then(|| {
+                format!("architecture: expected 1 channel in, {organs} out (organs), got {inputs} and {outputs}")
             })
         }
-        (Architecture::Unet(config), Role::Critic | Role::Segmentor | Role::Discriminator) => {
-            let out = match manifest.role {
-                Role::Discriminator => 3,
-                _ => labels.class_count(),
-            };
-            let fits = config.in_channels == 1 && config.out_channels == out && config.condition == 0;
-            (!fits).then(|| format!("architecture: expected 1 channel in, {out} out, no condition, got {config:?}"))
+        (Architecture::Unet(config), Role::Discriminator) => {
+            let fits = inputs == 1 && outputs == 3 && config.condition == 0;
+            (!fits).then(|| format!("architecture: expected 1 channel in, 3 out, no condition, got {config:?}"))
+        }
+        (Architecture::Unet(config), Role::Critic | Role::Segmentor) if config.condition > 0 => {
+            Some(format!("architecture: expected no condition, got {config:?}"))
+        }
+        (
+            Architecture::Unet(_) | Architecture::SwinUnetr(_) | Architecture::Nnunet(_) | Architecture::MonaiUnet(_),
+            Role::Critic | Role::Segmentor,
+        ) => {
+            if inputs != 1 {
+                return Some(format!("architecture: expected 1 channel in, got {inputs}"));
+            }
+            let what = manifest.adapter.refusal(outputs, labels.class_count());
+            what.map(|what| format!("adapter.{what}"))
         }
         (architecture, role) => Some(format!("architecture: {architecture:?} cannot be a {role:?}")),
     }
@@ -116,21 +130,52 @@ fn load_weights<M: Module>(
     fill(init(), read_weights(&bytes, &path)?)
 }
 
-/// Loads a U-Net of a role.
-pub(super) fn load_unet(folder: &Path, role: Role, device: &Device) -> Result<Loaded<Unet>, CheckpointError> {
+/// Loads a network that segments.
+pub(super) fn load_network(folder: &Path, role: Role, device: &Device) -> Result<Loaded<Network>, CheckpointError> {
     let manifest = load_manifest(folder, role)?;
-    let config = manifest.architecture.unet();
+    let body = match &manifest.architecture {
+        Architecture::Unet(config) => Body::Unet(load_weights(folder, &manifest, || config.init(device, 0))?),
+        Architecture::SwinUnetr(config) => Body::SwinUnetr(load_weights(folder, &manifest, || config.init(device, 0))?),
+        Architecture::Nnunet(config) => Body::Nnunet(load_weights(folder, &manifest, || config.init(device, 0))?),
+        Architecture::MonaiUnet(config) => Body::MonaiUnet(load_weights(folder, &manifest, || config.init(device, 0))?),
+        Architecture::Generator(_) | Architecture::Published(_) => {
+            unreachable!("the manifest of a network that segments was checked to hold one")
+        }
+    };
+    let model = Network::new(body, manifest.architecture.stride(), manifest.adapter.clone());
+    Ok(Loaded { manifest, model })
+}
+
+/// Loads the discriminator.
+pub(super) fn load_discriminator(folder: &Path, device: &Device) -> Result<Loaded<Unet>, CheckpointError> {
+    let manifest = load_manifest(folder, Role::Discriminator)?;
+    let Architecture::Unet(config) = manifest.architecture.clone() else {
+        unreachable!("a discriminator's manifest was checked to hold a U-Net");
+    };
     let model = load_weights(folder, &manifest, || config.init(device, 0))?;
     Ok(Loaded { manifest, model })
 }
 
-/// Loads the conditional generator.
-pub(super) fn load_generator(folder: &Path, device: &Device) -> Result<Loaded<Generator>, CheckpointError> {
+/// A generator of either kind.
+pub(super) enum AnyGenerator {
+    /// Ours.
+    Conditional(Generator),
+    /// The published one.
+    Published(Published),
+}
+
+/// Loads the generator.
+pub(super) fn load_generator(folder: &Path, device: &Device) -> Result<Loaded<AnyGenerator>, CheckpointError> {
     let manifest = load_manifest(folder, Role::Generator)?;
-    let Architecture::Generator(config) = manifest.architecture.clone() else {
-        unreachable!("a generator's manifest was checked to hold a generator");
+    let model = match &manifest.architecture {
+        Architecture::Generator(config) => {
+            AnyGenerator::Conditional(load_weights(folder, &manifest, || config.init(device, 0))?)
+        }
+        Architecture::Published(config) => {
+            AnyGenerator::Published(load_weights(folder, &manifest, || config.init(device, 0))?)
+        }
+        _ => unreachable!("a generator's manifest was checked to hold a generator"),
     };
-    let model = load_weights(folder, &manifest, || config.init(device, 0))?;
     Ok(Loaded { manifest, model })
 }
 
@@ -138,8 +183,8 @@ pub(super) fn load_generator(folder: &Path, device: &Device) -> Result<Loaded<Ge
 ///
 /// # Errors
 /// [`CheckpointError`] names the file and what is wrong with it.
-pub fn load_segmentor(folder: &Path, device: &Device) -> Result<Loaded<Unet>, CheckpointError> {
-    load_unet(folder, Role::Segmentor, device)
+pub fn load_segmentor(folder: &Path, device: &Device) -> Result<Loaded<Network>, CheckpointError> {
+    load_network(folder, Role::Segmentor, device)
 }
 
 /// Checks that two plans agree on labels and window. Grids may differ: residuals are resampled (promise P5).

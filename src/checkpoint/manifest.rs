@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::Calibration;
+use super::{Architecture, Calibration};
 use crate::digest::Digest;
-use crate::nn::{GeneratorConfig, UnetConfig};
+use crate::nn::Adapter;
 use crate::volume::{Fingerprint, Plan};
 
 /// The manifest's format; raised when an older program could not read it. All formats from 1 on are read.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// What a model does in the method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,77 +27,12 @@ pub enum Role {
 }
 
 impl Role {
+    /// All roles.
+    pub const ALL: [Self; 4] = [Self::Critic, Self::Generator, Self::Discriminator, Self::Segmentor];
+
     /// Returns the stem of the model's two files.
     pub fn name(self) -> &'static str {
         ["critic", "generator", "discriminator", "segmentor"][self as usize]
-    }
-}
-
-/// The shape of a network.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Architecture {
-    /// A plain 3D U-Net.
-    Unet(UnetConfig),
-    /// The conditional generator.
-    Generator(GeneratorConfig),
-}
-
-impl Architecture {
-    /// Returns the U-Net that the architecture is or wraps.
-    pub fn unet(&self) -> UnetConfig {
-        match self {
-            Self::Unet(config) => config.clone(),
-            Self::Generator(config) => UnetConfig {
-                in_channels: 3,
-                out_channels: 1,
-                widths: config.widths.clone(),
-                condition: crate::nn::Condition::len(config.organs),
-            },
-        }
-    }
-
-    /// Tells what is wrong with the architecture, naming the key, or nothing: to be asked before weights are allocated.
-    pub fn refusal(&self) -> Option<String> {
-        if let Self::Generator(config) = self {
-            if !(1..=64).contains(&config.organs) {
-                return Some(format!("organs: expected 1 to 64, got {}", config.organs));
-            }
-            if !(config.spread_hu.is_finite() && (0.0..=1000.0).contains(&config.spread_hu)) {
-                return Some(format!("spread_hu: expected 0 to 1000, got {}", config.spread_hu));
-            }
-        }
-        let unet = self.unet();
-        if !(1..=7).contains(&unet.widths.len()) {
-            return Some(format!("widths: expected 1 to 7 levels, got {}", unet.widths.len()));
-        }
-        if let Some(width) = unet.widths.iter().find(|width| !(1..=1024).contains(*width)) {
-            return Some(format!("widths: expected 1 to 1024 channels, got {width}"));
-        }
-        let channels = [
-            ("in_channels", unet.in_channels),
-            ("out_channels", unet.out_channels),
-            ("condition", unet.condition.max(1)),
-        ];
-        channels
-            .into_iter()
-            .find(|(_, n)| !(1..=128).contains(n))
-            .map(|(name, n)| format!("{name}: expected at most 128, got {n}"))
-    }
-
-    /// Returns the number of parameters; meaningful only where [`Self::refusal`] finds nothing.
-    pub fn parameters(&self) -> u64 {
-        let unet = self.unet();
-        let double = |from: usize, to: usize| {
-            let convolutions = 27 * from * to + to + 27 * to * to + to;
-            convolutions + 2 * (2 * to + 2 * to * unet.condition)
-        };
-        let widths = &unet.widths;
-        let first = double(unet.in_channels, widths[0]);
-        let levels = widths
-            .windows(2)
-            .map(|pair| double(pair[0], pair[1]) + 8 * pair[1] * pair[0] + pair[0] + double(2 * pair[0], pair[0]));
-        (first + levels.sum::<usize>() + (widths[0] + 1) * unet.out_channels) as u64
     }
 }
 
@@ -134,6 +69,18 @@ pub struct Training {
     pub metrics: BTreeMap<String, f64>,
 }
 
+/// Where an imported model came from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Imported {
+    /// The file's name.
+    pub file: String,
+    /// Its SHA-256, hexadecimal.
+    pub sha256: String,
+    /// What the file says of itself, such as nnU-Net's trainer and fold.
+    pub notes: BTreeMap<String, String>,
+}
+
 /// Everything about a model but its weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -155,6 +102,12 @@ pub struct ModelManifest {
     /// The gate's thresholds; only a critic has them.
     #[serde(default)]
     pub calibration: Option<Calibration>,
+    /// What stands between the plan and an imported network.
+    #[serde(default, skip_serializing_if = "Adapter::is_default")]
+    pub adapter: Adapter,
+    /// Where an imported model came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Imported>,
     /// The file of weights.
     pub weights: WeightsFile,
 }

@@ -1,16 +1,20 @@
 //! Models on disk: safetensors and a JSON manifest each, hashed together as a bundle.
 
+mod architecture;
 mod bundle;
 mod calibration;
+mod import;
 mod load;
 mod manifest;
 mod save;
 mod weights;
 
+pub use architecture::Architecture;
 pub use bundle::{Bundle, Provenance};
 pub use calibration::{Calibration, CalibrationEntry, Thresholds};
+pub use import::{ImportRequest, NnunetPlans, PytorchFile, import_pytorch, read_pytorch, source_name};
 pub use load::{Loaded, check_plan, load_manifest, load_segmentor};
-pub use manifest::{Architecture, FORMAT_VERSION, ModelManifest, Role, Training, WeightsFile};
+pub use manifest::{FORMAT_VERSION, Imported, ModelManifest, Role, Training, WeightsFile};
 pub use save::{Precision, save_model, write_atomically};
 pub use weights::{Weight, Weights, collect, fill, read_weights, weights_bytes};
 

@@ -1,11 +1,12 @@
 //! `freetumor info`: what this binary, a store and a folder of models are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::device::Compute;
 use super::models::{open_models, open_store};
 use super::{say, say_json};
+use crate::checkpoint::{Role, load_manifest};
 use crate::config::Config;
 use crate::kernel;
 use crate::store::{CaseKind, Cases};
@@ -49,15 +50,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "plan": store.plan(),
         });
     }
-    if let Some(bundle) = open_models(args.models.as_deref(), &Compute::cpu())? {
-        facts["models"] = serde_json::json!({
-            "bundle": bundle.hash,
-            "plan": bundle.plan,
-            "generator": bundle.generator.is_some(),
-            "discriminator": bundle.discriminator.is_some(),
-            "provenance_known": bundle.provenance.known,
-            "trained_on": bundle.provenance.source_hashes.len(),
-        });
+    if let Some(dir) = &args.models {
+        facts["models"] = models(dir)?;
     }
     if args.json {
         say_json(&facts)?;
@@ -65,6 +59,38 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         print("", &facts);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells what a folder of models holds: every network, and the bundle where there is a critic.
+fn models(dir: &Path) -> anyhow::Result<serde_json::Value> {
+    let has = |role: Role| dir.join(format!("{}.json", role.name())).exists();
+    let held: Vec<Role> = Role::ALL.into_iter().filter(|role| has(*role)).collect();
+    let mut facts = serde_json::json!({});
+    // A folder without any network is refused as one without a critic.
+    let is_bundle = held.is_empty() || held.contains(&Role::Critic);
+    let bundle = is_bundle.then(|| open_models(Some(dir), &Compute::cpu())).transpose()?;
+    if let Some(bundle) = bundle.flatten() {
+        facts = serde_json::json!({
+            "bundle": bundle.hash,
+            "plan": bundle.plan,
+            "generator": bundle.generator.is_some(),
+            "published_generator": bundle.published.is_some(),
+            "discriminator": bundle.discriminator.is_some(),
+            "provenance_known": bundle.provenance.known,
+            "trained_on": bundle.provenance.source_hashes.len(),
+        });
+    }
+    for role in held {
+        let manifest = load_manifest(dir, role)?;
+        facts["networks"][role.name()] = serde_json::json!({
+            "architecture": manifest.architecture,
+            "parameters": manifest.architecture.parameters(),
+            "spacing_mm": manifest.plan.spacing_mm,
+            "provenance_known": manifest.provenance_known,
+            "imported": manifest.imported,
+        });
+    }
+    Ok(facts)
 }
 
 /// Prints one line per fact, nested keys joined with dots.

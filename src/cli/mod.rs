@@ -7,6 +7,7 @@ mod device;
 mod duplicates;
 mod evaluate;
 mod healthcheck;
+mod import;
 mod info;
 mod ingest;
 mod label_organs;
@@ -43,6 +44,7 @@ enum Command {
     Serve(serve::Args),
     LabelOrgans(label_organs::Args),
     Evaluate(evaluate::Args),
+    Import(import::Args),
     Bench(bench::Args),
     Info(info::Args),
     CheckConfig(check_config::Args),
@@ -81,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::LabelOrgans(args) => label_organs::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Info(args) => info::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),

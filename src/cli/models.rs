@@ -11,7 +11,7 @@ use super::device::Compute;
 use crate::checkpoint::{Bundle, ModelManifest, Role, load_manifest, load_segmentor};
 use crate::config::Config;
 use crate::digest::Digest;
-use crate::nn::Unet;
+use crate::nn::Network as Net;
 use crate::store::Store;
 use crate::stream::Streams;
 use crate::stream::recipe::Recipe;
@@ -46,7 +46,7 @@ impl Network {
 
 /// A segmenting network with its manifest.
 pub(super) struct Segmenting {
-    pub(super) net: Unet,
+    pub(super) net: Net,
     pub(super) manifest: ModelManifest,
 }
 

@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use super::{
     ClassScore, EvaluateError, LesionScore, Overlap, SlidingWindow, lesion_level, mean_scores, overlap, predict,
 };
-use crate::nn::Unet;
+use crate::nn::VoxelClassifier;
 use crate::store::{CaseKind, Cases};
 
 /// How held-out cases are scored.
@@ -45,7 +45,7 @@ pub struct HeldOut {
 /// A network to be scored, and what on.
 pub struct Examination<'a> {
     /// The network.
-    pub net: &'a Unet,
+    pub net: &'a dyn VoxelClassifier,
     /// Where it runs.
     pub device: &'a Device,
     /// The store.

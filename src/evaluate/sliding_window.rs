@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use ndarray::{Array3, Array4, Axis, s};
 use serde::{Deserialize, Serialize};
 
-use crate::nn::Unet;
+use crate::nn::VoxelClassifier;
 use crate::store::{Cases, StoreError};
 use crate::volume::{Region, Shape};
 
@@ -81,7 +81,7 @@ pub fn argmax(logits: &Array4<f32>) -> Array3<u8> {
 /// # Errors
 /// [`StoreError`] where the case cannot be read.
 pub fn predict(
-    net: &Unet,
+    net: &dyn VoxelClassifier,
     cases: &dyn Cases,
     case: usize,
     settings: &SlidingWindow,
@@ -121,11 +121,11 @@ pub fn predict(
 }
 
 /// Runs a network on one cube of intensities in [0, 1]; returns logits `[C, D, H, W]`.
-pub(crate) fn forward(net: &Unet, image: &Array3<f32>, device: &Device) -> Array4<f32> {
+pub(crate) fn forward(net: &dyn VoxelClassifier, image: &Array3<f32>, device: &Device) -> Array4<f32> {
     let (d, h, w) = image.dim();
     let values: Vec<f32> = image.iter().copied().collect();
     let x = Tensor::<5>::from_data(TensorData::new(values, [1, 1, d, h, w]), device);
-    let logits = net.forward(x, None);
+    let logits = net.logits(x);
     let classes = logits.dims()[1];
     let values: Vec<f32> = logits
         .into_data()

@@ -42,6 +42,27 @@ pub fn apply(path: &Path, configuration: &str, base: &Plan) -> Result<Plan, Inge
     }
 }
 
+/// Returns a whole plans file, and one of its configurations with what it inherits.
+///
+/// # Errors
+/// [`IngestError::NnunetPlans`] names the file and the key.
+pub fn configuration(path: &Path, configuration: &str) -> Result<(Value, Value), IngestError> {
+    let read = || {
+        let plans = read(path)?;
+        let mut merged = serde_json::Map::new();
+        for parent in lineage(&plans, configuration)? {
+            for (key, value) in parent.as_object().into_iter().flatten() {
+                merged.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        Ok((plans, Value::Object(merged)))
+    };
+    read().map_err(|what| IngestError::NnunetPlans {
+        path: path.into(),
+        what,
+    })
+}
+
 fn read(path: &Path) -> Result<Value, String> {
     let file = std::fs::File::open(path).map_err(|error| format!("cannot open: {error}"))?;
     let mut bytes = Vec::new();
@@ -83,7 +104,13 @@ fn planned(plans: &Value, configuration: &str, base: &Plan) -> Result<Plan, Stri
 
 /// Returns a key of a configuration, or of those it inherits from.
 fn find<'a>(plans: &'a Value, configuration: &str, key: &str) -> Result<&'a Value, String> {
-    let mut name = configuration;
+    let found = lineage(plans, configuration)?.into_iter().find_map(|of| of.get(key));
+    found.ok_or(format!("configurations.{configuration}.{key}: missing"))
+}
+
+/// Returns a configuration and those it inherits from, nearest first.
+fn lineage<'a>(plans: &'a Value, configuration: &str) -> Result<Vec<&'a Value>, String> {
+    let (mut name, mut lineage) = (configuration, Vec::new());
     for _ in 0..MAX_PARENTS {
         let Some(found) = plans["configurations"].get(name) else {
             let known: Vec<&String> = plans["configurations"]
@@ -93,12 +120,10 @@ fn find<'a>(plans: &'a Value, configuration: &str, key: &str) -> Result<&'a Valu
                 .collect();
             return Err(format!("configurations: expected {name:?}, it has {known:?}"));
         };
-        if let Some(value) = found.get(key) {
-            return Ok(value);
-        }
+        lineage.push(found);
         match found["inherits_from"].as_str() {
             Some(parent) => name = parent,
-            None => return Err(format!("configurations.{configuration}.{key}: missing")),
+            None => return Ok(lineage),
         }
     }
     Err(format!(

@@ -15,15 +15,19 @@ pub fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, stride: usize) -
     module::conv3d(x, weight, Some(bias), options)
 }
 
-/// See [`super::conv_transpose3d_k2s2`]; one matrix product, because burn's own kernel is naive on GPUs.
-pub fn conv_transpose3d_k2s2(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+/// See [`super::conv_transpose3d_k2s2`] and [`super::conv_transpose3d_blocks`]; one matrix product, because burn's own
+/// kernel is naive on GPUs.
+pub fn conv_transpose3d_blocks(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
     let [n, ci, d, h, w] = x.dims();
-    let co = weight.dims()[1];
+    let [_, co, kd, kh, kw] = weight.dims();
+    let block = kd * kh * kw;
     let (weight, bias) = (follow(weight, &x), follow(bias, &x));
-    let weight: Tensor<3> = weight.reshape([ci, co * 8]).swap_dims(0, 1).unsqueeze();
-    let y = weight.expand([n, co * 8, ci]).matmul(x.reshape([n, ci, d * h * w]));
-    let y: Tensor<8> = y.reshape([n, co, 2, 2, 2, d, h, w]).permute([0, 1, 5, 2, 6, 3, 7, 4]);
-    y.reshape([n, co, 2 * d, 2 * h, 2 * w]) + bias.reshape([1, co, 1, 1, 1])
+    let weight: Tensor<3> = weight.reshape([ci, co * block]).swap_dims(0, 1).unsqueeze();
+    let y = weight.expand([n, co * block, ci]).matmul(x.reshape([n, ci, d * h * w]));
+    let y: Tensor<8> = y
+        .reshape([n, co, kd, kh, kw, d, h, w])
+        .permute([0, 1, 5, 2, 6, 3, 7, 4]);
+    y.reshape([n, co, d * kd, h * kh, w * kw]) + bias.reshape([1, co, 1, 1, 1])
 }
 
 /// See [`super::instance_norm_leaky_relu`]; the statistics and the norm itself are single precision.

@@ -64,7 +64,7 @@ pub(super) fn is_cpu(device: &Device) -> bool {
 }
 
 /// Converts a parameter to the type of what it works on.
-pub(super) fn follow<const D: usize>(parameter: Tensor<D>, x: &Tensor<5>) -> Tensor<D> {
+pub(crate) fn follow<const D: usize>(parameter: Tensor<D>, x: &Tensor<5>) -> Tensor<D> {
     match (parameter.dtype(), x.dtype()) {
         (DType::F32, DType::BF16) => parameter.cast(FloatDType::BF16),
         _ => parameter,

@@ -9,6 +9,7 @@ mod composed;
 mod convolution;
 mod dtype;
 mod extension;
+mod general;
 mod isa;
 mod layout;
 mod loss;
@@ -32,6 +33,8 @@ use extension::Operators;
 
 pub use composed::{log_sum_exp, total};
 pub use dtype::ComputeDtype;
+pub(crate) use dtype::follow;
+pub use general::{average_pool3d, conv_transpose3d_blocks, conv_transpose3d_k3, conv3d_per_axis};
 pub use loss::{DiceOver, LossForm};
 pub use upsampling::Upsampling;
 
@@ -86,7 +89,7 @@ pub fn conv3d_of_pair(first: Tensor<5>, second: Tensor<5>, weight: Tensor<5>, bi
 /// x `[B, Ci, D, H, W]`, weight `[Ci, Co, 2, 2, 2]`, bias `[Co]` -> `[B, Co, 2D, 2H, 2W]`.
 pub fn conv_transpose3d_k2s2(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
     if !is_ours(&x) {
-        return composed::conv_transpose3d_k2s2(x, weight, bias);
+        return composed::conv_transpose3d_blocks(x, weight, bias);
     }
     let [x, weight, bias] = [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()];
     Tensor::from_dispatch(Dispatch::doubling_conv3d(x, weight, bias))

@@ -262,7 +262,7 @@ fn transposed_convolution_equals_burns() {
             module::conv_transpose3d(x.clone(), w.clone(), Some(bias(b)), options())
         });
         same_as_burn(shapes, ours, |[x, w, b]| {
-            super::composed::conv_transpose3d_k2s2(x.clone(), w.clone(), bias(b))
+            super::composed::conv_transpose3d_blocks(x.clone(), w.clone(), bias(b))
         });
     }
 }

@@ -8,7 +8,7 @@ use super::augment::Look;
 use super::cubes::{Catalogue, read_cube, side_of};
 use crate::checkpoint::{Calibration, CalibrationEntry, Thresholds};
 use crate::evaluate::{argmax, forward};
-use crate::nn::Unet;
+use crate::nn::VoxelClassifier;
 use crate::synth::gate::{Judged, scores};
 use crate::volume::{Connectivity, ContrastBin, SizeClass, take_component};
 
@@ -30,7 +30,7 @@ pub(super) struct RealScore {
 /// Scores every real lesion of a catalogue in its cube, as a synthesized one is scored. Nothing was there "before":
 /// the real lesion was never painted, so all that the critic calls tumour counts.
 pub(super) fn judge_real(
-    critic: &Unet,
+    critic: &dyn VoxelClassifier,
     catalogue: &Catalogue,
     max_cube: usize,
     device: &Device,

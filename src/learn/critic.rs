@@ -18,7 +18,7 @@ use crate::checkpoint::{
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
-use crate::nn::{LossForm, Unet, UnetConfig, marginal_loss};
+use crate::nn::{Adapter, LossForm, Unet, UnetConfig, marginal_loss};
 use crate::rng::{Purpose, Rng};
 use crate::store::CaseKind;
 use crate::volume::{Plan, SizeClass};
@@ -298,6 +298,8 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
             dice_metrics(&report.held_out),
         )),
         calibration: Some(calibration),
+        adapter: Adapter::default(),
+        imported: None,
         weights: WeightsFile::default(),
     };
     save_model(job.out, manifest, &weights, config.precision)?;

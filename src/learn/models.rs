@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Job, LearnError, Metrics};
 use crate::checkpoint::{Training, Weights, write_atomically};
 use crate::evaluate::{Examination, HeldOut, HeldOutSettings, score_held_out};
-use crate::nn::Unet;
+use crate::nn::VoxelClassifier;
 use crate::store::Cases;
 
 /// Refuses a number that is not finite.
@@ -87,7 +87,7 @@ pub(super) fn dice_metrics(scores: &HeldOut) -> Metrics {
 
 /// Scores a network on a job's held-out cases.
 pub(super) fn held_out_scores(
-    net: &Unet,
+    net: &dyn VoxelClassifier,
     job: &mut Job,
     held_out: &[usize],
     settings: &HeldOutSettings,

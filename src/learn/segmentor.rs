@@ -17,7 +17,7 @@ use crate::checkpoint::{
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
-use crate::nn::{LossForm, Targets, Unet, UnetConfig, marginal_loss};
+use crate::nn::{Adapter, LossForm, Targets, Unet, UnetConfig, marginal_loss};
 use crate::rng::{Purpose, Rng};
 use crate::stream::delivery::Delivery;
 use crate::stream::patch::{Outcome, StreamedPatch};
@@ -312,6 +312,8 @@ pub fn train_segmentor(
         provenance_known: true,
         training: Some(record),
         calibration: None,
+        adapter: Adapter::default(),
+        imported: None,
         weights: WeightsFile::default(),
     };
     save_model(job.out, manifest, &weights, config.precision)?;

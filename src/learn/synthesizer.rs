@@ -23,7 +23,7 @@ use crate::checkpoint::{
     load_manifest, save_model, write_atomically,
 };
 use crate::digest::Digest;
-use crate::nn::{Generator, GeneratorConfig, Unet, UnetConfig, total, weighted_cross_entropy};
+use crate::nn::{Adapter, Generator, GeneratorConfig, Network, Unet, UnetConfig, total, weighted_cross_entropy};
 use crate::rng::{Purpose, Rng};
 use crate::volume::{ContrastBin, SizeClass};
 
@@ -34,7 +34,7 @@ struct SynthesizerTrainee<'a> {
     /// With gradients.
     device: Device,
     /// On the device with gradients, its own parameters without.
-    critic: Unet,
+    critic: Network,
     generator: Generator,
     discriminator: Unet,
     optimizer: Optimizer,
@@ -139,7 +139,7 @@ impl SynthesizerTrainee<'_> {
     /// Returns the critic's losses: recall below the wanted one, and tumour around the lesion that was not there before.
     fn critic_losses(&self, hosts: &[Host], batch: &HostBatch, fake: Tensor<5>) -> (Tensor<1>, Tensor<1>) {
         let b = hosts.len();
-        let chances = activation::softmax(self.critic.forward(fake, None), 1);
+        let chances = activation::softmax(self.critic.forward(fake), 1);
         let classes = chances.dims()[1];
         let (mut own, mut any) = (vec![0.0_f32; b * classes], vec![0.0_f32; b * classes]);
         for (i, host) in hosts.iter().enumerate() {
@@ -159,7 +159,7 @@ impl SynthesizerTrainee<'_> {
         let missing = activation::relu(wanted.clone() - recall) / wanted;
 
         let plain = self.bundle.plan.window_hu;
-        let before = activation::softmax(self.critic.forward(normalise(batch.image_hu.clone(), &plain), None), 1);
+        let before = activation::softmax(self.critic.forward(normalise(batch.image_hu.clone(), &plain)), 1);
         let new = activation::relu(select(any.clone(), chances) - select(any, before).detach());
         let around: Vec<Array3<f32>> = hosts.iter().map(|host| host.around(&self.catalogue)).collect();
         let alarm = per_lesion(new * stack(around.iter(), &self.device)) / size;
@@ -532,6 +532,8 @@ fn save_models(
             provenance_known: critic.provenance_known,
             training: Some(record.clone()),
             calibration: None,
+            adapter: Adapter::default(),
+            imported: None,
             weights: WeightsFile::default(),
         };
         save_model(out, manifest, &weights, config.precision)?;
@@ -568,8 +570,9 @@ mod tests {
         Bundle {
             hash: Digest::default(),
             plan: crate::volume::Plan::default(),
-            critic: config.init(device, 5),
+            critic: config.init(device, 5).into(),
             generator: None,
+            published: None,
             discriminator: None,
             calibration: Calibration::default(),
             provenance: Provenance::default(),
@@ -595,7 +598,7 @@ mod tests {
             guard: Guard::new(config.guard.clone()),
             catalogue,
             bundle,
-            critic: unet.init(&device, 5).no_grad(),
+            critic: Network::from(unet.init(&device, 5)).no_grad(),
             generator: GeneratorConfig {
                 widths: vec![4, 8],
                 organs: 3,

@@ -71,6 +71,26 @@ impl PublishedConfig {
         }
     }
 
+    /// Returns the number of parameters.
+    pub fn parameters(&self) -> u64 {
+        let pair =
+            |from: usize, [first, second]: [usize; 2]| 27 * (from * first + first * second) + 3 * (first + second);
+        let mut sum = pair(self.in_channels, WIDTHS[0]) + (WIDTHS[0][1] + 1) * self.out_channels;
+        for level in 1..WIDTHS.len() {
+            let (coarse, fine) = (WIDTHS[level][1], WIDTHS[level - 1][1]);
+            sum += pair(fine, WIDTHS[level]) + 8 * coarse * coarse + coarse + pair(coarse + fine, [fine, fine]);
+        }
+        sum as u64
+    }
+
+    /// Tells what is wrong with the shape, naming the key, or nothing.
+    pub fn refusal(&self) -> Option<String> {
+        [("in_channels", self.in_channels), ("out_channels", self.out_channels)]
+            .into_iter()
+            .find(|(_, n)| !(1..=128).contains(n))
+            .map(|(name, n)| format!("{name}: expected 1 to 128, got {n}"))
+    }
+
     /// Returns how many multiply-adds one forward pass takes for a cube whose side is a multiple of 8.
     pub fn multiply_adds(&self, side: usize) -> u64 {
         let voxels = |level: usize| (side >> level).pow(3);
@@ -214,6 +234,7 @@ mod tests {
     fn size_and_cost_are_the_published_ones() {
         let net = GENERATOR.init(&Device::flex(), 1);
         assert_eq!(net.num_params(), 19_073_795);
+        assert_eq!(GENERATOR.parameters(), 19_073_795);
         // What hooks in PyTorch count (`benches/peers/torch_nn.py --count`), and the 824 billion of a patch of 96^3.
         assert_eq!(GENERATOR.multiply_adds(32), 30_531_387_392);
         assert_eq!(GENERATOR.multiply_adds(96) / 1_000_000_000, 824);

@@ -89,6 +89,11 @@ impl Unet {
         self.dtype
     }
 
+    /// Returns the factor that input sizes must be divisible by.
+    pub fn stride(&self) -> usize {
+        1 << self.up.len()
+    }
+
     /// # Shape
     /// x `[B, in, D, H, W]` (sizes divisible by the stride), condition `[B, K]` -> logits `[B, out, D, H, W]`.
     pub fn forward(&self, x: Tensor<5>, condition: Option<&Tensor<2>>) -> Tensor<5> {

@@ -206,7 +206,7 @@ fn judge(bundle: &Bundle, device: &Device, images: &[Array3<i16>; 2]) -> Judgeme
 
 /// Returns the critic's label ids.
 fn classes(bundle: &Bundle, image: Tensor<5>, shape: (usize, usize, usize)) -> Array3<u8> {
-    let ids = bundle.critic.forward(image, None).argmax(1).into_data();
+    let ids = bundle.critic.forward(image).argmax(1).into_data();
     let ids: Vec<u8> = ids.iter::<i64>().map(|id| id as u8).collect();
     Array3::from_shape_vec(shape, ids).expect("networks keep the cube's shape")
 }

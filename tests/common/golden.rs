@@ -1,5 +1,7 @@
 //! Operators against tensors that another framework computed in float64 and stored rounded to float32.
 
+#![allow(dead_code, reason = "every test file uses its own part")]
+
 use std::collections::HashMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
