@@ -63,7 +63,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         held_out: &unseen,
         settings: &config.segmentor.held_out,
     };
-    let scores = score_held_out(&exam, &mut |note| say_error(note))?;
+    let scores = score_held_out(&exam, &mut |scored| {
+        say_error(&format!("scored {}", scored.score.case));
+    })?;
     if scores.cases.is_empty() {
         bail!(
             "no labelled case in {} that the model was not trained on",

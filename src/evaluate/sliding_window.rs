@@ -1,7 +1,10 @@
 //! A network over a whole volume, window by window.
 
+use std::collections::BTreeSet;
+use std::ops::AddAssign;
+
 use burn::tensor::{Device, Tensor, TensorData};
-use ndarray::{Array3, Array4, Axis, s};
+use ndarray::{Array3, Array4, Axis, Zip, s};
 use serde::{Deserialize, Serialize};
 
 use crate::nn::Unet;
@@ -19,6 +22,18 @@ pub enum Blending {
     Gaussian,
 }
 
+/// An axis of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlipAxis {
+    /// Towards Superior.
+    Z,
+    /// Towards Anterior.
+    Y,
+    /// Towards Right.
+    X,
+}
+
 /// How a volume is covered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -29,6 +44,8 @@ pub struct SlidingWindow {
     pub overlap: f64,
     /// How overlapping windows are weighed.
     pub blending: Blending,
+    /// Axes along which every window is also seen in the mirror, alone and together; the logits are averaged.
+    pub flips: Vec<FlipAxis>,
 }
 
 impl Default for SlidingWindow {
@@ -37,6 +54,7 @@ impl Default for SlidingWindow {
             window: [96; 3],
             overlap: 0.5,
             blending: Blending::default(),
+            flips: Vec::new(),
         }
     }
 }
@@ -87,11 +105,50 @@ pub fn predict(
     settings: &SlidingWindow,
     device: &Device,
 ) -> Result<Array3<u8>, StoreError> {
+    // The same weights divide all classes of a voxel, so the largest sum is the largest mean.
+    Ok(argmax(&weighted_logits(net, cases, case, settings, device)?.0))
+}
+
+/// Predicts the classes' probabilities of a whole case: the softmax of the windows' weighted mean logits.
+///
+/// # Shape
+/// `[C, D, H, W]`
+///
+/// # Errors
+/// [`StoreError`] where the case cannot be read.
+pub fn predict_probabilities(
+    net: &Unet,
+    cases: &dyn Cases,
+    case: usize,
+    settings: &SlidingWindow,
+    device: &Device,
+) -> Result<Array4<f32>, StoreError> {
+    let (mut values, weights) = weighted_logits(net, cases, case, settings, device)?;
+    Zip::from(values.lanes_mut(Axis(0)))
+        .and(&weights)
+        .for_each(|mut voxel, weight| {
+            let most = voxel.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            voxel.mapv_inplace(|sum| libm::expf((sum - most) / weight));
+            let total = voxel.sum();
+            voxel.mapv_inplace(|value| value / total);
+        });
+    Ok(values)
+}
+
+/// Adds up the logits of all windows by their weights; returns the sums `[C, D, H, W]` and the weights'.
+fn weighted_logits(
+    net: &Unet,
+    cases: &dyn Cases,
+    case: usize,
+    settings: &SlidingWindow,
+    device: &Device,
+) -> Result<(Array4<f32>, Array3<f32>), StoreError> {
     let plan = cases.plan();
     let classes = plan.labels.class_count();
     let [d, h, w] = cases.records()[case].grid.shape;
     let weights = settings.weights();
     let mut sums: Array4<f32> = Array4::zeros((classes, d, h, w));
+    let mut total: Array3<f32> = Array3::zeros((d, h, w));
     let [zs, ys, xs] = std::array::from_fn(|axis| settings.starts([d, h, w][axis], settings.window[axis]));
     for (z, y, x) in zs
         .iter()
@@ -102,22 +159,40 @@ pub fn predict(
             size: settings.window,
         };
         let crop = cases.read(case, region)?;
-        let logits = forward(net, &crop.image.mapv(|hu| plan.window_hu.normalise(hu)), device);
+        let image = crop.image.mapv(|hu| plan.window_hu.normalise(hu));
+        let logits = forward_flipped(net, &image, &settings.flips, device);
         let part = region.intersect(&Region::whole([d, h, w]));
-        let from = part.start.map(|v| v as usize);
+        let [z, y, x] = part.start.map(|v| v as usize);
         let [pd, ph, pw] = part.size;
+        let inside = weights.slice(s![..pd, ..ph, ..pw]);
+        total.slice_mut(s![z..z + pd, y..y + ph, x..x + pw]).add_assign(&inside);
         for class in 0..classes {
-            let mut target = sums.slice_mut(s![
-                class,
-                from[0]..from[0] + pd,
-                from[1]..from[1] + ph,
-                from[2]..from[2] + pw
-            ]);
-            target += &(&logits.slice(s![class, ..pd, ..ph, ..pw]) * &weights.slice(s![..pd, ..ph, ..pw]));
+            let mut target = sums.slice_mut(s![class, z..z + pd, y..y + ph, x..x + pw]);
+            target += &(&logits.slice(s![class, ..pd, ..ph, ..pw]) * &inside);
         }
     }
-    // The same weights divide all classes of a voxel, so the largest sum is the largest mean.
-    Ok(argmax(&sums))
+    Ok((sums, total))
+}
+
+/// Runs a network on a cube and on its mirror images along all choices of some axes; returns the mean logits.
+fn forward_flipped(net: &Unet, image: &Array3<f32>, flips: &[FlipAxis], device: &Device) -> Array4<f32> {
+    let axes: BTreeSet<FlipAxis> = flips.iter().copied().collect();
+    let mut sum = forward(net, image, device);
+    let choices = 1_usize << axes.len();
+    for choice in 1..choices {
+        let turned = || {
+            (0..)
+                .zip(&axes)
+                .filter(|(bit, _)| choice >> bit & 1 == 1)
+                .map(|(_, axis)| *axis as usize)
+        };
+        let mut mirrored = image.clone();
+        turned().for_each(|axis| mirrored.invert_axis(Axis(axis)));
+        let mut logits = forward(net, &mirrored, device);
+        turned().for_each(|axis| logits.invert_axis(Axis(axis + 1)));
+        sum += &logits;
+    }
+    sum / choices as f32
 }
 
 /// Runs a network on one cube of intensities in [0, 1]; returns logits `[C, D, H, W]`.
