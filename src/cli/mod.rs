@@ -12,6 +12,7 @@ mod ingest;
 mod label_organs;
 mod models;
 mod phantom;
+mod predict;
 mod progress;
 mod serve;
 mod train;
@@ -43,6 +44,7 @@ enum Command {
     Serve(serve::Args),
     LabelOrgans(label_organs::Args),
     Evaluate(evaluate::Args),
+    Predict(predict::Args),
     Bench(bench::Args),
     Info(info::Args),
     CheckConfig(check_config::Args),
@@ -81,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::LabelOrgans(args) => label_organs::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Predict(args) => predict::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Info(args) => info::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),

@@ -10,7 +10,7 @@ use super::case::{CaseScore, Comparison};
 use super::statistics::Bootstrap;
 use super::summary::{ClassScore, OrganLesions, class_score, organ_lesions};
 use super::tolerance::Tolerances;
-use super::{EvaluateError, SlidingWindow, predict};
+use super::{EvaluateError, Predictor, SlidingWindow};
 use crate::nn::Unet;
 use crate::store::{CaseKind, Cases};
 use crate::volume::{BACKGROUND, LabelMap, Region};
@@ -77,6 +77,8 @@ pub struct Scored<'a> {
     pub truth: &'a Array3<u8>,
     /// The predicted labels.
     pub prediction: &'a Array3<u8>,
+    /// Voxel size (z, y, x).
+    pub spacing_mm: [f64; 3],
 }
 
 /// Predicts the labelled cases among `held_out` and compares; `note` sees every case that is done.
@@ -92,14 +94,20 @@ pub fn score_held_out(exam: &Examination, note: &mut dyn FnMut(&Scored)) -> Resu
         settings,
     } = *exam;
     let labels = &cases.plan().labels;
+    let predictor = Predictor {
+        net,
+        plan: cases.plan(),
+        settings: &settings.window,
+        device,
+    };
     let labelled = held_out
         .iter()
         .filter(|case| cases.records()[**case].kind == CaseKind::Labelled);
     let mut scores = Vec::new();
     for &case in labelled.take(settings.cases) {
         let record = &cases.records()[case];
-        let prediction = predict(net, cases, case, &settings.window, device)?;
         let crop = cases.read(case, Region::whole(record.grid.shape))?;
+        let prediction = predictor.labels(&crop.image);
         let comparison = Comparison {
             prediction: &prediction,
             truth: &crop.labels,
@@ -114,6 +122,7 @@ pub fn score_held_out(exam: &Examination, note: &mut dyn FnMut(&Scored)) -> Resu
             image: &crop.image,
             truth: &crop.labels,
             prediction: &prediction,
+            spacing_mm: record.grid.spacing_mm(),
         });
         scores.push(score);
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! sliding_window.rs: case -> labels -> case.rs: dice.rs, surface.rs, lesion_level.rs -> summary.rs: statistics.rs
+//!                                                                                  report.rs: plot.rs, slice.rs
 //! ```
 //!
 //! `docs/evaluation.md` defines every measure.
@@ -10,6 +11,9 @@ mod case;
 mod dice;
 mod held_out;
 mod lesion_level;
+mod plot;
+mod report;
+mod slice;
 mod sliding_window;
 mod statistics;
 mod summary;
@@ -20,8 +24,10 @@ pub use case::{CaseScore, ClassMeasures, Comparison, Measures};
 pub use dice::{ClassMasks, Overlap, overlap};
 pub use held_out::{Examination, HeldOut, HeldOutSettings, Scored, score_held_out};
 pub use lesion_level::{LesionCounts, LesionScore, lesion_level};
+pub use report::{HD95_VARIANT, ReportHead, html};
+pub use slice::Slice;
 pub(crate) use sliding_window::forward;
-pub use sliding_window::{Blending, FlipAxis, SlidingWindow, argmax, predict, predict_probabilities};
+pub use sliding_window::{Blending, FlipAxis, Predictor, SlidingWindow, argmax, predict};
 pub use statistics::{Bootstrap, Summary};
 pub use summary::{ClassScore, FalsePositives, LesionRates, OrganLesions, Rate};
 pub use surface::SurfaceDistances;
