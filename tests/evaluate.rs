@@ -211,6 +211,13 @@ fn a_store_is_scored_and_predicted() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(scores["scores"].as_array().unwrap().len(), 2);
+    assert!(
+        scores["hd95_variant"]
+            .as_str()
+            .unwrap()
+            .contains("95th percentile by area")
+    );
+    assert_eq!(scores["settings"]["window"]["window"], serde_json::json!([64, 64, 64]));
     let liver = &scores["classes"]["liver"];
     assert_eq!(
         (&liver["cases"], &liver["tolerance_mm"]),

@@ -90,7 +90,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let head = ReportHead {
             model: &format!("{name} {hash}"),
             snapshot: &store.snapshot().to_string(),
-            settings: &serde_json::to_string_pretty(&settings)?,
         };
         fs_err::write(path, html(&head, &scores, &slices)).context("cannot write the report")?;
     }

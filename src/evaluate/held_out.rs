@@ -10,7 +10,7 @@ use super::case::{CaseScore, Comparison};
 use super::statistics::Bootstrap;
 use super::summary::{ClassScore, OrganLesions, class_score, organ_lesions};
 use super::tolerance::Tolerances;
-use super::{EvaluateError, Predictor, SlidingWindow};
+use super::{EvaluateError, HD95_VARIANT, Predictor, SlidingWindow};
 use crate::nn::Unet;
 use crate::store::{CaseKind, Cases};
 use crate::volume::{BACKGROUND, LabelMap, Region};
@@ -51,6 +51,10 @@ pub struct HeldOut {
     pub lesions: BTreeMap<String, OrganLesions>,
     /// Per case.
     pub scores: Vec<CaseScore>,
+    /// How HD95 is computed: others give other numbers.
+    pub hd95_variant: &'static str,
+    /// How the cases were predicted and scored.
+    pub settings: HeldOutSettings,
 }
 
 /// A network to be scored, and what on.
@@ -143,6 +147,8 @@ impl HeldOut {
                 .collect(),
             lesions: organ_lesions(&scores, labels, bootstrap),
             scores,
+            hd95_variant: HD95_VARIANT,
+            settings: settings.clone(),
         }
     }
 }

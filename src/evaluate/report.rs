@@ -21,8 +21,6 @@ pub struct ReportHead<'a> {
     pub model: &'a str,
     /// The store's snapshot.
     pub snapshot: &'a str,
-    /// The settings as JSON.
-    pub settings: &'a str,
 }
 
 /// Writes scores and pictures as an HTML page.
@@ -34,7 +32,7 @@ pub fn html(head: &ReportHead, scores: &HeldOut, slices: &[Slice]) -> String {
         tumour_free(scores),
         pictures(slices),
         cases(scores),
-        format!("<h2>Settings</h2>\n<pre>{}</pre>\n", escape(head.settings)),
+        settings(scores),
     ];
     // One pass: nothing that comes from names can open a second placeholder.
     let title = "Evaluation";
@@ -250,6 +248,11 @@ fn cases(scores: &HeldOut) -> String {
     format!("<h2>Cases</h2>\n{}", table(&head, lines))
 }
 
+fn settings(scores: &HeldOut) -> String {
+    let settings = serde_json::to_string_pretty(&scores.settings).expect("settings are representable in JSON");
+    format!("<h2>Settings</h2>\n<pre>{}</pre>\n", escape(&settings))
+}
+
 fn table<const N: usize>(head: &[&str; N], lines: impl Iterator<Item = String>) -> String {
     let head: String = head.iter().map(|name| format!("<th>{name}</th>")).collect();
     let lines: String = lines.collect();
@@ -326,7 +329,6 @@ mod tests {
         let head = ReportHead {
             model: "critic",
             snapshot: "1",
-            settings: "{}",
         };
         let page = html(&head, &held_out, &[slice]);
         assert!(
