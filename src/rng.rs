@@ -42,6 +42,8 @@ pub enum Purpose {
     Test = 14,
     /// Rotations, zooms and elastic deformations.
     Warp = 15,
+    /// Resamples of patients for a score's interval.
+    Bootstrap = 16,
 }
 
 /// A stream of random numbers under one key.

@@ -35,6 +35,7 @@ fn flags() {
         "serve",
         "label-organs",
         "evaluate",
+        "predict",
         "bench",
         "bench nn",
         "bench store",

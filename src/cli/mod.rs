@@ -13,6 +13,7 @@ mod ingest;
 mod label_organs;
 mod models;
 mod phantom;
+mod predict;
 mod progress;
 mod serve;
 mod train;
@@ -44,6 +45,7 @@ enum Command {
     Serve(serve::Args),
     LabelOrgans(label_organs::Args),
     Evaluate(evaluate::Args),
+    Predict(predict::Args),
     Import(import::Args),
     Bench(bench::Args),
     Info(info::Args),
@@ -83,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::LabelOrgans(args) => label_organs::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Predict(args) => predict::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Info(args) => info::run(&args),

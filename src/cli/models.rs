@@ -11,6 +11,7 @@ use super::device::Compute;
 use crate::checkpoint::{Bundle, ModelManifest, Role, load_manifest, load_segmentor};
 use crate::config::Config;
 use crate::digest::Digest;
+use crate::evaluate::{FlipAxis, SlidingWindow};
 use crate::nn::Network as Net;
 use crate::store::Store;
 use crate::stream::Streams;
@@ -41,6 +42,46 @@ impl Network {
         } else {
             Self::Critic
         }
+    }
+}
+
+/// An axis along which predictions may be averaged over the mirror image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Flip {
+    /// Towards Superior.
+    Z,
+    /// Towards Anterior.
+    Y,
+    /// Towards Right.
+    X,
+}
+
+impl From<Flip> for FlipAxis {
+    fn from(flip: Flip) -> Self {
+        match flip {
+            Flip::Z => Self::Z,
+            Flip::Y => Self::Y,
+            Flip::X => Self::X,
+        }
+    }
+}
+
+/// How a volume is covered, where the command line says more than the configuration.
+#[derive(clap::Args)]
+pub(super) struct WindowArgs {
+    /// Average over mirror images along these axes, alone and together: z, y, x; each doubles the work
+    #[arg(long, value_name = "AXES", value_enum, value_delimiter = ',')]
+    flips: Vec<Flip>,
+}
+
+impl WindowArgs {
+    /// Applies the flags to the configuration's window.
+    pub(super) fn over(&self, window: &SlidingWindow) -> SlidingWindow {
+        let mut window = window.clone();
+        if !self.flips.is_empty() {
+            window.flips = self.flips.iter().map(|flip| (*flip).into()).collect();
+        }
+        window
     }
 }
 

@@ -1,11 +1,9 @@
 //! Overlap of prediction and truth per class, over the voxels whose truth is known.
 
-use std::collections::BTreeMap;
-
 use ndarray::{Array3, Zip};
 use serde::{Deserialize, Serialize};
 
-use crate::volume::{ClassSet, LabelMap};
+use crate::volume::ClassSet;
 
 /// Voxel counts of one class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,62 +22,63 @@ impl Overlap {
         let size = self.predicted + self.truth;
         (size > 0).then(|| 2.0 * self.both as f64 / size as f64)
     }
+
+    /// Adds another count.
+    pub fn add(&mut self, other: &Self) {
+        self.both += other.both;
+        self.predicted += other.predicted;
+        self.truth += other.truth;
+    }
+}
+
+/// One class of a case as masks, over the voxels of which it is known whether they are of it; the others are in neither.
+pub struct ClassMasks {
+    /// Where it is predicted.
+    pub prediction: Array3<bool>,
+    /// Where it is.
+    pub truth: Array3<bool>,
+}
+
+impl ClassMasks {
+    /// Makes the masks of a class.
+    ///
+    /// # Shape
+    /// prediction and labels alike; `table` is [`Annotation::admissible`](crate::volume::Annotation::admissible).
+    pub fn of(prediction: &Array3<u8>, labels: &Array3<u8>, table: &[ClassSet; 256], class: u8) -> Self {
+        let is_class = |label: u8| table[usize::from(label)].single() == Some(class);
+        let is_known = |label: u8| is_class(label) || !table[usize::from(label)].contains(class);
+        Self {
+            prediction: Zip::from(prediction)
+                .and(labels)
+                .map_collect(|predicted, label| *predicted == class && is_known(*label)),
+            truth: labels.mapv(is_class),
+        }
+    }
+
+    /// Counts their voxels.
+    pub fn overlap(&self) -> Overlap {
+        let mut out = Overlap::default();
+        Zip::from(&self.prediction).and(&self.truth).for_each(|predicted, is| {
+            out.both += u64::from(*predicted && *is);
+            out.predicted += u64::from(*predicted);
+            out.truth += u64::from(*is);
+        });
+        out
+    }
 }
 
 /// Counts one class over the voxels of which it is known whether they are of it.
 ///
 /// # Shape
-/// prediction and labels alike; `table` is [`Annotation::admissible`](crate::volume::Annotation::admissible).
+/// As [`ClassMasks::of`].
 pub fn overlap(prediction: &Array3<u8>, labels: &Array3<u8>, table: &[ClassSet; 256], class: u8) -> Overlap {
-    let mut out = Overlap::default();
-    Zip::from(prediction).and(labels).for_each(|predicted, label| {
-        let set = table[usize::from(*label)];
-        let is_class = set.single() == Some(class);
-        if set.contains(class) && !is_class {
-            return;
-        }
-        let is_predicted = *predicted == class;
-        out.both += u64::from(is_class && is_predicted);
-        out.predicted += u64::from(is_predicted);
-        out.truth += u64::from(is_class);
-    });
-    out
-}
-
-/// A class over several cases.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ClassScore {
-    /// Mean Dice over the cases that hold the class.
-    pub dice: Option<f64>,
-    /// Cases that hold the class.
-    pub cases: usize,
-    /// Cases without the class in which it is predicted all the same.
-    pub false_alarms: usize,
-}
-
-/// Averages the overlaps of several cases, by class name; the background is left out.
-pub fn mean_scores(overlaps: &[BTreeMap<u8, Overlap>], labels: &LabelMap) -> BTreeMap<String, ClassScore> {
-    let of_class = |id: u8| {
-        let of_cases: Vec<Overlap> = overlaps.iter().filter_map(|case| case.get(&id).copied()).collect();
-        let dice: Vec<f64> = of_cases
-            .iter()
-            .filter(|o| o.truth > 0)
-            .filter_map(Overlap::dice)
-            .collect();
-        ClassScore {
-            dice: (!dice.is_empty()).then(|| dice.iter().sum::<f64>() / dice.len() as f64),
-            cases: dice.len(),
-            false_alarms: of_cases.iter().filter(|o| o.truth == 0 && o.predicted > 0).count(),
-        }
-    };
-    let classes = labels.iter().filter(|(_, id)| *id != crate::volume::BACKGROUND);
-    classes.map(|(name, id)| (name.to_string(), of_class(id))).collect()
+    ClassMasks::of(prediction, labels, table, class).overlap()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::{Annotation, IGNORE};
+    use crate::volume::{Annotation, IGNORE, LabelMap};
 
     #[test]
     fn dice_by_hand_leaves_unknown_voxels_out() {

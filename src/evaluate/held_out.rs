@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use burn::tensor::Device;
+use ndarray::Array3;
 use serde::{Deserialize, Serialize};
 
-use burn::tensor::Device;
-
-use super::{
-    ClassScore, EvaluateError, LesionScore, Overlap, SlidingWindow, lesion_level, mean_scores, overlap, predict,
-};
+use super::case::{CaseScore, Comparison};
+use super::statistics::Bootstrap;
+use super::summary::{ClassScore, OrganLesions, class_score, organ_lesions};
+use super::tolerance::Tolerances;
+use super::{EvaluateError, HD95_VARIANT, Predictor, SlidingWindow};
 use crate::nn::VoxelClassifier;
 use crate::store::{CaseKind, Cases};
+use crate::volume::{BACKGROUND, LabelMap, Region};
 
 /// How held-out cases are scored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +23,10 @@ pub struct HeldOutSettings {
     pub cases: usize,
     /// How a volume is covered.
     pub window: SlidingWindow,
+    /// How far surfaces may lie apart.
+    pub tolerance: Tolerances,
+    /// How intervals are made.
+    pub bootstrap: Bootstrap,
 }
 
 impl Default for HeldOutSettings {
@@ -27,6 +34,8 @@ impl Default for HeldOutSettings {
         Self {
             cases: 50,
             window: SlidingWindow::default(),
+            tolerance: Tolerances::default(),
+            bootstrap: Bootstrap::default(),
         }
     }
 }
@@ -39,7 +48,13 @@ pub struct HeldOut {
     /// Per class.
     pub classes: BTreeMap<String, ClassScore>,
     /// Per organ: its tumours as lesions.
-    pub lesions: BTreeMap<String, LesionScore>,
+    pub lesions: BTreeMap<String, OrganLesions>,
+    /// Per case.
+    pub scores: Vec<CaseScore>,
+    /// How HD95 is computed: others give other numbers.
+    pub hd95_variant: &'static str,
+    /// How the cases were predicted and scored.
+    pub settings: HeldOutSettings,
 }
 
 /// A network to be scored, and what on.
@@ -56,11 +71,25 @@ pub struct Examination<'a> {
     pub settings: &'a HeldOutSettings,
 }
 
-/// Predicts the labelled cases among `held_out` and compares; `note` hears of every case that is done.
+/// A case that has just been scored.
+pub struct Scored<'a> {
+    /// Its measures.
+    pub score: &'a CaseScore,
+    /// Its image in HU.
+    pub image: &'a Array3<i16>,
+    /// Its labels.
+    pub truth: &'a Array3<u8>,
+    /// The predicted labels.
+    pub prediction: &'a Array3<u8>,
+    /// Voxel size (z, y, x).
+    pub spacing_mm: [f64; 3],
+}
+
+/// Predicts the labelled cases among `held_out` and compares; `note` sees every case that is done.
 ///
 /// # Errors
 /// [`EvaluateError`] where a case cannot be read or its classes are not the plan's.
-pub fn score_held_out(exam: &Examination, note: &mut dyn FnMut(&str)) -> Result<HeldOut, EvaluateError> {
+pub fn score_held_out(exam: &Examination, note: &mut dyn FnMut(&Scored)) -> Result<HeldOut, EvaluateError> {
     let Examination {
         net,
         device,
@@ -69,33 +98,57 @@ pub fn score_held_out(exam: &Examination, note: &mut dyn FnMut(&str)) -> Result<
         settings,
     } = *exam;
     let labels = &cases.plan().labels;
-    let mut overlaps = Vec::new();
-    let mut out = HeldOut::default();
+    let predictor = Predictor {
+        net,
+        plan: cases.plan(),
+        settings: &settings.window,
+        device,
+    };
     let labelled = held_out
         .iter()
         .filter(|case| cases.records()[**case].kind == CaseKind::Labelled);
+    let mut scores = Vec::new();
     for &case in labelled.take(settings.cases) {
         let record = &cases.records()[case];
-        let prediction = predict(net, cases, case, &settings.window, device)?;
-        let truth = cases
-            .read(case, crate::volume::Region::whole(record.grid.shape))?
-            .labels;
-        let table = record.annotation.admissible(labels)?;
-        let of_classes = labels
-            .iter()
-            .map(|(_, id)| (id, overlap(&prediction, &truth, &table, id)));
-        overlaps.push(of_classes.collect::<BTreeMap<u8, Overlap>>());
-        let looked_for = |class: &str| record.annotation.classes.iter().any(|name| name == class);
-        for organ in labels.organs() {
-            if looked_for(&format!("{}_tumour", organ.name)) {
-                let mask = |array: &ndarray::Array3<u8>| array.mapv(|id| u8::from(id == organ.tumour_id));
-                let score = lesion_level(&mask(&prediction), &mask(&truth), record.grid.spacing_mm());
-                out.lesions.entry(organ.name).or_default().add(&score);
-            }
-        }
-        out.cases.push(record.id.clone());
-        note(&format!("scored {}", record.id));
+        let crop = cases.read(case, Region::whole(record.grid.shape))?;
+        let prediction = predictor.labels(&crop.image);
+        let comparison = Comparison {
+            prediction: &prediction,
+            truth: &crop.labels,
+            annotation: &record.annotation,
+            spacing_mm: record.grid.spacing_mm(),
+        };
+        let score = comparison
+            .measure(labels, &settings.tolerance)?
+            .named(&record.id, &record.patient);
+        note(&Scored {
+            score: &score,
+            image: &crop.image,
+            truth: &crop.labels,
+            prediction: &prediction,
+            spacing_mm: record.grid.spacing_mm(),
+        });
+        scores.push(score);
     }
-    out.classes = mean_scores(&overlaps, labels);
-    Ok(out)
+    Ok(HeldOut::of(scores, labels, settings))
+}
+
+impl HeldOut {
+    /// Summarises the scores of cases.
+    pub fn of(scores: Vec<CaseScore>, labels: &LabelMap, settings: &HeldOutSettings) -> Self {
+        let HeldOutSettings {
+            tolerance, bootstrap, ..
+        } = settings;
+        let classes = labels.iter().filter(|(_, id)| *id != BACKGROUND);
+        Self {
+            cases: scores.iter().map(|score| score.case.clone()).collect(),
+            classes: classes
+                .map(|(name, _)| (name.to_string(), class_score(&scores, name, tolerance, bootstrap)))
+                .collect(),
+            lesions: organ_lesions(&scores, labels, bootstrap),
+            scores,
+            hd95_variant: HD95_VARIANT,
+            settings: settings.clone(),
+        }
+    }
 }

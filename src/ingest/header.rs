@@ -158,6 +158,71 @@ impl Header {
     }
 }
 
+/// The code of unsigned 8-bit integers.
+const UINT8: i16 = 2;
+
+/// Turns a header into one of labels: 8-bit voxels of one volume right after it, without scaling; what says where voxels lie
+/// stays as it is, in the file's byte order.
+pub(super) fn make_label_header(header: &mut [u8]) {
+    let is_2 = header.len() == NIFTI2_BYTES;
+    let is_little = header.starts_with(&(header.len() as i32).to_le_bytes());
+    let mut put = |at: usize, mut little: Vec<u8>| {
+        if !is_little {
+            little.reverse();
+        }
+        header[at..at + little.len()].copy_from_slice(&little);
+    };
+    if is_2 {
+        put(12, UINT8.to_le_bytes().into());
+        put(14, 8_i16.to_le_bytes().into());
+        put(16, 3_i64.to_le_bytes().into());
+        (4..8).for_each(|n| put(16 + 8 * n, 1_i64.to_le_bytes().into()));
+        put(168, (NIFTI2_BYTES as i64 + 4).to_le_bytes().into());
+        // Slope and intercept, and the range a viewer shows.
+        [1.0, 0.0, 0.0, 0.0]
+            .iter()
+            .zip(0..)
+            .for_each(|(value, n): (&f64, usize)| put(176 + 8 * n, value.to_le_bytes().into()));
+        put(504, 0_i32.to_le_bytes().into());
+    } else {
+        put(40, 3_i16.to_le_bytes().into());
+        (4..8).for_each(|n| put(40 + 2 * n, 1_i16.to_le_bytes().into()));
+        put(68, 0_i16.to_le_bytes().into());
+        put(70, UINT8.to_le_bytes().into());
+        put(72, 8_i16.to_le_bytes().into());
+        put(108, (NIFTI1_BYTES as f32 + 4.0).to_le_bytes().into());
+        put(112, 1_f32.to_le_bytes().into());
+        put(116, 0_f32.to_le_bytes().into());
+        put(124, 0_f32.to_le_bytes().into());
+        put(128, 0_f32.to_le_bytes().into());
+    }
+}
+
+/// Returns a NIfTI-2 header of labels with an sform.
+pub(super) fn new_label_header(shape: [usize; 3], affine_xyz: &[[f64; 4]; 4]) -> Vec<u8> {
+    let mut header = vec![0; NIFTI2_BYTES];
+    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &(NIFTI2_BYTES as i32).to_le_bytes());
+    put(4, b"n+2\0\r\n\x1a\n");
+    put(104, &1_f64.to_le_bytes());
+    for axis in 0..3 {
+        put(24 + 8 * axis, &(shape[axis] as i64).to_le_bytes());
+        let squares: f64 = (0..3).map(|row| affine_xyz[row][axis] * affine_xyz[row][axis]).sum();
+        put(112 + 8 * axis, &libm::sqrt(squares).to_le_bytes());
+    }
+    // Scanner coordinates, in mm.
+    put(348, &1_i32.to_le_bytes());
+    put(500, &2_i32.to_le_bytes());
+    for (row, values) in affine_xyz.iter().take(3).enumerate() {
+        values
+            .iter()
+            .zip(0..)
+            .for_each(|(value, column)| put(400 + 32 * row + 8 * column, &value.to_le_bytes()));
+    }
+    make_label_header(&mut header);
+    header
+}
+
 /// Accepts integer and float types.
 fn voxel_type(header: &NiftiHeader) -> Result<NiftiType, String> {
     use NiftiType as N;

@@ -4,16 +4,19 @@
 //! the file without a limit, and keeps affines in single precision; so this module reads the stream itself, under
 //! limits, and hands the crate bytes of a checked length.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
+use flate2::Compression;
 use flate2::bufread::MultiGzDecoder;
+use flate2::write::GzEncoder;
 use ndarray::{Array3, ArrayView3};
 use nifti::writer::WriterOptions;
 use nifti::{DataElement, Endianness, NiftiHeader, NiftiType};
 
-use super::header::{Header, NIFTI1_BYTES, NIFTI2_BYTES};
+use super::header::{self, Header, NIFTI1_BYTES, NIFTI2_BYTES};
 use super::{IngestConfig, NotFinite};
+use crate::store::SourceGeometry;
 use crate::volume::{AIR_HU, Grid};
 
 /// The longest side that is read, in voxels: a whole body at 1 mm.
@@ -202,6 +205,94 @@ pub(super) fn invalid(path: &Path, what: impl Into<String>) -> NiftiFileError {
     }
 }
 
+/// Opens a file, decompressed where it is gzip.
+fn open(path: &Path) -> Result<Box<dyn Read>, NiftiFileError> {
+    let unreadable = |source: std::io::Error| NiftiFileError::Read {
+        path: path.into(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mut file = BufReader::with_capacity(1 << 16, file);
+    // The content decides, not the name: a `.nii` that is gzip is common.
+    let is_gzip = file.fill_buf().map_err(unreadable)?.starts_with(&[0x1f, 0x8b]);
+    Ok(if is_gzip {
+        Box::new(MultiGzDecoder::new(file))
+    } else {
+        Box::new(file)
+    })
+}
+
+/// Reads the 348 or 540 bytes of a header, not yet checked but for their number.
+fn read_header(path: &Path, stream: &mut dyn Read) -> Result<Vec<u8>, NiftiFileError> {
+    let mut start = read_up_to(path, stream, 4)?;
+    let size = start
+        .as_slice()
+        .try_into()
+        .map(i32::from_le_bytes)
+        .map_err(|_| invalid(path, "not a NIfTI file: shorter than a header"))?;
+    let header_bytes = [NIFTI1_BYTES, NIFTI2_BYTES]
+        .into_iter()
+        .find(|bytes| [size, size.swap_bytes()].contains(&(*bytes as i32)))
+        .ok_or_else(|| {
+            invalid(
+                path,
+                format!("not a NIfTI file: sizeof_hdr: expected 348 or 540, got {size}"),
+            )
+        })?;
+    start.extend(read_exactly(path, stream, header_bytes - 4, "header")?);
+    Ok(start)
+}
+
+/// Returns a file's header for labels on the same voxels: type, scaling and extensions change, nothing that says where they
+/// lie.
+///
+/// # Errors
+/// [`NiftiFileError`] names the file.
+pub fn label_header_like(path: &Path) -> Result<Vec<u8>, NiftiFileError> {
+    let mut header = read_header(path, &mut open(path)?)?;
+    header::make_label_header(&mut header);
+    Ok(header)
+}
+
+/// Returns a NIfTI-2 header for labels on a grid, its affine in double precision.
+pub fn label_header(source: &SourceGeometry) -> Vec<u8> {
+    header::new_label_header(source.shape_xyz, &source.affine_xyz)
+}
+
+/// Writes labels (k, j, i) after a header, compressed where the name ends in `.gz`; the file appears when it is whole.
+///
+/// # Errors
+/// [`NiftiFileError::Write`] names the file.
+pub fn write_with_header(path: &Path, labels: ArrayView3<u8>, header: &[u8]) -> Result<(), NiftiFileError> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".part");
+    let part = path.with_file_name(name);
+    let write = || {
+        let file = std::io::BufWriter::new(std::fs::File::create(&part)?);
+        if path.extension().is_some_and(|extension| extension == "gz") {
+            let mut encoder = GzEncoder::new(file, Compression::default());
+            write_all(&mut encoder, labels, header)?;
+            encoder.finish()?.flush()?;
+        } else {
+            let mut file = file;
+            write_all(&mut file, labels, header)?;
+            file.flush()?;
+        }
+        std::fs::rename(&part, path)
+    };
+    write().map_err(|error: std::io::Error| NiftiFileError::Write {
+        path: path.into(),
+        what: error.to_string(),
+    })
+}
+
+fn write_all(out: &mut dyn Write, labels: ArrayView3<u8>, header: &[u8]) -> std::io::Result<()> {
+    out.write_all(header)?;
+    // No extensions.
+    out.write_all(&[0; 4])?;
+    out.write_all(labels.as_standard_layout().as_slice().unwrap_or_default())
+}
+
 /// A checked header and as many voxel bytes as it declares.
 struct RawVolume {
     header: Header,
@@ -210,35 +301,9 @@ struct RawVolume {
 
 impl RawVolume {
     fn read(path: &Path, volume: Option<u32>) -> Result<Self, NiftiFileError> {
-        let unreadable = |source: std::io::Error| NiftiFileError::Read {
-            path: path.into(),
-            source,
-        };
-        let file = std::fs::File::open(path).map_err(unreadable)?;
-        let mut file = BufReader::with_capacity(1 << 16, file);
-        // The content decides, not the name: a `.nii` that is gzip is common.
-        let is_gzip = file.fill_buf().map_err(unreadable)?.starts_with(&[0x1f, 0x8b]);
-        let mut stream: Box<dyn Read> = if is_gzip {
-            Box::new(MultiGzDecoder::new(file))
-        } else {
-            Box::new(file)
-        };
-        let mut start = read_up_to(path, &mut stream, 4)?;
-        let size = start
-            .as_slice()
-            .try_into()
-            .map(i32::from_le_bytes)
-            .map_err(|_| invalid(path, "not a NIfTI file: shorter than a header"))?;
-        let header_bytes = [NIFTI1_BYTES, NIFTI2_BYTES]
-            .into_iter()
-            .find(|bytes| [size, size.swap_bytes()].contains(&(*bytes as i32)))
-            .ok_or_else(|| {
-                invalid(
-                    path,
-                    format!("not a NIfTI file: sizeof_hdr: expected 348 or 540, got {size}"),
-                )
-            })?;
-        start.extend(read_exactly(path, &mut stream, header_bytes - 4, "header")?);
+        let mut stream = open(path)?;
+        let start = read_header(path, &mut stream)?;
+        let header_bytes = start.len();
         let header = Header::parse(&start, volume).map_err(|what| invalid(path, what))?;
         let gap = header.voxel_offset.saturating_sub(header_bytes as u64);
         if gap > MAX_EXTENSION_BYTES {

@@ -30,33 +30,63 @@ pub fn orient<T: Clone>(scan: Scan<T>) -> Oriented<T> {
         affine_xyz: scan.affine_xyz,
         orientation: axis_codes(&orientation),
     };
-    let m = scan.affine_xyz;
+    let mut voxels = scan.voxels;
+    flip(&mut voxels, &orientation);
+    let mut order = [0; 3];
+    for (file_axis, (patient_axis, _)) in orientation.into_iter().enumerate() {
+        // Arrays hold (k, j, i) and (S, A, R): both in reverse.
+        order[2 - patient_axis] = 2 - file_axis;
+    }
+    let voxels = voxels.permuted_axes(order).as_standard_layout().into_owned();
+    Oriented {
+        grid: oriented_grid(&source),
+        voxels,
+        source,
+    }
+}
+
+/// Returns the grid of a file's voxels after [`orient`].
+pub fn oriented_grid(source: &SourceGeometry) -> Grid {
+    let m = &source.affine_xyz;
     let mut affine = [[0.0; 4]; 4];
     for (row, line) in affine.iter_mut().enumerate() {
         line[3] = m[row][3];
     }
-    let mut voxels = scan.voxels;
-    let mut order = [0; 3];
-    for (file_axis, (patient_axis, is_forward)) in orientation.into_iter().enumerate() {
-        // Arrays hold (k, j, i) and (S, A, R): both in reverse.
-        let (array_axis, target_axis) = (2 - file_axis, 2 - patient_axis);
-        order[target_axis] = array_axis;
-        let side = voxels.len_of(Axis(array_axis));
-        if !is_forward {
-            voxels.invert_axis(Axis(array_axis));
-        }
+    let mut shape = [0; 3];
+    for (file_axis, (patient_axis, is_forward)) in orientation_of(m).into_iter().enumerate() {
+        let (side, target_axis) = (source.shape_xyz[file_axis], 2 - patient_axis);
+        shape[target_axis] = side;
         for (row, line) in affine.iter_mut().take(3).enumerate() {
             let step = m[row][file_axis];
             line[target_axis] = if is_forward { step } else { -step };
             line[3] += if is_forward { 0.0 } else { step * (side - 1) as f64 };
         }
     }
-    let voxels = voxels.permuted_axes(order).as_standard_layout().into_owned();
-    let grid = Grid {
-        shape: voxels.dim().into(),
+    Grid {
+        shape,
         affine: Affine(affine),
-    };
-    Oriented { grid, voxels, source }
+    }
+}
+
+/// Undoes [`orient`]: voxels (z, y, x) back to the file's (k, j, i).
+pub fn file_order<T: Clone>(voxels: Array3<T>, source: &SourceGeometry) -> Array3<T> {
+    let orientation = orientation_of(&source.affine_xyz);
+    let mut order = [0; 3];
+    for (file_axis, (patient_axis, _)) in orientation.into_iter().enumerate() {
+        order[2 - file_axis] = 2 - patient_axis;
+    }
+    let mut voxels = voxels.permuted_axes(order);
+    flip(&mut voxels, &orientation);
+    voxels.as_standard_layout().into_owned()
+}
+
+/// Turns round the axes of a file's voxels (k, j, i) that run backwards.
+fn flip<T>(voxels: &mut Array3<T>, orientation: &Orientation) {
+    for (file_axis, (_, is_forward)) in orientation.iter().enumerate() {
+        if !is_forward {
+            voxels.invert_axis(Axis(2 - file_axis));
+        }
+    }
 }
 
 /// Finds the patient axis nearest to each file axis.
@@ -159,7 +189,11 @@ mod tests {
             [0.0, 0.0, 0.0, 1.0],
         ];
         let voxels = Array3::from_shape_fn((4, 5, 6), |(k, j, i)| (100 * k + 10 * j + i) as i16);
-        let oriented = orient(Scan { affine_xyz, voxels });
+        let oriented = orient(Scan {
+            affine_xyz,
+            voxels: voxels.clone(),
+        });
+        assert_eq!(file_order(oriented.voxels.clone(), &oriented.source), voxels);
         assert_eq!(oriented.source.orientation, "ILA");
         assert_eq!(oriented.grid.shape, [6, 4, 5]);
         assert_eq!(oriented.grid.spacing_mm(), [2.0, 3.0, 1.0]);

@@ -17,6 +17,7 @@ use super::ledger::{Ledger, LedgerEntry};
 use super::masks;
 use super::nifti;
 use super::orient::{Oriented, orient, source_hash};
+use super::planned::onto_plan;
 use super::preset::{Preset, ResolvedPreset};
 use super::regrid::regrid_labels;
 use super::report::{CaseProgress, CaseReport, IngestReport, Status, StoredCase};
@@ -25,8 +26,8 @@ use super::{IngestConfig, IngestError, LabelGrid, looks_like};
 use crate::digest::Digest;
 use crate::panic::panic_text;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, Duplicate, StoreWriter};
-use crate::volume::resample::{resample_image, resample_labels, resampled_grid};
-use crate::volume::{AIR_HU, Annotation, Fingerprint, Grid, Plan, Region};
+use crate::volume::resample::resample_labels;
+use crate::volume::{Annotation, Fingerprint, Grid, Plan, Region};
 
 /// Raised whenever the same files would become another case: it makes every case be made again.
 const INGEST_REVISION: u32 = 2;
@@ -231,7 +232,7 @@ impl Pipeline<'_> {
     /// Reads, checks, orients, resamples and crops a case.
     fn prepare(&self, entry: &Entry) -> Result<(CaseInput, Vec<String>, BTreeSet<u8>), IngestError> {
         let (scan, mut warnings) = read_image(&entry.image, self.options)?;
-        let mut image = orient(scan);
+        let image = orient(scan);
         let labels = entry
             .labels
             .as_deref()
@@ -243,19 +244,8 @@ impl Pipeline<'_> {
         };
         let hash = source_hash(&image.voxels);
         let fingerprint = Fingerprint::of(image.voxels.view(), image.grid.spacing_mm());
-        // Scanners pad with -3024, -2048 or -2000: air, before it bleeds into its neighbours by interpolation.
-        image.voxels.mapv_inplace(|hu| hu.max(AIR_HU));
-        let grid = resampled_grid(&image.grid, self.plan.spacing_mm);
-        if grid.shape.iter().any(|side| *side > nifti::MAX_SIDE) || grid.voxels() > nifti::MAX_VOXELS {
-            return Err(IngestError::TooLarge {
-                path: entry.image.clone(),
-                shape: grid.shape,
-                spacing_mm: self.plan.spacing_mm,
-            });
-        }
+        let (resampled, grid) = onto_plan(&entry.image, image.voxels, &image.grid, self.plan)?;
         let labels = labels.map(|labels| resample_labels(&labels, &image.grid, &grid));
-        let resampled = resample_image(&image.voxels, &image.grid, &grid);
-        drop(image.voxels);
         let labels_or_none = labels.unwrap_or_else(|| Array3::zeros(grid.shape));
         let body = body_box(&resampled, &labels_or_none, &grid).unwrap_or_else(|| {
             warnings.push(format!("no voxel above {BODY_HU} HU: not cropped"));
@@ -436,7 +426,7 @@ fn grid_difference(image: &Grid, labels: &Grid) -> Option<String> {
 }
 
 /// Returns the box around everything denser than air or labelled, with a margin; nothing where there is no such voxel.
-fn body_box(image: &Array3<i16>, labels: &Array3<u8>, grid: &Grid) -> Option<Region> {
+pub(super) fn body_box(image: &Array3<i16>, labels: &Array3<u8>, grid: &Grid) -> Option<Region> {
     let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
     let mut meet = |at: [usize; 3]| {
         for axis in 0..3 {
@@ -466,7 +456,7 @@ fn body_box(image: &Array3<i16>, labels: &Array3<u8>, grid: &Grid) -> Option<Reg
     Some(tight.grown(margin).intersect(&Region::whole(grid.shape)))
 }
 
-fn cropped<T: Clone>(volume: &Array3<T>, region: Region) -> Array3<T> {
+pub(super) fn cropped<T: Clone>(volume: &Array3<T>, region: Region) -> Array3<T> {
     let [z, y, x] = region.start.map(|v| v as usize);
     let [d, h, w] = region.size;
     volume.slice(s![z..z + d, y..y + h, x..x + w]).to_owned()

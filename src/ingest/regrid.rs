@@ -47,7 +47,7 @@ fn nearest(to_other: &Affine, voxel: [usize; 3], side: Shape) -> Option<[usize; 
 }
 
 /// Returns the inverse of an affine; readers have refused those whose axes lie in a plane.
-fn inverse(affine: &Affine) -> Affine {
+pub(super) fn inverse(affine: &Affine) -> Affine {
     let m = &affine.0;
     let minor = |r: usize, c: usize| {
         let [r1, r2] = [(r + 1) % 3, (r + 2) % 3];

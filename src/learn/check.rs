@@ -10,6 +10,9 @@ use crate::volume::SizeClass;
 /// The most resolutions of a network that sees cubes: the smallest has 16 voxels a side, which halve four times.
 pub(super) const MAX_CUBE_LEVELS: usize = 5;
 
+/// The most resamples of an interval: more change its second digit.
+const MAX_RESAMPLES: u32 = 100_000;
+
 /// A section of the configuration, by its name there.
 pub(super) struct Section(pub &'static str);
 
@@ -79,6 +82,17 @@ impl Section {
             (0.0..=0.9).contains(&overlap),
             "0 to 0.9",
             overlap,
+        )?;
+        if let Some((class, mm)) = held_out.tolerance.refusal() {
+            self.check(&format!("held_out.tolerance ({class})"), false, "0 to 100 mm", mm)?;
+        }
+        let resamples = held_out.bootstrap.resamples;
+        let ok = resamples <= MAX_RESAMPLES;
+        self.check(
+            "held_out.bootstrap.resamples",
+            ok,
+            &format!("at most {MAX_RESAMPLES}"),
+            resamples,
         )
     }
 

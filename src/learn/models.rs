@@ -99,5 +99,7 @@ pub(super) fn held_out_scores(
         held_out,
         settings,
     };
-    Ok(score_held_out(&exam, &mut |note| job.progress.on_note(note))?)
+    Ok(score_held_out(&exam, &mut |scored| {
+        job.progress.on_note(&format!("scored {}", scored.score.case));
+    })?)
 }

@@ -34,6 +34,7 @@ pub use codec::Compression;
 pub use disk::Store;
 pub use duplicates::{Duplicate, DuplicateKind, duplicates, groups, nearness};
 pub use memory::MemoryStore;
+pub(crate) use memory::cut;
 pub use record::{
     Candidate, CaseKind, CaseRecord, MAX_NAME_BYTES, NearDuplicate, OrganRecord, PSEUDO_PREFIX, SourceGeometry,
     TumourRecord,

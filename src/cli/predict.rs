@@ -1,0 +1,157 @@
+//! `freetumor predict`: labels by a model for scans, on their own grids.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+
+use super::device::{Compute, DeviceArgs};
+use super::models::{Network, Segmenting, WindowArgs, open_store};
+use super::progress::Counter;
+use super::{ConfigArgs, say, say_error};
+use crate::checkpoint::check_plan;
+use crate::evaluate::Predictor;
+use crate::ingest::{IngestConfig, datalist, labels_on_source, read_planned, write_on_source};
+use crate::store::Cases;
+use crate::volume::Region;
+
+/// Predict the labels of scans with a trained critic or segmentor, as NIfTI on the scans' own grids
+///
+/// A scan is brought to the model's grid as ingest does, predicted window by window, and the classes' probabilities are
+/// interpolated back; every voxel takes the likeliest class. A NIfTI file's header is kept where it says where voxels lie; for
+/// DICOM and stored cases the affine is written in double precision, as NIfTI-2. Ids are the model's, which are printed.
+///
+/// Examples:
+///   freetumor predict --models assets/demo --network critic --image ct.nii.gz --out labels.nii.gz
+///   freetumor predict --config configs/demo.toml --models models --datalist dataset.json --out predictions
+///   freetumor predict --models models --store store --out predictions --flips z,y,x
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["image", "datalist", "store"])))]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The folder of models
+    #[arg(long, value_name = "DIR")]
+    models: PathBuf,
+    /// Which network of the folder [default: the segmentor where there is one, else the critic]
+    #[arg(long, value_enum)]
+    network: Option<Network>,
+    /// One scan: a NIfTI file, or the folder of a DICOM series
+    #[arg(long, value_name = "PATH")]
+    image: Option<PathBuf>,
+    /// Medical Segmentation Decathlon JSON; the images of all its lists are predicted
+    #[arg(long, value_name = "FILE")]
+    datalist: Option<PathBuf>,
+    /// All cases of a store, on the grids of the files they came from
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// Where labels are written: a .nii or .nii.gz file for --image, else a folder that gets one .nii.gz per case
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    #[command(flatten)]
+    window: WindowArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = args.config.load()?;
+    let Compute { device, dtype } = args.device.open()?;
+    let choice = args.network.unwrap_or_else(|| Network::of_folder(&args.models));
+    let network = Segmenting::open(&args.models, choice, &device)
+        .with_context(|| format!("cannot load a model from {}", args.models.display()))?;
+    let manifest = &network.manifest;
+    let predictor = Predictor {
+        net: &network.net.clone().with_compute_dtype(dtype),
+        plan: &manifest.plan,
+        settings: &args.window.over(&config.segmentor.held_out.window),
+        device: &device,
+    };
+    let ids: Vec<String> = (manifest.plan.labels.iter())
+        .map(|(name, id)| format!("{id} {name}"))
+        .collect();
+    say_error(&format!("labels: {}", ids.join(", ")));
+    let failed = match (&args.image, &args.datalist, &args.store) {
+        (Some(image), _, _) => {
+            check_name(&args.out)?;
+            predict_file(&predictor, image, &args.out, &config.ingest)?;
+            say(&args.out.display().to_string());
+            0
+        }
+        (_, Some(list), _) => predict_list(&predictor, list, &args.out, &config.ingest)?,
+        (_, _, Some(store)) => {
+            let store = open_store(store, &config)?;
+            check_plan((manifest.role.name(), &manifest.plan), ("the store", store.plan()))?;
+            predict_store(&predictor, &*store, &args.out)?
+        }
+        _ => bail!("nothing to predict: name --image, --datalist or --store"),
+    };
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Refuses a name that no reader takes for NIfTI.
+fn check_name(out: &Path) -> anyhow::Result<()> {
+    let name = out.to_string_lossy();
+    if name.ends_with(".nii") || name.ends_with(".nii.gz") {
+        return Ok(());
+    }
+    bail!("--out: expected a name that ends in .nii or .nii.gz, got {name}");
+}
+
+fn predict_file(predictor: &Predictor, image: &Path, out: &Path, options: &IngestConfig) -> anyhow::Result<()> {
+    let scan = read_planned(image, predictor.plan, options)?;
+    for remark in &scan.remarks {
+        say_error(&format!("{}: warning: {remark}", image.display()));
+    }
+    let labels = labels_on_source(&predictor.probabilities(&scan.image), &scan.grid, &scan.source);
+    Ok(write_on_source(out, labels.view(), &scan.source, Some(image))?)
+}
+
+/// Predicts the images of a datalist; one that cannot be read is reported and stops no other. Returns how many failed.
+fn predict_list(predictor: &Predictor, list: &Path, out: &Path, options: &IngestConfig) -> anyhow::Result<usize> {
+    let entries = datalist::read(list)?;
+    fs_err::create_dir_all(out)?;
+    let counter = Counter::new(entries.len(), "predict");
+    let mut failed = 0;
+    for entry in &entries {
+        let file = out.join(format!("{}.nii.gz", entry.id));
+        match predict_file(predictor, &entry.image, &file, options) {
+            Ok(()) => say(&file.display().to_string()),
+            Err(error) => {
+                failed += 1;
+                say_error(&format!("{}: refused: {error:#}", entry.id));
+            }
+        }
+        counter.done(&entry.id);
+    }
+    Ok(failed)
+}
+
+/// Predicts all cases of a store as [`predict_list`] does.
+fn predict_store(predictor: &Predictor, store: &dyn Cases, out: &Path) -> anyhow::Result<usize> {
+    fs_err::create_dir_all(out)?;
+    let counter = Counter::new(store.records().len(), "predict");
+    let mut failed = 0;
+    for (case, record) in store.records().iter().enumerate() {
+        let file = out.join(format!("{}.nii.gz", record.id));
+        let predict = || -> anyhow::Result<()> {
+            let image = store.read(case, Region::whole(record.grid.shape))?.image;
+            let labels = labels_on_source(&predictor.probabilities(&image), &record.grid, &record.source);
+            Ok(write_on_source(&file, labels.view(), &record.source, None)?)
+        };
+        match predict() {
+            Ok(()) => say(&file.display().to_string()),
+            Err(error) => {
+                failed += 1;
+                say_error(&format!("{}: refused: {error:#}", record.id));
+            }
+        }
+        counter.done(&record.id);
+    }
+    Ok(failed)
+}
