@@ -28,13 +28,17 @@ window = [16, 16, 16]
 
 fn freetumor(dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_freetumor"));
-    command.current_dir(dir).args(args).output().unwrap()
+    command
+        .current_dir(dir)
+        .args(args)
+        .output()
+        .expect("the binary was built with this test")
 }
 
 #[track_caller]
 fn ok(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap()
+    String::from_utf8(output.stdout.clone()).expect("JSON is text")
 }
 
 #[test]
