@@ -1,10 +1,13 @@
 //! What the discriminator shall say of a cube's voxels, and what it says of lesions.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use ndarray::Array3;
 
 use super::LearnError;
 use super::cubes::{Catalogue, Cube, admissible};
+use super::texture::per_lesion;
+use crate::nn::Unet;
+use crate::rng::Rng;
 
 /// What the discriminator shall say: 0 background and organ, 1 real tumour, 2 synthetic lesion.
 pub(super) const REAL: usize = 1;
@@ -63,8 +66,26 @@ pub(super) fn log_odds(logits: Tensor<5>) -> Tensor<5> {
 /// # Shape
 /// values and masks (1 inside) `[B, 1, D, H, W]` -> `[B]`.
 pub(super) fn lesion_means(values: Tensor<5>, masks: Tensor<5>) -> Tensor<1> {
-    use super::texture::per_lesion;
     per_lesion(values * masks.clone()) / per_lesion(masks).clamp_min(1.0)
+}
+
+/// Noise of [`unsteadiness`] in units of the window: 8.5 HU of the abdominal one.
+const SHAKE: f64 = 0.02;
+
+/// Returns how much the discriminator's view of real lesions changes when a little noise is added.
+///
+/// # Shape
+/// images `[B, 1, D, H, W]`, the discriminator's logits of them, masks of the real lesions -> `[1]`.
+///
+/// # Source
+/// The approximated R1 penalty of Lin et al., arXiv 2501.08316: the gradient's norm without a second derivative. Spectral
+/// norm would do nothing here, as every convolution but the last is followed by a norm.
+pub(super) fn unsteadiness(discriminator: &Unet, [images, logits, real]: [Tensor<5>; 3], rng: &mut Rng) -> Tensor<1> {
+    let shape = images.dims();
+    let values = rng.normals(shape.iter().product());
+    let noise = Tensor::from_data(TensorData::new(values, shape), &images.device());
+    let shaken = discriminator.forward(images + noise * SHAKE, None);
+    lesion_means((log_odds(logits) - log_odds(shaken)).powi_scalar(2), real).mean()
 }
 
 #[cfg(test)]

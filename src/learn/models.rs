@@ -1,15 +1,20 @@
-//! What all stages do around their networks: finite numbers, provenance, reports.
+//! What stages do around their networks: finite numbers, provenance, reports, bundles.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use burn::tensor::Tensor;
 use serde::Serialize;
 
-use super::{Job, LearnError, Metrics};
-use crate::checkpoint::{Training, Weights, write_atomically};
+use super::cubes::side_of;
+use super::{Job, LearnError, Metrics, SynthesizerConfig};
+use crate::checkpoint::{
+    Architecture, FORMAT_VERSION, ModelManifest, Role, Training, Weights, WeightsFile, save_model, write_atomically,
+};
 use crate::evaluate::{Examination, HeldOut, HeldOutSettings, score_held_out};
-use crate::nn::VoxelClassifier;
+use crate::nn::{Adapter, VoxelClassifier};
 use crate::store::Cases;
+use crate::volume::SizeClass;
 
 /// Refuses a number that is not finite.
 pub(super) fn check_finite(step: u64, metric: &str, value: f64) -> Result<(), LearnError> {
@@ -62,6 +67,11 @@ pub(super) fn write_report<R: Serialize>(out: &Path, stage: &str, report: &R) ->
     )?)
 }
 
+/// Returns the one number of a tensor.
+pub(super) fn scalar(tensor: Tensor<1>) -> f64 {
+    f64::from(tensor.into_scalar::<f32>())
+}
+
 /// Averages numbers; 0 where there are none.
 pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     let (mut sum, mut count) = (0.0, 0.0);
@@ -102,4 +112,45 @@ pub(super) fn held_out_scores(
     Ok(score_held_out(&exam, &mut |scored| {
         job.progress.on_note(&format!("scored {}", scored.score.case));
     })?)
+}
+
+/// Writes generator and discriminator, whose provenance includes the critic's.
+pub(super) fn save_pair(
+    config: &SynthesizerConfig,
+    critic: &ModelManifest,
+    (models, mut record): ([(Role, Architecture, Weights); 2], Training),
+    out: &Path,
+) -> Result<(), LearnError> {
+    let seen = critic.training.iter().flat_map(|training| &training.source_hashes);
+    record.source_hashes.extend(seen);
+    let seen = critic.training.iter().flat_map(|training| &training.fingerprints);
+    record.fingerprints.extend(seen.cloned());
+    for (role, architecture, weights) in models {
+        let manifest = ModelManifest {
+            format_version: FORMAT_VERSION,
+            role,
+            architecture,
+            plan: critic.plan.clone(),
+            cubes: SizeClass::ALL.map(|size| side_of(size, config.max_cube)).to_vec(),
+            provenance_known: critic.provenance_known,
+            training: Some(record.clone()),
+            calibration: None,
+            adapter: Adapter::default(),
+            imported: None,
+            weights: WeightsFile::default(),
+        };
+        save_model(out, manifest, &weights, config.precision)?;
+    }
+    Ok(())
+}
+
+/// Completes the bundle: weights first, then the manifest.
+pub(super) fn copy_critic(from: &Path, to: &Path) -> Result<(), LearnError> {
+    if fs_err::canonicalize(from)? == fs_err::canonicalize(to)? {
+        return Ok(());
+    }
+    for name in ["critic.safetensors", "critic.json"] {
+        write_atomically(&to.join(name), &fs_err::read(from.join(name))?)?;
+    }
+    Ok(())
 }

@@ -7,23 +7,20 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use ndarray::Array3;
 
-use super::adversary::{REAL, class_weights, discriminator_classes, lesion_means, log_odds};
+use super::adversary::{REAL, class_weights, discriminator_classes, lesion_means, log_odds, unsteadiness};
 use super::augment::Look;
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::guard::{Guard, Seen};
-use super::models::{check_finite, metrics, training_of, under, write_report};
+use super::models::{check_finite, copy_critic, metrics, save_pair, scalar, training_of, under, write_report};
 use super::painted::{Host, HostBatch, Wanted, draw_noise};
 use super::painting::{Painter, score_painting};
-use super::synthesizer_settings::{SynthesizerConfig, SynthesizerReport};
-use super::texture::{Textures, coarse, per_lesion, strength};
+use super::synthesizer_settings::{LossWeights, SynthesizerConfig, SynthesizerReport};
+use super::texture::{Textures, diversity, per_lesion, roughness, strength};
 use super::{LearnError, Optimizer};
-use crate::checkpoint::{
-    Architecture, Bundle, FORMAT_VERSION, ModelManifest, Role, Training, Weights, WeightsFile, collect, fill,
-    load_manifest, save_model, write_atomically,
-};
+use crate::checkpoint::{Architecture, Bundle, Role, Weights, collect, fill, load_manifest};
 use crate::digest::Digest;
-use crate::nn::{Adapter, Generator, GeneratorConfig, Network, Unet, UnetConfig, total, weighted_cross_entropy};
+use crate::nn::{Generator, GeneratorConfig, Network, Unet, UnetConfig, weighted_cross_entropy};
 use crate::rng::{Purpose, Rng};
 use crate::volume::{ContrastBin, SizeClass};
 
@@ -166,13 +163,14 @@ impl SynthesizerTrainee<'_> {
         (missing.mean(), alarm.mean())
     }
 
-    /// Updates the generator alone; returns what it painted, cut off from it.
-    fn generator_step(&mut self, step: u64, hosts: &[Host]) -> Result<Painted, LearnError> {
-        let batch = HostBatch::new(hosts, self.catalogue.organs.len(), &self.device);
-        let window = self.bundle.plan.window_hu;
-        let residual = batch.residual(&self.generator, &window, self.noise(step, hosts));
-        let fake = normalise(batch.image_hu.clone() + residual.clone(), &window);
-        let (recall, alarm) = self.critic_losses(hosts, &batch, fake.clone());
+    /// Returns the parts of the generator's loss, and by how much the pairs differ.
+    fn generator_losses(
+        &self,
+        step: u64,
+        hosts: &[Host],
+        (batch, residual, fake): (&HostBatch, &Tensor<5>, &Tensor<5>),
+    ) -> (GeneratorLosses, f64) {
+        let (recall, alarm) = self.critic_losses(hosts, batch, fake.clone());
         // The discriminator's parameters take no part in this graph: they can receive nothing from it.
         let frozen = self.discriminator.clone().no_grad();
         let share = 1.0 / hosts.len() as f32;
@@ -181,41 +179,40 @@ impl SynthesizerTrainee<'_> {
             class_weights(&classes, share)
         });
         let weights = self.weights_tensor(real.collect(), fake.dims());
-        let adversarial = weighted_cross_entropy(frozen.forward(fake.clone(), None), weights);
-        let roughness = roughness(&batch, residual.clone());
         let wanted = self.wanted_textures(step, hosts);
         let strength = strength(batch.image_hu.clone() + residual.clone(), batch.lesion.clone());
-        let texture = (strength - wanted.clone()).abs().mean() / 10.0;
-        let diversity = diversity(&batch, residual, wanted);
-        let sameness = activation::relu(diversity.clone().neg() + self.config.diversity).mean();
-        let w = &self.config.loss;
-        let loss = recall.clone() * w.recall
-            + alarm.clone() * w.false_alarm
-            + adversarial.clone() * w.adversarial
-            + roughness.clone() * w.roughness
-            + texture.clone() * w.texture
-            + sameness.clone() * w.sameness;
-        let value = |tensor: Tensor<1>| f64::from(tensor.into_scalar::<f32>());
-        let total = value(loss.clone());
+        let diversity = diversity(batch, residual.clone(), wanted.clone());
+        let losses = GeneratorLosses {
+            recall,
+            alarm,
+            adversarial: weighted_cross_entropy(frozen.forward(fake.clone(), None), weights),
+            roughness: roughness(batch, residual.clone()),
+            texture: (strength - wanted).abs().mean() / 10.0,
+            sameness: activation::relu(diversity.clone().neg() + self.config.diversity).mean(),
+        };
+        (losses, scalar(diversity.mean()))
+    }
+
+    /// Updates the generator alone; returns what it painted, cut off from it.
+    fn generator_step(&mut self, step: u64, hosts: &[Host]) -> Result<Painted, LearnError> {
+        let batch = HostBatch::new(hosts, self.catalogue.organs.len(), &self.device);
+        let window = self.bundle.plan.window_hu;
+        let residual = batch.residual(&self.generator, &window, self.noise(step, hosts));
+        let fake = normalise(batch.image_hu.clone() + residual.clone(), &window);
+        let (losses, diversity) = self.generator_losses(step, hosts, (&batch, &residual, &fake));
+        let loss = losses.weighted(&self.config.loss);
+        let total = scalar(loss.clone());
         check_finite(step, "generator_loss", total)?;
         let rate = self.config.optimizer.rate(step, self.config.steps);
         let (generator, norm) = self.optimizer.step(self.generator.clone(), &loss.backward(), rate);
         check_finite(step, "generator_gradient_norm", norm)?;
         self.generator = generator;
-        let measured = metrics([
-            ("generator_loss", total),
-            ("missing_recall", value(recall)),
-            ("false_alarm", value(alarm)),
-            ("adversarial", value(adversarial)),
-            ("roughness", value(roughness)),
-            ("texture", value(texture)),
-            ("sameness", value(sameness)),
-            ("generator_gradient_norm", norm),
-        ]);
+        let mut measured = metrics([("generator_loss", total), ("generator_gradient_norm", norm)]);
+        measured.extend(losses.metrics());
         Ok(Painted {
             cubes: Tensor::from_inner(fake.inner()),
             lesions: batch.lesion,
-            diversity: value(diversity.mean()),
+            diversity,
             measured,
         })
     }
@@ -225,14 +222,8 @@ impl SynthesizerTrainee<'_> {
         Tensor::from_data(TensorData::new(weights, [b, 3, d, h, w]), &self.device)
     }
 
-    /// Updates the discriminator alone, on painted cubes that no longer know of the generator and on real tumours, with
-    /// gradients that this step alone has filled (the released code adds the generator's; section 7, item 8).
-    fn discriminator_step(&mut self, step: u64, hosts: &[Host], painted: &Painted) -> Result<Metrics, LearnError> {
-        let reals = self.reals(step)?;
-        let images = normalise(
-            stack(reals.iter().map(|cube| &cube.image), &self.device),
-            &self.bundle.plan.window_hu,
-        );
+    /// Returns the weights of what the discriminator shall say, hosts first, then cubes around real tumours.
+    fn judgements(&self, hosts: &[Host], reals: &[Cube]) -> Result<Vec<f32>, LearnError> {
         let share = 1.0 / (hosts.len() + reals.len()) as f32;
         let mut weights = Vec::new();
         for host in hosts {
@@ -244,21 +235,35 @@ impl SynthesizerTrainee<'_> {
             let classes = discriminator_classes(&self.catalogue, &cube, Some(&host.lesion))?;
             weights.extend(class_weights(&classes, share));
         }
-        for cube in &reals {
-            weights.extend(class_weights(
-                &discriminator_classes(&self.catalogue, cube, None)?,
-                share,
-            ));
+        for cube in reals {
+            let classes = discriminator_classes(&self.catalogue, cube, None)?;
+            weights.extend(class_weights(&classes, share));
         }
+        Ok(weights)
+    }
+
+    /// Updates the discriminator alone, on painted cubes that no longer know of the generator and on real tumours, with
+    /// gradients that this step alone has filled (the released code adds the generator's; section 7, item 8).
+    fn discriminator_step(&mut self, step: u64, hosts: &[Host], painted: &Painted) -> Result<Metrics, LearnError> {
+        let reals = self.reals(step)?;
+        let images = stack(reals.iter().map(|cube| &cube.image), &self.device);
+        let images = normalise(images, &self.bundle.plan.window_hu);
         let images = Tensor::cat(vec![painted.cubes.clone(), images], 0);
-        let weights = self.weights_tensor(weights, images.dims());
+        let weights = self.weights_tensor(self.judgements(hosts, &reals)?, images.dims());
         let logits = self.discriminator.forward(images.clone(), None);
         let real = weights.clone().narrow(1, REAL, 1).greater_elem(0.0).float();
         let loss = weighted_cross_entropy(logits.clone(), weights);
-        let penalty = self.unsteadiness(step, (images, logits.clone(), real.clone()), hosts.len());
+        let penalty = match self.config.r1 > 0.0 {
+            true => {
+                let mut rng = Rng::keyed(self.config.seed, step, 3000, Purpose::Training);
+                let seen = [images, logits.clone(), real.clone()].map(|x| x.narrow(0, hosts.len(), reals.len()));
+                unsteadiness(&self.discriminator, seen, &mut rng)
+            }
+            false => Tensor::zeros([1], &self.device),
+        };
         let seen = seen(painted, log_odds(logits), real);
         let loss = loss + penalty.clone() * self.config.r1;
-        let value = f64::from(loss.clone().into_scalar::<f32>());
+        let value = scalar(loss.clone());
         check_finite(step, "discriminator_loss", value)?;
         let rate = self.config.discriminator_optimizer.rate(step, self.config.steps);
         let (discriminator, norm) =
@@ -268,34 +273,43 @@ impl SynthesizerTrainee<'_> {
         self.discriminator = discriminator;
         let mut measured = metrics([
             ("discriminator_loss", value),
-            ("unsteadiness", f64::from(penalty.into_scalar::<f32>())),
+            ("unsteadiness", scalar(penalty)),
             ("discriminator_gradient_norm", norm),
         ]);
         measured.extend(self.guard.observe(step, &seen)?);
         Ok(measured)
     }
+}
 
-    /// Returns how much the discriminator's view of real lesions changes when a little noise is added.
-    ///
-    /// # Source
-    /// The approximated R1 penalty of Lin et al., arXiv 2501.08316, equation 6: the gradient's norm without a second
-    /// derivative. Spectral norm would do nothing here, as every convolution but the last is followed by a norm.
-    fn unsteadiness(
-        &self,
-        step: u64,
-        (images, logits, real): (Tensor<5>, Tensor<5>, Tensor<5>),
-        first_real: usize,
-    ) -> Tensor<1> {
-        let count = images.dims()[0] - first_real;
-        if self.config.r1 == 0.0 || count == 0 {
-            return Tensor::zeros([1], &self.device);
-        }
-        let of_reals = |x: Tensor<5>| x.narrow(0, first_real, count);
-        let [images, logits, real] = [images, logits, real].map(of_reals);
-        let values = Rng::keyed(self.config.seed, step, 3000, Purpose::Training).normals(images.shape().num_elements());
-        let noise = Tensor::from_data(TensorData::new(values, images.dims()), &self.device);
-        let shaken = self.discriminator.forward(images + noise * R1_NOISE, None);
-        lesion_means((log_odds(logits) - log_odds(shaken)).powi_scalar(2), real).mean()
+/// The parts of the generator's loss.
+struct GeneratorLosses {
+    recall: Tensor<1>,
+    alarm: Tensor<1>,
+    adversarial: Tensor<1>,
+    roughness: Tensor<1>,
+    texture: Tensor<1>,
+    sameness: Tensor<1>,
+}
+
+impl GeneratorLosses {
+    fn weighted(&self, weights: &LossWeights) -> Tensor<1> {
+        self.recall.clone() * weights.recall
+            + self.alarm.clone() * weights.false_alarm
+            + self.adversarial.clone() * weights.adversarial
+            + self.roughness.clone() * weights.roughness
+            + self.texture.clone() * weights.texture
+            + self.sameness.clone() * weights.sameness
+    }
+
+    fn metrics(self) -> Metrics {
+        metrics([
+            ("missing_recall", scalar(self.recall)),
+            ("false_alarm", scalar(self.alarm)),
+            ("adversarial", scalar(self.adversarial)),
+            ("roughness", scalar(self.roughness)),
+            ("texture", scalar(self.texture)),
+            ("sameness", scalar(self.sameness)),
+        ])
     }
 }
 
@@ -310,9 +324,6 @@ struct Painted {
     measured: Metrics,
 }
 
-/// Noise of the steadiness penalty in units of the window: 8.5 HU of the abdominal one.
-const R1_NOISE: f64 = 0.02;
-
 /// Collects the discriminator's view of every lesion.
 fn seen(painted: &Painted, odds: Tensor<5>, real: Tensor<5>) -> Seen {
     let hosts = painted.cubes.dims()[0];
@@ -326,36 +337,6 @@ fn seen(painted: &Painted, odds: Tensor<5>, real: Tensor<5>) -> Seen {
         painted: scores(odds.narrow(0, 0, hosts), painted.lesions.clone()),
         diversity: Some(painted.diversity),
     }
-}
-
-/// Returns by how much neighbours differ, which share all but their noise, over the wanted strength: one number per pair.
-fn diversity(batch: &HostBatch, residual: Tensor<5>, wanted: Tensor<1>) -> Tensor<1> {
-    let [b, ..] = residual.dims();
-    let [d, h, w] = [2, 3, 4].map(|axis| residual.dims()[axis]);
-    let of_pairs = |x: Tensor<5>, i: usize| -> Tensor<5> {
-        let x: Tensor<5> = x.reshape([b / 2, 2, d, h, w]);
-        x.narrow(1, i, 1)
-    };
-    let lesion = of_pairs(batch.lesion.clone(), 0);
-    let difference = of_pairs(residual.clone(), 0) - of_pairs(residual, 1);
-    let change = per_lesion(coarse(difference, lesion.clone()).abs()) / per_lesion(lesion).clamp_min(1.0);
-    let wanted: Tensor<2> = wanted.reshape([b / 2, 2]);
-    change / wanted.narrow(1, 0, 1).reshape([b / 2]).clamp_min(1.0)
-}
-
-/// Returns how much the texture changes from voxel to voxel inside lesions, relative to 10 HU: real tissue brings the
-/// scanner's noise already, what is painted shall be smooth.
-fn roughness(batch: &HostBatch, residual: Tensor<5>) -> Tensor<1> {
-    let [b, _, d, h, w] = residual.dims();
-    let contrast = batch.contrast_hu.clone().reshape([b, 1, 1, 1, 1]);
-    let texture = (residual - batch.soft.clone() * contrast) * batch.lesion.clone();
-    let change = |axis: usize, n: usize| {
-        let pair = |x: &Tensor<5>| (x.clone().narrow(axis, 0, n - 1), x.clone().narrow(axis, 1, n - 1));
-        let (t, l) = (pair(&texture), pair(&batch.lesion));
-        let inside = l.0 * l.1;
-        total((t.1 - t.0).powi_scalar(2) * inside.clone()) / total(inside).clamp_min(1.0)
-    };
-    (change(2, d) + change(3, h) + change(4, w)) / (3.0 * 100.0)
 }
 
 impl Trainee for SynthesizerTrainee<'_> {
@@ -446,7 +427,7 @@ pub fn train_synthesizer(
             trained.discriminator,
         ),
     ];
-    save_models(config, &critic_manifest, (models, record), job.out)?;
+    save_pair(config, &critic_manifest, (models, record), job.out)?;
     copy_critic(critic_folder, job.out)?;
     write_report(job.out, "synthesizer", &report)?;
     Ok(report)
@@ -509,47 +490,6 @@ fn compete(
         discriminator: config.precision.rounded(collect(&discriminator)),
         last_step: trainee.last,
     })
-}
-
-/// Writes generator and discriminator, whose provenance includes the critic's.
-fn save_models(
-    config: &SynthesizerConfig,
-    critic: &ModelManifest,
-    (models, mut record): ([(Role, Architecture, Weights); 2], Training),
-    out: &Path,
-) -> Result<(), LearnError> {
-    let seen = critic.training.iter().flat_map(|training| &training.source_hashes);
-    record.source_hashes.extend(seen);
-    let seen = critic.training.iter().flat_map(|training| &training.fingerprints);
-    record.fingerprints.extend(seen.cloned());
-    for (role, architecture, weights) in models {
-        let manifest = ModelManifest {
-            format_version: FORMAT_VERSION,
-            role,
-            architecture,
-            plan: critic.plan.clone(),
-            cubes: SizeClass::ALL.map(|size| side_of(size, config.max_cube)).to_vec(),
-            provenance_known: critic.provenance_known,
-            training: Some(record.clone()),
-            calibration: None,
-            adapter: Adapter::default(),
-            imported: None,
-            weights: WeightsFile::default(),
-        };
-        save_model(out, manifest, &weights, config.precision)?;
-    }
-    Ok(())
-}
-
-/// Completes the bundle: weights first, then the manifest.
-fn copy_critic(from: &Path, to: &Path) -> Result<(), LearnError> {
-    if fs_err::canonicalize(from)? == fs_err::canonicalize(to)? {
-        return Ok(());
-    }
-    for name in ["critic.safetensors", "critic.json"] {
-        write_atomically(&to.join(name), &fs_err::read(from.join(name))?)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How strong a lesion's texture shall be: as strong as real lesions' textures are, and another one for other noise.
+//! What a lesion's texture shall be: as strong as real lesions' textures are, another one for other noise, and smooth.
 //!
 //! Strength is the standard deviation over the lesion of means over 3 x 3 x 3 voxels. Means, because single voxels are mostly
 //! the scanner's noise, which a painted lesion has from its host already.
@@ -10,7 +10,8 @@ use burn::tensor::{Device, Tensor};
 use super::LearnError;
 use super::augment::Look;
 use super::cubes::{Catalogue, read_cube, side_of, stack};
-use crate::kernel;
+use super::painted::HostBatch;
+use crate::kernel::{self, total};
 use crate::rng::Rng;
 use crate::volume::SizeClass;
 
@@ -47,6 +48,36 @@ pub(super) fn strength(image_hu: Tensor<5>, lesion: Tensor<5>) -> Tensor<1> {
     let mean = (per_lesion(smooth.clone()) / size.clone()).reshape([b, 1, 1, 1, 1]);
     let squares = ((smooth - mean) * lesion).powi_scalar(2);
     (per_lesion(squares) / size + LEAST_VARIANCE).sqrt()
+}
+
+/// Returns by how much neighbours differ, which share all but their noise, over the wanted strength: one number per pair.
+pub(super) fn diversity(batch: &HostBatch, residual: Tensor<5>, wanted: Tensor<1>) -> Tensor<1> {
+    let [b, ..] = residual.dims();
+    let [d, h, w] = [2, 3, 4].map(|axis| residual.dims()[axis]);
+    let of_pairs = |x: Tensor<5>, i: usize| -> Tensor<5> {
+        let x: Tensor<5> = x.reshape([b / 2, 2, d, h, w]);
+        x.narrow(1, i, 1)
+    };
+    let lesion = of_pairs(batch.lesion.clone(), 0);
+    let difference = of_pairs(residual.clone(), 0) - of_pairs(residual, 1);
+    let change = per_lesion(coarse(difference, lesion.clone()).abs()) / per_lesion(lesion).clamp_min(1.0);
+    let wanted: Tensor<2> = wanted.reshape([b / 2, 2]);
+    change / wanted.narrow(1, 0, 1).reshape([b / 2]).clamp_min(1.0)
+}
+
+/// Returns how much the texture changes from voxel to voxel inside lesions, relative to 10 HU: real tissue brings the
+/// scanner's noise already, what is painted shall be smooth.
+pub(super) fn roughness(batch: &HostBatch, residual: Tensor<5>) -> Tensor<1> {
+    let [b, _, d, h, w] = residual.dims();
+    let contrast = batch.contrast_hu.clone().reshape([b, 1, 1, 1, 1]);
+    let texture = (residual - batch.soft.clone() * contrast) * batch.lesion.clone();
+    let change = |axis: usize, n: usize| {
+        let pair = |x: &Tensor<5>| (x.clone().narrow(axis, 0, n - 1), x.clone().narrow(axis, 1, n - 1));
+        let (t, l) = (pair(&texture), pair(&batch.lesion));
+        let inside = l.0 * l.1;
+        total((t.1 - t.0).powi_scalar(2) * inside.clone()) / total(inside).clamp_min(1.0)
+    };
+    (change(2, d) + change(3, h) + change(4, w)) / (3.0 * 100.0)
 }
 
 /// The strengths of real lesions' textures by organ and size.

@@ -38,7 +38,7 @@ impl MemoryStore {
 }
 
 /// Cuts a box out of a volume, filling what lies outside.
-pub(crate) fn cut<T: Copy>(volume: &Array3<T>, region: Region, outside: T) -> Array3<T> {
+pub fn cut<T: Copy>(volume: &Array3<T>, region: Region, outside: T) -> Array3<T> {
     let mut out = Array3::from_elem(region.size, outside);
     let shape = volume.dim();
     let part = region.intersect(&Region::whole([shape.0, shape.1, shape.2]));

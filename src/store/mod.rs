@@ -33,8 +33,7 @@ use crate::volume::{Plan, Region, Shape};
 pub use codec::Compression;
 pub use disk::Store;
 pub use duplicates::{Duplicate, DuplicateKind, duplicates, groups, nearness};
-pub use memory::MemoryStore;
-pub(crate) use memory::cut;
+pub use memory::{MemoryStore, cut};
 pub use record::{
     Candidate, CaseKind, CaseRecord, MAX_NAME_BYTES, NearDuplicate, OrganRecord, PSEUDO_PREFIX, SourceGeometry,
     TumourRecord,
