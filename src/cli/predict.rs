@@ -112,46 +112,46 @@ fn predict_file(predictor: &Predictor, image: &Path, out: &Path, options: &Inges
     Ok(write_on_source(out, labels.view(), &scan.source, Some(image))?)
 }
 
-/// Predicts the images of a datalist; one that cannot be read is reported and stops no other. Returns how many failed.
-fn predict_list(predictor: &Predictor, list: &Path, out: &Path, options: &IngestConfig) -> anyhow::Result<usize> {
-    let entries = datalist::read(list)?;
+/// Predicts one scan after another into `ID.nii.gz`; one that cannot be read is reported and stops no other. Returns how many
+/// failed.
+fn predict_each(
+    out: &Path,
+    ids: &[&str],
+    predict: impl Fn(usize, &Path) -> anyhow::Result<()>,
+) -> anyhow::Result<usize> {
     fs_err::create_dir_all(out)?;
-    let counter = Counter::new(entries.len(), "predict");
+    let counter = Counter::new(ids.len(), "predict");
     let mut failed = 0;
-    for entry in &entries {
-        let file = out.join(format!("{}.nii.gz", entry.id));
-        match predict_file(predictor, &entry.image, &file, options) {
+    for (at, id) in ids.iter().enumerate() {
+        let file = out.join(format!("{id}.nii.gz"));
+        match predict(at, &file) {
             Ok(()) => say(&file.display().to_string()),
             Err(error) => {
                 failed += 1;
-                say_error(&format!("{}: refused: {error:#}", entry.id));
+                say_error(&format!("{id}: refused: {error:#}"));
             }
         }
-        counter.done(&entry.id);
+        counter.done(id);
     }
     Ok(failed)
 }
 
-/// Predicts all cases of a store as [`predict_list`] does.
+/// Predicts the images of a datalist.
+fn predict_list(predictor: &Predictor, list: &Path, out: &Path, options: &IngestConfig) -> anyhow::Result<usize> {
+    let entries = datalist::read(list)?;
+    let ids: Vec<&str> = entries.iter().map(|entry| entry.id.as_str()).collect();
+    predict_each(out, &ids, |at, file| {
+        predict_file(predictor, &entries[at].image, file, options)
+    })
+}
+
+/// Predicts all cases of a store.
 fn predict_store(predictor: &Predictor, store: &dyn Cases, out: &Path) -> anyhow::Result<usize> {
-    fs_err::create_dir_all(out)?;
-    let counter = Counter::new(store.records().len(), "predict");
-    let mut failed = 0;
-    for (case, record) in store.records().iter().enumerate() {
-        let file = out.join(format!("{}.nii.gz", record.id));
-        let predict = || -> anyhow::Result<()> {
-            let image = store.read(case, Region::whole(record.grid.shape))?.image;
-            let labels = labels_on_source(&predictor.probabilities(&image), &record.grid, &record.source);
-            Ok(write_on_source(&file, labels.view(), &record.source, None)?)
-        };
-        match predict() {
-            Ok(()) => say(&file.display().to_string()),
-            Err(error) => {
-                failed += 1;
-                say_error(&format!("{}: refused: {error:#}", record.id));
-            }
-        }
-        counter.done(&record.id);
-    }
-    Ok(failed)
+    let ids: Vec<&str> = store.records().iter().map(|record| record.id.as_str()).collect();
+    predict_each(out, &ids, |case, file| {
+        let record = &store.records()[case];
+        let image = store.read(case, Region::whole(record.grid.shape))?.image;
+        let labels = labels_on_source(&predictor.probabilities(&image), &record.grid, &record.source);
+        Ok(write_on_source(file, labels.view(), &record.source, None)?)
+    })
 }
