@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
     config.server.bind = args.bind.unwrap_or_else(|| loopback(if args.check { 0 } else { 8080 }));
     let store_dir = args.dir.join("store");
-    let cases = phantom::make(&store_dir, &config.plan, CASES, SEED)?;
+    let cases = phantom::make(&store_dir, &config, CASES, SEED)?;
     let models_dir = args.dir.join("models");
     unpack_models(&models_dir)?;
     let store = open_store(&store_dir, &config)?;

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use super::progress::Counter;
 use super::{ConfigArgs, say};
+use crate::config::Config;
 use crate::phantom;
 use crate::store::StoreWriter;
-use crate::volume::{LabelMap, Plan};
 
 /// Make a store of phantom abdominal CT volumes: labelled ones with tumours, and healthy ones
 ///
@@ -39,21 +39,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         config: Some(args.config.clone()),
     }
     .load()?;
-    let made = make(&args.store, &config.plan, [args.labelled, args.unlabelled], args.seed)?;
+    let made = make(&args.store, &config, [args.labelled, args.unlabelled], args.seed)?;
     say(&format!("{} cases in {}", made, args.store.display()));
     Ok(ExitCode::SUCCESS)
 }
 
 /// Writes a cohort of `[labelled, unlabelled]` volumes and returns how many cases the store then has.
-pub(super) fn make(store: &std::path::Path, plan: &Plan, counts: [usize; 2], seed: u64) -> anyhow::Result<usize> {
-    if plan.labels != LabelMap::default() {
-        bail!("plan.labels: phantoms have the default abdomen labels, the configuration has others");
-    }
-    let mut specs = phantom::cohort(seed, counts[0], counts[1]);
+pub(super) fn make(store: &std::path::Path, config: &Config, counts: [usize; 2], seed: u64) -> anyhow::Result<usize> {
+    let (plan, settings) = (&config.plan, &config.phantom);
+    let mut specs = settings.cohort(seed, counts[0], counts[1]);
     specs.iter_mut().for_each(|spec| spec.spacing_mm = plan.spacing_mm);
     // Opened first, so that a store of another plan is refused before the work and not after it.
     StoreWriter::create(store, plan).with_context(|| format!("cannot write {}", store.display()))?;
     let counter = Counter::new(specs.len(), "phantoms");
-    let finished = phantom::write_store(store, plan, &specs, &|id| counter.done(id))?;
+    let finished = phantom::write_cohort(store, plan, (settings, &specs), &|id| counter.done(id))?;
     Ok(finished.cases)
 }

@@ -97,6 +97,7 @@ impl Rendering {
             Scanner::C => ([1.3, 1.1], 14.0, [1.2, 0.9], 5.0),
             // A 3 mm reconstruction resampled to finer slices.
             Scanner::D => ([2.4, 1.7], 9.0, [2.4, 1.8], -6.0),
+            Scanner::E => ([2.0, 1.0], 16.0, [2.0, 0.7], 9.0),
         };
         Self {
             blur_mm,

@@ -11,10 +11,12 @@ mod field;
 mod form;
 mod intensity;
 mod organs;
+mod settings;
 mod tumours;
 mod write;
 
-pub use write::{case_id, write_store};
+pub use settings::{ContrastLaw, PhantomSettings, TumourLaw};
+pub use write::{case_id, write_cohort, write_store};
 
 use ndarray::Array3;
 
@@ -51,6 +53,8 @@ pub enum Scanner {
     C,
     /// Very smooth, as from thick slices.
     D,
+    /// Noisy across, smooth along the body; in no cohort, so that a model can be tested on a scanner that it never saw.
+    E,
 }
 
 /// The contrast phase.
@@ -113,31 +117,39 @@ const FIRST_HEALTHY: usize = 10_000;
 /// Returns the specifications of a cohort: labelled patients with tumours on scanners A and B, then patients without
 /// tumours on scanners C and D; contrast phases are mixed.
 pub fn cohort(seed: u64, labelled: usize, unlabelled: usize) -> Vec<PhantomSpec> {
-    let patient = |number: usize, with_tumours: bool| PhantomSpec {
-        seed,
-        index: if with_tumours { number } else { FIRST_HEALTHY + number } as u64,
-        scanner: match (with_tumours, number % 2) {
-            (true, 0) => Scanner::A,
-            (true, _) => Scanner::B,
-            (false, 0) => Scanner::C,
-            (false, _) => Scanner::D,
-        },
-        // Two of three are portal, in step with neither scanner.
-        phase: if number % 3 == 2 {
-            Phase::NonContrast
-        } else {
-            Phase::Portal
-        },
-        with_tumours,
-        spacing_mm: [2.0; 3],
-    };
-    let sick = (0..labelled).map(|number| patient(number, true));
-    sick.chain((0..unlabelled).map(|number| patient(number, false)))
-        .collect()
+    PhantomSettings::default().cohort(seed, labelled, unlabelled)
 }
 
-/// Makes a volume.
+impl PhantomSettings {
+    /// Returns the specifications of a cohort, as [`cohort`] does.
+    pub fn cohort(&self, seed: u64, labelled: usize, unlabelled: usize) -> Vec<PhantomSpec> {
+        let patient = |number: usize, with_tumours: bool| PhantomSpec {
+            seed,
+            index: if with_tumours { number } else { FIRST_HEALTHY + number } as u64,
+            scanner: match (with_tumours, number % 2) {
+                (true, 0) => Scanner::A,
+                (true, _) => Scanner::B,
+                (false, 0) => Scanner::C,
+                (false, _) => Scanner::D,
+            },
+            // In step with neither scanner, where every third is plain.
+            phase: self.phase(number),
+            with_tumours,
+            spacing_mm: [2.0; 3],
+        };
+        let sick = (0..labelled).map(|number| patient(number, true));
+        sick.chain((0..unlabelled).map(|number| patient(number, false)))
+            .collect()
+    }
+}
+
+/// Makes a volume with the default settings.
 pub fn generate(spec: &PhantomSpec) -> PhantomVolume {
+    generate_with(&PhantomSettings::default(), spec)
+}
+
+/// Makes a volume. Specifications that differ in `with_tumours` alone give twins: one patient, with and without.
+pub fn generate_with(settings: &PhantomSettings, spec: &PhantomSpec) -> PhantomVolume {
     let rng = |purpose| Rng::keyed(spec.seed, spec.index, 0, purpose);
     let mut anatomy = rng(Purpose::Phantom);
     let scale = (1.0 + 0.05 * anatomy.normal()).clamp(0.9, 1.1) as f32;
@@ -153,7 +165,7 @@ pub fn generate(spec: &PhantomSpec) -> PhantomVolume {
     let mut grown = Vec::new();
     if spec.with_tumours {
         let known = (&intensities, spec.phase);
-        grown = tumours::paint_tumours(&mut canvas, &mut hu, known, &mut rng(Purpose::PhantomTumour));
+        grown = tumours::paint_tumours(&mut canvas, &mut hu, known, settings, &mut rng(Purpose::PhantomTumour));
     }
     let image = intensity::scan(&canvas, hu, spec.scanner, &mut rng(Purpose::Scanner));
     let tumours = grown.iter().map(|tumour| describe(&canvas, &image, tumour)).collect();

@@ -11,7 +11,8 @@ use super::canvas::{Canvas, Tissue};
 use super::field::{Frame, LocalField, Point};
 use super::form::{dot, sub};
 use super::intensity::Intensities;
-use super::{KIDNEY, LIVER, PANCREAS, Phase};
+use super::settings::{ORGANS, PhantomSettings};
+use super::{KIDNEY, PANCREAS, Phase};
 use crate::rng::Rng;
 
 /// A tumour on the canvas.
@@ -37,19 +38,20 @@ pub(super) fn paint_tumours(
     canvas: &mut Canvas,
     hu: &mut [f32],
     (intensities, phase): (&Intensities, Phase),
+    settings: &PhantomSettings,
     rng: &mut Rng,
 ) -> Vec<Grown> {
-    let in_liver = rng.weighted(&[0.17, 0.25, 0.22, 0.14, 0.1, 0.07, 0.05]).unwrap_or(1);
     let mut planned = vec![];
-    planned.extend((0..in_liver).map(|_| (LIVER, (2.68, 0.79), (5.0, 75.0))));
-    planned.extend(rng.chance(0.6).then_some((PANCREAS, (3.12, 0.34), (9.0, 45.0))));
-    planned.extend(rng.chance(0.55).then_some((KIDNEY, (3.58, 0.62), (9.0, 50.0))));
+    for (name, organ) in ORGANS {
+        if let Some(law) = settings.tumours.get(name) {
+            planned.extend((0..law.draw_count(rng)).map(|_| (organ, law)));
+        }
+    }
     let mut tumours = Vec::new();
-    for (organ, (mean, deviation), (least, most)) in planned {
-        // Drawn again outside the range: clamping would pile tumours up at its ends.
-        let draws = (0..16).map(|_| libm::exp(mean + deviation * rng.normal()));
-        let diameter = draws.into_iter().find(|mm| (least..=most).contains(mm)).unwrap_or(most) as f32;
-        let contrast = draw_contrast(organ, phase, rng);
+    for (organ, law) in planned {
+        let diameter = law.draw_mm(rng);
+        let contrast = settings.contrast.draw(rng) * strength(organ, phase);
+        let contrast = contrast as f32;
         if let Some(voxels) = grow(canvas, organ, diameter, rng) {
             render(canvas, hu, &voxels, (intensities, contrast), rng);
             voxels.iter().for_each(|i| canvas.labels[*i] = organ + 1);
@@ -62,20 +64,13 @@ pub(super) fn paint_tumours(
     tumours
 }
 
-/// Draws the mean difference to the organ in HU.
-fn draw_contrast(organ: u8, phase: Phase, rng: &mut Rng) -> f32 {
-    let kind = rng.uniform();
-    let contrast = match kind {
-        k if k < 0.19 => rng.range(-13.0, 13.0),
-        k if k < 0.33 => rng.range(24.0, 62.0),
-        _ => -rng.range(22.0, 76.0),
-    };
-    let strength = match (organ, phase) {
+/// Returns how much of a drawn contrast an organ shows in a phase.
+fn strength(organ: u8, phase: Phase) -> f64 {
+    match (organ, phase) {
         (PANCREAS, _) => 0.8,
         (_, Phase::NonContrast) => 0.75,
         _ => 1.0,
-    };
-    (contrast * strength) as f32
+    }
 }
 
 /// Tells whether a tumour of an organ may take a voxel.

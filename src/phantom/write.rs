@@ -4,10 +4,10 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::{PhantomSpec, generate};
+use super::{PhantomSettings, PhantomSpec, PhantomVolume, generate_with};
 use crate::ingest::source_hash;
 use crate::store::{CaseInput, CaseKind, Finished, SourceGeometry, StoreError, StoreWriter};
-use crate::volume::{Affine, Annotation, Fingerprint, Plan};
+use crate::volume::{Affine, Annotation, BACKGROUND, Fingerprint, LabelMap, Plan};
 
 /// Returns the id that a phantom has in a store.
 pub fn case_id(spec: &PhantomSpec) -> String {
@@ -27,9 +27,22 @@ pub fn write_store(
     specs: &[PhantomSpec],
     done: &(dyn Fn(&str) + Sync),
 ) -> Result<Finished, StoreError> {
+    write_cohort(dir, plan, (&PhantomSettings::default(), specs), done)
+}
+
+/// As [`write_store`], with settings. Labels are the plan's, by name: what the plan does not know is background.
+///
+/// # Errors
+/// [`StoreError`] where the store has another plan or cannot be written.
+pub fn write_cohort(
+    dir: &Path,
+    plan: &Plan,
+    (settings, specs): (&PhantomSettings, &[PhantomSpec]),
+    done: &(dyn Fn(&str) + Sync),
+) -> Result<Finished, StoreError> {
     let writer = StoreWriter::create(dir, plan)?;
     specs.par_iter().try_for_each(|spec| {
-        let case = case_input(spec);
+        let case = case_input(plan, generate_with(settings, spec), spec);
         let id = case.id.clone();
         writer.write(case)?;
         done(&id);
@@ -38,12 +51,20 @@ pub fn write_store(
     writer.finish()
 }
 
-fn case_input(spec: &PhantomSpec) -> CaseInput {
-    let volume = generate(spec);
-    let mut classes = vec!["liver", "pancreas", "kidney"];
-    if spec.with_tumours {
-        classes.extend(["liver_tumour", "pancreas_tumour", "kidney_tumour"]);
-    }
+fn case_input(plan: &Plan, volume: PhantomVolume, spec: &PhantomSpec) -> CaseInput {
+    let painted = LabelMap::default();
+    let is_searched = |class: &str| spec.with_tumours || !class.ends_with("_tumour");
+    let known = painted
+        .iter()
+        .filter(|(name, id)| *id != BACKGROUND && plan.labels.id(name).is_ok());
+    let classes: Vec<String> = known
+        .filter(|(name, _)| is_searched(name))
+        .map(|(name, _)| name.to_string())
+        .collect();
+    let sent: [u8; 256] = std::array::from_fn(|id| {
+        let name = painted.name(id as u8).unwrap_or_default();
+        plan.labels.id(name).unwrap_or(BACKGROUND)
+    });
     let [depth, height, width] = volume.grid.shape;
     CaseInput {
         id: case_id(spec),
@@ -55,7 +76,7 @@ fn case_input(spec: &PhantomSpec) -> CaseInput {
         grid: volume.grid,
         // No assumption: the generator knows that it painted no tumour, so the pool is free of them.
         annotation: Annotation {
-            classes: classes.into_iter().map(String::from).collect(),
+            classes,
             assumed_tumour_free: !spec.with_tumours,
         },
         patient: String::new(),
@@ -68,7 +89,7 @@ fn case_input(spec: &PhantomSpec) -> CaseInput {
             orientation: "RAS".into(),
         },
         image: volume.image,
-        labels: volume.labels,
+        labels: volume.labels.mapv(|id| sent[usize::from(id)]),
     }
 }
 

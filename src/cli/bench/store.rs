@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use ndarray::{Array3, s};
 
 use crate::cli::{say, say_json};
+use crate::config::Config;
 use crate::ingest::nifti::{write_image, write_labels};
 use crate::rng::{Purpose, Rng};
 use crate::store::{CaseInput, Cases, Compression, Store, StoreConfig, StoreWriter};
@@ -146,7 +147,11 @@ fn make_phantoms(dir: &Path) -> anyhow::Result<PathBuf> {
         spacing_mm: SPACING_MM,
         ..Plan::default()
     };
-    crate::cli::phantom::make(dir, &plan, PHANTOMS, 1)?;
+    let config = Config {
+        plan,
+        ..Config::default()
+    };
+    crate::cli::phantom::make(dir, &config, PHANTOMS, 1)?;
     Ok(dir.into())
 }
 
