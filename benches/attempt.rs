@@ -15,7 +15,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Calibration, Provenance};
 use freetumor::digest::Digest;
-use freetumor::nn::{GeneratorConfig, UnetConfig, cube_side};
+use freetumor::nn::{CubeSides, GeneratorConfig, UnetConfig};
 use freetumor::phantom::{PhantomSpec, Phase, Scanner, write_store};
 use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::{diameters_mm, draw_contrast_hu};
@@ -84,6 +84,7 @@ fn bundle(plan: &Plan, widths: &[usize]) -> Bundle {
     Bundle {
         hash: Digest::default(),
         plan: plan.clone(),
+        cubes: CubeSides::default(),
         critic: critic.init(&device, 1).into(),
         generator: Some(generator.init(&device, 2)),
         published: None,
@@ -134,7 +135,7 @@ impl Scene {
 
     fn plant(&self, size: SizeClass, index: u64) -> Option<Planted> {
         let holds_mm = self.cases.records()[0].organ(self.organ.id).unwrap().holds_mm;
-        let cube = cube_side(size);
+        let cube = CubeSides::default().of(size);
         let cube_mm = cube as f64 * SPACING_MM[0];
         let request = PlantRequest {
             cases: &self.cases,
@@ -332,7 +333,7 @@ fn print_table(wanted: &Wanted, scene: &Scene, full_seconds: f64, rows: &[Row]) 
     println!("|---|---|{}---|---|", "---|".repeat(STEPS.len()));
     for row in rows {
         let steps = row.steps.map(|seconds| format!("{:.1}", seconds * 1e3)).join(" | ");
-        let (name, side) = (row.size.name(), cube_side(row.size));
+        let (name, side) = (row.size.name(), CubeSides::default().of(row.size));
         println!("| {name} | {side} | {steps} | {:.3} | {:.3} |", row.seconds, row.ratio);
     }
 }

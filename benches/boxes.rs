@@ -14,7 +14,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use freetumor::checkpoint::Bundle;
-use freetumor::nn::{Network, OutputActivation, PublishedConfig, cube_side};
+use freetumor::nn::{CubeSides, Network, OutputActivation, PublishedConfig};
 use freetumor::phantom::{PhantomSpec, Phase, Scanner, write_store};
 use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::diameters_mm;
@@ -72,7 +72,7 @@ impl Scene {
     fn plant(&self, size: SizeClass, index: u64) -> Option<Planted> {
         let holds_mm = f64::from(self.cases.records()[0].organ(self.organ.id).unwrap().holds_mm);
         let spacing_mm = self.plan.spacing_mm;
-        let cube = cube_side(size);
+        let cube = CubeSides::default().of(size);
         let request = PlantRequest {
             cases: &self.cases,
             case: 0,
@@ -141,7 +141,12 @@ fn kappa(decisions: &[[bool; 2]]) -> Option<f64> {
 fn report(name: &str, size: SizeClass, scores: &[Scores]) {
     let mut sorted: Vec<f64> = scores.iter().map(|score| score[0]).collect();
     sorted.sort_by(f64::total_cmp);
-    let mut line = format!("| {name} | {} | {} | {} |", size.name(), cube_side(size), scores.len());
+    let mut line = format!(
+        "| {name} | {} | {} | {} |",
+        size.name(),
+        CubeSides::default().of(size),
+        scores.len()
+    );
     for accepted in ACCEPTANCE {
         let threshold = sorted[((1.0 - accepted) * scores.len() as f64).round() as usize];
         let decisions: Vec<[bool; 2]> = scores.iter().map(|score| score.map(|s| s >= threshold)).collect();

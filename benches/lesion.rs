@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use freetumor::lesion::{MaskRequest, Shape, ShapeRequest, soft_mask};
-use freetumor::nn::cube_side;
+use freetumor::nn::CubeSides;
 use freetumor::phantom::{PhantomSpec, Phase, Scanner, write_store};
 use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::{diameters_mm, draw_diameter_mm};
@@ -32,7 +32,7 @@ struct Wanted {
 
 /// Draws a lesion of a size class as the sampler does; nothing where the grid has none.
 fn draw(size: SizeClass, key: u64, spacing_mm: f64, organ: &Organ) -> Option<Wanted> {
-    let side = cube_side(size);
+    let side = CubeSides::default().of(size);
     let range = diameters_mm(size, 200.0, [spacing_mm; 3], side as f64 * spacing_mm)?;
     let mut rng = Rng::keyed(key, 0, 0, Purpose::Test);
     Some(Wanted {
@@ -91,7 +91,7 @@ fn masks(c: &mut Criterion) {
             }
         }
         // The largest diameter that is ever asked for in the largest cube.
-        let side = cube_side(SizeClass::Large);
+        let side = CubeSides::default().of(SizeClass::Large);
         let range = diameters_mm(SizeClass::Large, 200.0, [spacing_mm; 3], side as f64 * spacing_mm);
         let largest: Vec<Wanted> = (range.into_iter())
             .flat_map(|[_, diameter_mm]| (0..20).map(move |key| Wanted { diameter_mm, key, side }))
@@ -111,7 +111,7 @@ fn masks(c: &mut Criterion) {
 
 fn floor(c: &mut Criterion) {
     for size in SizeClass::ALL {
-        let mut cube = vec![1u8; cube_side(size).pow(3)];
+        let mut cube = vec![1u8; CubeSides::default().of(size).pow(3)];
         c.bench_function(&format!("zeros {}", size.name()), |b| {
             b.iter(|| black_box(&mut cube).fill(0));
         });
@@ -134,7 +134,7 @@ fn store(c: &mut Criterion) {
     let liver = plan.labels.organ("liver").unwrap();
     let centre = cases.candidates(0, liver.id).unwrap()[0].voxel.map(i64::from);
     for size in SizeClass::ALL {
-        let region = Region::centred(centre, [cube_side(size); 3]);
+        let region = Region::centred(centre, [CubeSides::default().of(size); 3]);
         c.bench_function(&format!("read host {}", size.name()), |b| {
             b.iter(|| black_box(cases.read(0, region).unwrap()));
         });

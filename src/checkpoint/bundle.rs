@@ -10,7 +10,7 @@ use super::load::{AnyGenerator, load_discriminator, load_generator, load_network
 use super::{Calibration, CheckpointError, ModelManifest, Role, check_plan};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
-use crate::nn::{Generator, Network, Published, Unet};
+use crate::nn::{CubeSides, Generator, Network, Published, Unet};
 use crate::volume::{Fingerprint, Plan};
 
 /// What a model was trained on.
@@ -30,6 +30,8 @@ pub struct Bundle {
     pub hash: Digest,
     /// The grid, labels and window they were trained on.
     pub plan: Plan,
+    /// Sides of the cubes in which they look at lesions.
+    pub cubes: CubeSides,
     /// The frozen stage-1 segmentor: classes as in the plan's label map.
     pub critic: Network,
     /// Stage 2's generator.
@@ -67,6 +69,7 @@ impl Bundle {
                 (manifest.role.name(), &manifest.plan),
             )?;
             check_grid(&critic.manifest, manifest)?;
+            check_cubes(&critic.manifest, manifest)?;
             manifests.push(manifest);
         }
         let hash = Digest::of_json(&manifests);
@@ -79,6 +82,7 @@ impl Bundle {
         Ok(Self {
             hash,
             plan: critic.manifest.plan.clone(),
+            cubes: cubes_of(&critic.manifest),
             provenance,
             calibration: critic.manifest.calibration.clone().unwrap_or_default(),
             critic: critic.model,
@@ -98,6 +102,7 @@ impl Bundle {
         Ok(Self {
             hash: Digest::of_json(&manifests),
             plan: critic.manifest.plan.clone(),
+            cubes: cubes_of(&critic.manifest),
             provenance: Provenance::of(&manifests),
             calibration: critic.manifest.calibration.clone().unwrap_or_default(),
             critic: critic.model,
@@ -153,6 +158,26 @@ impl Provenance {
             fingerprints: trainings().flat_map(|t| t.fingerprints.iter().cloned()).collect(),
         }
     }
+}
+
+/// Returns the sides of a critic's cubes. An imported one was trained on patches, and is shown the default cubes.
+fn cubes_of(critic: &ModelManifest) -> CubeSides {
+    CubeSides::of_manifest(&critic.cubes).unwrap_or_default()
+}
+
+/// Within a bundle a lesion's cube is one and the same for all: what the generator paints, the others judge.
+fn check_cubes(critic: &ModelManifest, other: &ModelManifest) -> Result<(), CheckpointError> {
+    let (left, right) = (cubes_of(critic), CubeSides::of_manifest(&other.cubes));
+    if right.is_none_or(|right| right == left) {
+        return Ok(());
+    }
+    Err(CheckpointError::PlanMismatch {
+        field: "cubes",
+        left_name: "the critic".into(),
+        left: format!("{:?}", left.all()),
+        right_name: other.role.name().into(),
+        right: format!("{:?}", other.cubes),
+    })
 }
 
 /// Within a bundle voxels must be of one size: the generator's cube goes to the critic as it is.

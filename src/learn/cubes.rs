@@ -7,7 +7,7 @@ use ndarray::Array3;
 
 use super::LearnError;
 use super::augment::Look;
-use crate::nn::{Targets, cube_side};
+use crate::nn::{CubeSides, Targets};
 use crate::rng::Rng;
 use crate::store::{Candidate, CaseKind, CaseRecord, Cases, TumourRecord};
 use crate::volume::{ClassSet, HuWindow, Organ, Region, SizeClass};
@@ -25,7 +25,7 @@ pub(super) struct Cube {
 
 /// Returns the cube's side for a size class, no longer than `max_side`.
 pub(super) fn side_of(size: SizeClass, max_side: usize) -> usize {
-    cube_side(size).min(max_side)
+    CubeSides::up_to(max_side).of(size)
 }
 
 /// Reads the cube of `side` voxels around a centre and changes its look.

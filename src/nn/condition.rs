@@ -29,8 +29,63 @@ impl Condition {
     }
 }
 
-/// Returns the side of the lesion-centred cube, in voxels: part of the definition of generator and critic, in training
+/// The least and the longest side of a cube; every side is a multiple of the least.
+const SIDES: [usize; 2] = [16, 96];
+
+/// Sides of the lesion-centred cubes by size class, in voxels: part of the definition of generator and critic, in training
 /// and in serving alike.
-pub fn cube_side(size: SizeClass) -> usize {
-    [32, 48, 64, 96][size as usize]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CubeSides([usize; 4]);
+
+impl Default for CubeSides {
+    fn default() -> Self {
+        Self([32, 48, 64, 96])
+    }
+}
+
+impl CubeSides {
+    /// Returns the default sides, none longer than `longest`.
+    pub fn up_to(longest: usize) -> Self {
+        Self(Self::default().0.map(|side| side.min(longest)))
+    }
+
+    /// Reads a manifest's sides; nothing where they are not four multiples of 16 from 16 to 96 in ascending order.
+    pub fn of_manifest(sides: &[usize]) -> Option<Self> {
+        let sides: [usize; 4] = sides.try_into().ok()?;
+        let [least, longest] = SIDES;
+        let fits = sides
+            .iter()
+            .all(|side| (least..=longest).contains(side) && side.is_multiple_of(least));
+        (fits && sides.is_sorted()).then_some(Self(sides))
+    }
+
+    /// Returns the side of a size class's cube.
+    pub fn of(self, size: SizeClass) -> usize {
+        self.0[size as usize]
+    }
+
+    /// Returns the sides of all size classes, the smallest first.
+    pub fn all(self) -> [usize; 4] {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifests_sides_are_checked() {
+        assert_eq!(CubeSides::of_manifest(&[32, 48, 64, 96]), Some(CubeSides::default()));
+        assert_eq!(CubeSides::of_manifest(&[32; 4]), Some(CubeSides::up_to(32)));
+        for sides in [
+            &[32; 3][..],
+            &[0; 4],
+            &[32, 40, 64, 96],
+            &[64, 48, 32, 32],
+            &[32, 48, 64, 1 << 40],
+        ] {
+            assert_eq!(CubeSides::of_manifest(sides), None, "{sides:?}");
+        }
+    }
 }

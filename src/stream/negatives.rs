@@ -7,11 +7,11 @@ use ndarray::{Array3, Zip};
 use serde::{Deserialize, Serialize};
 
 use super::scene::{Painted, overlap, paste};
-use crate::nn::cube_side;
+use crate::nn::CubeSides;
 use crate::store::{CaseKind, CaseRecord, Cases, StoreError};
 use crate::synth::gate::dilate_voxel;
 use crate::synth::{Cancelled, Engine, GridBridge, LESION_FROM, SynthError};
-use crate::volume::{Annotation, ClassSet, IGNORE, LabelMap, Organ, Region, Shape, SizeClass, dilated};
+use crate::volume::{Annotation, ClassSet, IGNORE, LabelMap, Organ, Region, Shape, dilated};
 
 /// How far around a synthesized lesion `ignore` keeps healthy tissue, in mm: the soft edge takes up to 3, the rest is
 /// untouched tissue that teaches where the lesion ends. The gate counts false tumour at least as far.
@@ -113,6 +113,8 @@ pub(super) struct Look<'a> {
     pub(super) patch: Region,
     /// Voxel size (z, y, x) of the critic in mm.
     pub(super) models_mm: [f64; 3],
+    /// Sides of the critic's cubes.
+    pub(super) cubes: CubeSides,
     pub(super) cancelled: &'a Cancelled,
 }
 
@@ -132,7 +134,7 @@ impl Look<'_> {
         let store_mm = self.cases.plan().spacing_mm;
         let ratio = std::array::from_fn(|axis| self.models_mm[axis] / store_mm[axis]);
         let mut suspects = Array3::zeros(self.patch.size);
-        let (side, boxes) = cover(self.patch, ratio);
+        let (side, boxes) = cover(self.cubes, self.patch, ratio);
         let bridge = GridBridge::new(store_mm, self.models_mm, side);
         for seen in boxes {
             let classes = self.classes(seen, bridge)?;
@@ -168,8 +170,8 @@ impl Look<'_> {
 /// Covers a patch with the cubes that the critic is defined on: one of the least side that holds the patch, reaching past
 /// it evenly; along an axis longer than the largest cube as many of those as needed, evenly spread. Returns the cubes' side
 /// in the models' voxels, and their boxes in the store's; `ratio` is the models' voxel size over the store's.
-fn cover(patch: Region, ratio: [f64; 3]) -> (usize, Vec<Region>) {
-    let sides = SizeClass::ALL.map(cube_side);
+fn cover(cubes: CubeSides, patch: Region, ratio: [f64; 3]) -> (usize, Vec<Region>) {
+    let sides = cubes.all();
     let largest = sides.into_iter().fold(0, usize::max);
     let size_of = |side: usize| ratio.map(|ratio| libm::floor(side as f64 * ratio + 1e-9) as usize);
     let holds = |side: &usize| size_of(*side).iter().zip(patch.size).all(|(held, side)| *held >= side);
@@ -216,7 +218,7 @@ mod tests {
                 start: [-7, 0, 1000],
                 size,
             };
-            let (_, cubes) = cover(patch, [1.0; 3]);
+            let (_, cubes) = cover(CubeSides::default(), patch, [1.0; 3]);
             assert_eq!((cubes.len(), cubes[0].size), (count, [side; 3]), "{size:?}");
             for axis in 0..3 {
                 let covered = |v: i64| cubes.iter().any(|c| (c.start[axis]..c.end()[axis]).contains(&v));
@@ -232,7 +234,7 @@ mod tests {
             size: [32, 48, 60],
         };
         // A cube of 48 voxels of 1.5 mm holds 28 voxels of 2.5 mm, one of 64 holds 38; 80 of 1.2 mm; 60 of 1.6 mm.
-        let (side, boxes) = cover(patch, [1.5 / 2.5, 1.5 / 1.2, 1.5 / 1.6]);
+        let (side, boxes) = cover(CubeSides::default(), patch, [1.5 / 2.5, 1.5 / 1.2, 1.5 / 1.6]);
         assert_eq!((side, boxes.len(), boxes[0].size), (64, 1, [38, 80, 60]));
         assert_eq!(boxes[0].start, [2, -11, 5]);
     }

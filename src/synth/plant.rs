@@ -103,7 +103,7 @@ fn planted_at(request: &PlantRequest, shape: &Shape, centre: [i64; 3]) -> Result
 
 /// Returns where a lesion may be: 1 in the healthy organ, 0 in unnamed tissue beside it, blocked in real tumours, other
 /// organs and air.
-fn habitat(host: &Crop, organ_id: u8) -> Array3<u8> {
+pub(super) fn habitat(host: &Crop, organ_id: u8) -> Array3<u8> {
     // Without branches, so that rows are tested in vectors.
     Zip::from(&host.labels).and(&host.image).map_collect(|label, hu| {
         let is_tissue = (*label == BACKGROUND) & (*hu >= TISSUE_FROM_HU);
