@@ -3,6 +3,7 @@
 mod augment;
 mod bins;
 mod deal;
+mod grain;
 mod schedule;
 mod sequence;
 mod settings;
@@ -10,6 +11,7 @@ mod warp;
 
 pub use augment::{Change, HU_RANGE};
 pub use bins::{diameters_mm, draw_contrast_hu, draw_diameter_mm};
+pub use grain::Grain;
 pub use schedule::{Draw, Mix, Schedule};
 pub use sequence::Sequence;
 pub use settings::{Augmentation, Centre, Pool};

@@ -50,6 +50,12 @@ pub struct Augmentation {
     pub scale: f64,
     /// Largest shift in HU.
     pub shift_hu: f64,
+    /// Probability of a blur by one voxel (weights 1/4, 1/2, 1/4 along each axis).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub blur: f64,
+    /// Largest standard deviation of added noise in HU; each patch draws its own.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub noise_hu: f64,
     /// Probability of a warp: rotation, zoom and elastic deformation together, by interpolation. Unlike the changes above,
     /// it costs some tens of milliseconds per patch of 96^3.
     pub warp: f64,
@@ -61,6 +67,11 @@ pub struct Augmentation {
     pub elastic_mm: f64,
 }
 
+/// What is off is left out, so that recipes keep the hash that they had before these settings existed.
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
 impl Default for Augmentation {
     /// Returns the published flips and turns (p 0.2) and intensity changes (p 0.1, 10 % of the window).
     fn default() -> Self {
@@ -70,6 +81,8 @@ impl Default for Augmentation {
             intensity: 0.1,
             scale: 0.1,
             shift_hu: 40.0,
+            blur: 0.0,
+            noise_hu: 0.0,
             warp: 0.0,
             rotation_deg: 15.0,
             zoom: 1.25,
@@ -87,6 +100,8 @@ impl Augmentation {
             intensity: 0.0,
             scale: 0.0,
             shift_hu: 0.0,
+            blur: 0.0,
+            noise_hu: 0.0,
             warp: 0.0,
             rotation_deg: 0.0,
             zoom: 1.0,

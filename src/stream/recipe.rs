@@ -163,22 +163,7 @@ impl Recipe {
         self.organs
             .as_ref()
             .map_or(Ok(()), |organs| check_shares("organs", organs))?;
-        self.augment.flip.iter().try_for_each(|p| unit("augment.flip", *p))?;
-        unit("augment.rotate90", self.augment.rotate90)?;
-        unit("augment.intensity", self.augment.intensity)?;
-        self.check_warp()?;
-        check(
-            "augment.scale",
-            (0.0..=0.5).contains(&self.augment.scale),
-            "0 to 0.5",
-            self.augment.scale,
-        )?;
-        check(
-            "augment.shift_hu",
-            (0.0..=500.0).contains(&self.augment.shift_hu),
-            "0 to 500",
-            self.augment.shift_hu,
-        )?;
+        self.check_augment()?;
         let lesion = &self.lesion;
         check(
             "lesion.deformation",
@@ -213,6 +198,29 @@ impl Recipe {
         self.patches_per_epoch.map_or(Ok(()), |epoch| {
             check("patches_per_epoch", (1..=1 << 40).contains(&epoch), "1 to 2^40", epoch)
         })
+    }
+
+    fn check_augment(&self) -> Result<(), RecipeError> {
+        let unit = |field: &str, value: f64| check(field, (0.0..=1.0).contains(&value), "0 to 1", value);
+        self.augment.flip.iter().try_for_each(|p| unit("augment.flip", *p))?;
+        unit("augment.rotate90", self.augment.rotate90)?;
+        unit("augment.intensity", self.augment.intensity)?;
+        check(
+            "augment.scale",
+            (0.0..=0.5).contains(&self.augment.scale),
+            "0 to 0.5",
+            self.augment.scale,
+        )?;
+        check(
+            "augment.shift_hu",
+            (0.0..=500.0).contains(&self.augment.shift_hu),
+            "0 to 500",
+            self.augment.shift_hu,
+        )?;
+        unit("augment.blur", self.augment.blur)?;
+        let noise = self.augment.noise_hu;
+        check("augment.noise_hu", (0.0..=200.0).contains(&noise), "0 to 200", noise)?;
+        self.check_warp()
     }
 
     fn check_warp(&self) -> Result<(), RecipeError> {

@@ -7,7 +7,7 @@ use super::negatives::{self, UnlabelledNegatives};
 use super::patch::{PatchMeta, StreamedPatch};
 use super::recipe::Recipe;
 use crate::rng::{Purpose, Rng};
-use crate::sampler::{Change, Warp};
+use crate::sampler::{Change, Grain, Warp};
 use crate::store::{CaseRecord, Cases, Crop};
 use crate::synth::{LESION_FROM, Planted};
 use crate::volume::{IGNORE, LabelMap, Region, Shape};
@@ -119,6 +119,11 @@ pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, 
     let mut rng = Rng::keyed(recipe.seed, patch.meta.index, 0, Purpose::Augment);
     let change = Change::draw(&recipe.augment, size, centre_hu, &mut rng);
     augment(&mut patch, &change, painted.is_some());
+    let rng = Rng::keyed(recipe.seed, patch.meta.index, 1, Purpose::Augment);
+    if let Some(grain) = Grain::draw(&recipe.augment, rng) {
+        grain.apply(&mut patch.image);
+        grain.apply(&mut patch.source);
+    }
     Ok(patch)
 }
 
