@@ -13,14 +13,13 @@ use super::scene::{Painted, Scene, assemble, crop_around, draw_warp, read_box};
 use super::stats::{StreamStats, Tally};
 use super::{StreamError, delivery::OnFailed};
 use crate::checkpoint::Bundle;
-use crate::nn::cube_side;
 use crate::rng::{Purpose, Rng};
 use crate::sampler::{Centre, Draw, Pool, draw_contrast_hu};
 use crate::store::{Cases, StoreError};
 use crate::synth::gate::Verdict;
 use crate::synth::{
-    Analytic, Cancelled, Conditional, Engine, GridBridge, LesionCube, PlantRequest, Planted, SynthError, Synthesizer,
-    SynthesizerKind, compose, plant, realised_hu,
+    Analytic, Cancelled, Conditional, Engine, Graft, GridBridge, LesionCube, PlantRequest, Planted, SynthError,
+    Synthesizer, SynthesizerKind, TransplantRequest, compose, plant, realised_hu, transplant,
 };
 use crate::volume::{IGNORE, Region};
 
@@ -42,6 +41,9 @@ pub(super) struct Order {
     pub(super) on_failed: OnFailed,
     pub(super) cancelled: Cancelled,
 }
+
+/// A lesion with a place; a real one brings what it changes.
+type Lesion = (Planted, Option<Graft>);
 
 /// A lesion that was painted, and what was thought of it.
 struct Attempt {
@@ -183,7 +185,7 @@ impl Maker {
         let prepared = &order.prepared;
         let seed = prepared.resolved.recipe.seed;
         let key = [seed, order.index, attempt];
-        let Some(planted) = self.plant(prepared, draw, key)? else {
+        let Some((planted, graft)) = self.plant(prepared, draw, key)? else {
             return Ok(());
         };
         trials.placed += 1;
@@ -191,7 +193,7 @@ impl Maker {
         let shape = self.cases.records()[draw.case].grid.shape;
         let region = crop_around(planted.centre, shape, prepared.resolved.patch, &mut rng);
         trials.region = Some(region);
-        let made = self.paint(order, draw, key, planted, region)?;
+        let made = self.paint(order, draw, key, (planted, graft), region)?;
         let verdict = made.judged.as_ref().map(|(_, verdict)| *verdict);
         trials.host_suspect += u32::from(verdict.is_some_and(|verdict| verdict.host_suspect));
         trials.borderline |= verdict.is_some_and(|verdict| verdict.borderline);
@@ -207,31 +209,58 @@ impl Maker {
         Ok(())
     }
 
-    /// Looks for a place for a drawn lesion; nothing where the host has none.
-    fn plant(&self, prepared: &Prepared, draw: &Draw, key: [u64; 3]) -> Result<Option<Planted>, StoreError> {
+    /// Looks for a place for a drawn lesion, or for a real one; nothing where the host has none.
+    fn plant(&self, prepared: &Prepared, draw: &Draw, key: [u64; 3]) -> Result<Option<Lesion>, StoreError> {
+        if prepared.resolved.recipe.synthesizer == Some(SynthesizerKind::CopyPaste) {
+            return self.transplant(prepared, draw, key);
+        }
         let organ = self.cases.records()[draw.case].organ(draw.organ.id);
         let holds_mm = organ.map_or(0.0, |organ| f64::from(organ.holds_mm));
         let Some(diameters_mm) = prepared.mix.diameters_mm(draw.size, holds_mm) else {
             return Ok(None);
         };
-        plant(&PlantRequest {
+        let planted = plant(&PlantRequest {
             cases: &*self.cases,
             case: draw.case,
             organ: &draw.organ,
             size: draw.size,
             diameters_mm,
             form: &prepared.resolved.recipe.lesion,
-            box_voxels: self
-                .bridge(prepared, draw)
-                .map_or([cube_side(draw.size); 3], |bridge| bridge.host_size()),
+            box_voxels: self.box_voxels(prepared, draw),
             key,
-        })
+        })?;
+        Ok(planted.map(|planted| (planted, None)))
+    }
+
+    /// Puts a real tumour, of the drawn size where there are some, into the host.
+    fn transplant(&self, prepared: &Prepared, draw: &Draw, key: [u64; 3]) -> Result<Option<Lesion>, StoreError> {
+        let [seed, index, attempt] = key;
+        let mut rng = Rng::keyed(seed, index, attempt, Purpose::Pool);
+        let Some((case, tumour)) = prepared.donors.draw(&mut rng, draw.organ.tumour_id, draw.size) else {
+            return Ok(None);
+        };
+        let grafted = transplant(&TransplantRequest {
+            cases: &*self.cases,
+            donor: (case, &self.cases.records()[case].tumours[tumour]),
+            host: draw.case,
+            organ: &draw.organ,
+            form: &prepared.resolved.recipe.lesion,
+            box_voxels: self.box_voxels(prepared, draw),
+            key,
+        })?;
+        Ok(grafted.map(|(planted, graft)| (planted, Some(graft))))
+    }
+
+    /// Returns the box in which a lesion is looked at, in the store's voxels.
+    fn box_voxels(&self, prepared: &Prepared, draw: &Draw) -> [usize; 3] {
+        let bridge = self.bridge(prepared, draw);
+        bridge.map_or([prepared.cubes.of(draw.size); 3], |bridge| bridge.host_size())
     }
 
     /// Returns the way to the models' grid, where it is not the store's.
     fn bridge(&self, prepared: &Prepared, draw: &Draw) -> Option<GridBridge> {
         let store_mm = self.cases.plan().spacing_mm;
-        GridBridge::new(store_mm, prepared.models_mm, cube_side(draw.size))
+        GridBridge::new(store_mm, prepared.models_mm, prepared.cubes.of(draw.size))
     }
 
     /// Paints a planted lesion and asks the gate.
@@ -240,12 +269,13 @@ impl Maker {
         order: &Order,
         draw: &Draw,
         key: [u64; 3],
-        planted: Planted,
+        (planted, graft): Lesion,
         region: Region,
     ) -> Result<Attempt, MakeError> {
         let [seed, index, attempt] = key;
         let recipe = &order.prepared.resolved.recipe;
-        let requested_hu = draw_contrast_hu(&mut Rng::keyed(seed, index, attempt, Purpose::Contrast), draw.contrast);
+        let drawn_hu = draw_contrast_hu(&mut Rng::keyed(seed, index, attempt, Purpose::Contrast), draw.contrast);
+        let requested_hu = graft.as_ref().map_or(drawn_hu, |graft| graft.contrast_hu);
         let organs = self.cases.plan().labels.organs();
         let cube = LesionCube {
             image: planted.host.image.clone(),
@@ -258,7 +288,10 @@ impl Maker {
             cancelled: order.cancelled.clone(),
         };
         let bridge = self.bridge(&order.prepared, draw);
-        let residual = self.residual(recipe.synthesizer, &cube, bridge.as_ref())?;
+        let residual = match graft {
+            Some(graft) => graft.residual,
+            None => self.residual(recipe.synthesizer, &cube, bridge.as_ref())?,
+        };
         let mut made = Attempt {
             painted: Painted {
                 image: compose(&cube.image, &residual, &cube.soft),
@@ -387,6 +420,7 @@ impl Maker {
             case,
             patch,
             models_mm: bundle.plan.spacing_mm,
+            cubes: bundle.cubes,
             cancelled: &order.cancelled,
         };
         Ok(Some(look.suspects(&organs)?))

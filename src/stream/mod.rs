@@ -2,6 +2,7 @@
 
 pub mod cursor;
 pub mod delivery;
+mod donors;
 mod judge;
 mod leak;
 mod make;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::donors::Donors;
 use super::leak::{self, Seen};
 use super::negatives::UnlabelledNegatives;
 use super::recipe::{Fallback, REVISION, Recipe};
@@ -10,7 +11,7 @@ use super::{Resolved, StreamError};
 use crate::checkpoint::Bundle;
 use crate::digest::Digest;
 use crate::kernel;
-use crate::nn::cube_side;
+use crate::nn::CubeSides;
 use crate::sampler::{Mix, Pool, Schedule};
 use crate::store::{CaseKind, Cases};
 use crate::synth::{GateRule, SynthesizerKind};
@@ -23,6 +24,10 @@ pub(super) struct Prepared {
     pub(super) schedule: Schedule,
     /// Voxel size (z, y, x) of the models in mm; the store's where the recipe needs no models.
     pub(super) models_mm: [f64; 3],
+    /// Sides of the models' cubes; the default ones where the recipe needs no models.
+    pub(super) cubes: CubeSides,
+    /// What copy-paste draws from.
+    pub(super) donors: Donors,
     /// What the fallback `real` draws from, by organ id.
     pub(super) real_cases: BTreeMap<u8, Vec<usize>>,
 }
@@ -52,7 +57,9 @@ pub(super) fn resolve(
     recipe.patch = Some(recipe.patch(plan));
     // Limits of the patch hold for the plan's as well.
     recipe.validate()?;
-    let models_mm = models_mm(bundle, &recipe).unwrap_or(plan.spacing_mm);
+    let models = needed_models(bundle, &recipe);
+    let models_mm = models.map_or(plan.spacing_mm, |bundle| bundle.plan.spacing_mm);
+    let cubes = models.map_or_else(CubeSides::default, |bundle| bundle.cubes);
     let finest_mm = models_mm.into_iter().fold(f64::INFINITY, f64::min);
     let mix = Mix {
         seed: recipe.seed,
@@ -63,7 +70,7 @@ pub(super) fn resolve(
         centres: recipe.centres.iter().map(|(centre, share)| (*centre, *share)).collect(),
         patches_per_visit: recipe.patches_per_visit as usize,
         spacing_mm: std::array::from_fn(|axis| plan.spacing_mm[axis].max(models_mm[axis])),
-        cube_mm: SizeClass::ALL.map(|size| cube_side(size) as f64 * finest_mm),
+        cube_mm: SizeClass::ALL.map(|size| cubes.of(size) as f64 * finest_mm),
     };
     let Some(schedule) = Schedule::new(&mix, cases.records(), &allowed) else {
         return infeasible("pools", "no case of the store can serve any of the pools and organs");
@@ -74,6 +81,7 @@ pub(super) fn resolve(
     recipe.unlabelled_negatives = Some(negatives(bundle, &recipe));
     let bundle_hash = check_bundle(cases, (bundle, seen), &recipe, hosting, &allowed)?;
     let real_cases = real_cases(cases, &recipe, &mix, &allowed, hosting)?;
+    let donors = donors(cases, &recipe, &allowed)?;
     let patches_per_epoch = recipe.patches_per_epoch.unwrap_or_else(|| {
         // Each volume of the hosts' pool, as often as it is visited.
         schedule.pool_size() * u64::from(recipe.patches_per_visit)
@@ -98,6 +106,8 @@ pub(super) fn resolve(
         mix,
         schedule,
         models_mm,
+        cubes,
+        donors,
         real_cases,
     })
 }
@@ -146,10 +156,10 @@ fn allowed_cases(cases: &dyn Cases, recipe: &Recipe) -> Result<Vec<bool>, Stream
     Ok(allowed)
 }
 
-/// Returns the voxel size of the models, where synthesizer or gate need them.
-fn models_mm(bundle: Option<&Bundle>, recipe: &Recipe) -> Option<[f64; 3]> {
+/// Returns the models, where synthesizer or gate need them.
+fn needed_models<'a>(bundle: Option<&'a Bundle>, recipe: &Recipe) -> Option<&'a Bundle> {
     let needed = recipe.gate.enabled || recipe.synthesizer == Some(SynthesizerKind::Conditional);
-    bundle.filter(|_| needed).map(|bundle| bundle.plan.spacing_mm)
+    bundle.filter(|_| needed)
 }
 
 fn synthesizer(bundle: Option<&Bundle>, recipe: &Recipe) -> Result<SynthesizerKind, StreamError> {
@@ -186,6 +196,21 @@ fn pool_shares(cases: &dyn Cases, recipe: &Recipe, allowed: &[bool]) -> Vec<(Poo
         .filter(|pool| exists(*pool))
         .map(|pool| (pool, 1.0))
         .collect()
+}
+
+/// Lists the real tumours that copy-paste may take.
+fn donors(cases: &dyn Cases, recipe: &Recipe, allowed: &[bool]) -> Result<Donors, StreamError> {
+    if recipe.synthesizer != Some(SynthesizerKind::CopyPaste) {
+        return Ok(Donors::default());
+    }
+    let donors = Donors::of(cases.records(), allowed);
+    if donors.is_empty() {
+        return infeasible(
+            "synthesizer",
+            "copy_paste needs real tumours, and no case that may appear has one",
+        );
+    }
+    Ok(donors)
 }
 
 type Feasible = BTreeMap<Pool, BTreeMap<String, u64>>;

@@ -13,6 +13,10 @@ mod engine;
 pub mod gate;
 mod plant;
 mod settings;
+#[cfg(test)]
+#[path = "../../tests/toy/mod.rs"]
+mod toy;
+mod transplant;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +31,7 @@ pub use conditional::Conditional;
 pub use engine::{Engine, Judgement};
 pub use plant::{PlantRequest, Planted, plant};
 pub use settings::{GateRule, GateSettings, SynthesizerKind};
+pub use transplant::{Graft, TransplantRequest, transplant};
 
 /// Tells the threads that work for a stream that nobody waits any more.
 #[derive(Clone, Debug, Default)]

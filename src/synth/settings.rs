@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum SynthesizerKind {
     /// Hand-crafted contrast and texture; needs no weights.
     Analytic,
+    /// Real tumours of the labelled cases, cut out and put elsewhere; needs no weights.
+    CopyPaste,
     /// The paper's equation and networks on the full patch.
     Published,
     /// Our mask-, organ-, size- and contrast-conditioned generator.
