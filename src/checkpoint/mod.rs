@@ -6,6 +6,7 @@ mod calibration;
 mod import;
 mod load;
 mod manifest;
+mod network;
 mod save;
 mod weights;
 
@@ -15,6 +16,7 @@ pub use calibration::{Calibration, CalibrationEntry, Thresholds};
 pub use import::{ImportRequest, NnunetPlans, PytorchFile, import_pytorch, read_pytorch, source_name};
 pub use load::{Loaded, check_plan, load_manifest, load_segmentor};
 pub use manifest::{FORMAT_VERSION, Imported, ModelManifest, Role, Training, WeightsFile};
+pub use network::{collect_network, fill_network};
 pub use save::{Precision, save_model, write_atomically};
 pub use weights::{Weight, Weights, collect, fill, read_weights, weights_bytes};
 

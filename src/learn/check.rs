@@ -5,7 +5,6 @@ use std::fmt::Debug;
 
 use super::{LearnError, OptimizerSettings, Split};
 use crate::evaluate::HeldOutSettings;
-use crate::volume::SizeClass;
 
 /// The most resolutions of a network that sees cubes: the smallest has 16 voxels a side, which halve four times.
 pub(super) const MAX_CUBE_LEVELS: usize = 5;
@@ -51,8 +50,8 @@ impl Section {
         self.check("max_cube", ok, "a multiple of 16 from 16 to 96", max_cube)
     }
 
-    /// Checks the shares of the size classes.
-    pub fn shares(&self, key: &str, shares: &BTreeMap<SizeClass, f64>) -> Result<(), LearnError> {
+    /// Checks the shares of size classes, or of what else there are kinds of.
+    pub fn shares<K: Debug>(&self, key: &str, shares: &BTreeMap<K, f64>) -> Result<(), LearnError> {
         let sound = shares.values().all(|share| share.is_finite() && *share >= 0.0);
         let ok = sound && shares.values().any(|share| *share > 0.0);
         self.check(key, ok, "shares of at least 0, one of them above 0", shares)

@@ -1,6 +1,7 @@
 //! Stage 1: the critic, a segmentor on lesion-centred cubes whose scores on held-out real lesions calibrate the gate.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
@@ -8,18 +9,22 @@ use serde::{Deserialize, Serialize};
 use super::augment::{Look, LookSettings};
 use super::calibrate::{calibrate, judge_real};
 use super::check::{MAX_CUBE_LEVELS, Section};
+use super::choice::{NetworkChoice, architecture, check_sides, fresh, supervised_loss};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, dice_metrics, held_out_scores, training_of, write_report};
+use super::validation::{ValidationSettings, Validator};
 use super::{LearnError, Optimizer, OptimizerSettings, Split};
 use crate::checkpoint::{
-    Architecture, Calibration, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, collect, fill,
-    save_model,
+    Architecture, Calibration, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, collect_network,
+    fill_network, save_model,
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
-use crate::nn::{Adapter, LossForm, Unet, UnetConfig, marginal_loss};
+use crate::kernel::ComputeDtype;
+use crate::nn::{Adapter, CubeSides, LossForm, Network};
 use crate::rng::{Purpose, Rng};
+use crate::sampler::Centre;
 use crate::store::CaseKind;
 use crate::volume::{Plan, SizeClass};
 
@@ -27,14 +32,18 @@ use crate::volume::{Plan, SizeClass};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CriticConfig {
-    /// Channels at each resolution, finest first.
+    /// Channels of the plain U-Net at each resolution, finest first.
     pub widths: Vec<usize>,
+    /// Another network instead.
+    pub network: Option<NetworkChoice>,
     /// Optimizer steps.
     pub steps: u64,
     /// Voxels of a step: as many cubes as fit, at least one.
     pub voxels_per_step: usize,
     /// Shares of the size classes whose cubes a step uses.
     pub cube_mix: BTreeMap<SizeClass, f64>,
+    /// Shares of what a step's cubes are centred on.
+    pub centres: BTreeMap<Centre, f64>,
     /// Longest side of a cube in voxels, a multiple of 16.
     pub max_cube: usize,
     /// The seed of weights and choices.
@@ -53,15 +62,19 @@ pub struct CriticConfig {
     pub precision: Precision,
     /// How held-out cases are scored.
     pub held_out: HeldOutSettings,
+    /// How the run is watched on held-out cases.
+    pub validation: ValidationSettings,
 }
 
 impl Default for CriticConfig {
     fn default() -> Self {
         Self {
             widths: vec![16, 32, 64, 128],
+            network: None,
             steps: 2000,
             voxels_per_step: 2 * 48 * 48 * 48,
             cube_mix: default_cube_mix(),
+            centres: BTreeMap::from([(Centre::Tumour, 0.5), (Centre::Organ, 0.25), (Centre::Anywhere, 0.25)]),
             max_cube: 96,
             seed: 1,
             split: Split::default(),
@@ -71,6 +84,7 @@ impl Default for CriticConfig {
             checkpoint_every: 100,
             precision: Precision::default(),
             held_out: HeldOutSettings::default(),
+            validation: ValidationSettings::default(),
         }
     }
 }
@@ -93,18 +107,33 @@ impl CriticConfig {
         section.count("steps", self.steps)?;
         section.count("checkpoint_every", self.checkpoint_every)?;
         section.shares("cube_mix", &self.cube_mix)?;
+        section.shares("centres", &self.centres)?;
         section.split(&self.split)?;
+        self.validation.check(&section)?;
         section.unit("loss.balance", self.loss.balance)?;
         section.optimizer("optimizer", &self.optimizer)?;
+        let sides: Vec<[usize; 3]> = CubeSides::up_to(self.max_cube).all().map(|side| [side; 3]).to_vec();
+        // How many classes there are changes nothing about what can be built.
+        check_sides((&section, "max_cube"), &self.architecture(2), &sides)?;
         section.held_out(&self.held_out, self.widths.len())
+    }
+
+    fn architecture(&self, classes: usize) -> Architecture {
+        architecture(self.network.as_ref(), &self.widths, classes)
     }
 }
 
 /// What stage 1 ended with.
 #[derive(Clone, Debug, Serialize)]
 pub struct CriticReport {
-    /// Optimizer steps.
+    /// Optimizer steps made.
     pub steps: u64,
+    /// Best validation score and the step after which it was reached, where the run was watched.
+    pub best: Option<(f32, u64)>,
+    /// Mean wall time of a step in s.
+    pub step_seconds: f64,
+    /// Share of that time in which a step waited for its data.
+    pub data_wait: f64,
     /// Number of parameters.
     pub parameters: u64,
     /// Training cases.
@@ -126,13 +155,18 @@ struct CriticTrainee<'a> {
     plan: Plan,
     /// With gradients.
     device: Device,
-    net: Unet,
+    net: Network,
     optimizer: Optimizer,
+    validator: Validator<'a>,
+    /// Of the network, to score it without gradients.
+    architecture: Architecture,
+    dtype: ComputeDtype,
+    data_wait: Duration,
     last: Metrics,
 }
 
 impl CriticTrainee<'_> {
-    /// Returns a step's cubes: about half on real tumours, a quarter on healthy organ, the rest anywhere.
+    /// Returns a step's cubes.
     fn batch(&self, step: u64) -> Result<Vec<Cube>, LearnError> {
         let mut rng = Rng::keyed(self.config.seed, step, 0, Purpose::Training);
         let shares: Vec<f64> = SizeClass::ALL
@@ -142,35 +176,47 @@ impl CriticTrainee<'_> {
         let size = SizeClass::ALL[rng.weighted(&shares).unwrap_or(0)];
         let side = side_of(size, self.config.max_cube);
         let count = (self.config.voxels_per_step / side.pow(3)).clamp(1, 64);
-        // The kinds take turns from a random start, so that even batches of one see all of them.
-        let turn = rng.below(4);
+        // One draw for all cubes: each step has each kind as often as its share says, give or take one.
+        let turn = rng.uniform();
         (0..count)
             .map(|slot| {
                 let mut rng = Rng::keyed(self.config.seed, step, slot as u64 + 1, Purpose::Training);
-                self.cube(&mut rng, (slot + turn) % 4, size, side)
+                let centre = self.centre((slot as f64 + turn) / count as f64);
+                self.cube(&mut rng, centre, size, side)
             })
             .collect()
     }
 
-    fn cube(&self, rng: &mut Rng, kind: usize, size: SizeClass, side: usize) -> Result<Cube, LearnError> {
+    /// Returns the kind of centre whose share a number from 0 to 1 falls into.
+    fn centre(&self, at: f64) -> Centre {
+        let mut left = at * self.config.centres.values().sum::<f64>();
+        let falls_here = |(_, share): &(&Centre, &f64)| {
+            left -= **share;
+            left < 0.0
+        };
+        let found = self.config.centres.iter().find(falls_here);
+        found.map_or(Centre::Anywhere, |(centre, _)| *centre)
+    }
+
+    fn cube(&self, rng: &mut Rng, kind: Centre, size: SizeClass, side: usize) -> Result<Cube, LearnError> {
         let anywhere = |rng: &mut Rng| {
             let case = self.labelled[rng.below(self.labelled.len())];
             let shape = self.catalogue.record(case).grid.shape;
             (case, shape.map(|n| rng.below(n.max(1)) as i64))
         };
         let (case, centre) = match kind {
-            0 | 1 => self
+            Centre::Tumour => self
                 .catalogue
                 .draw_tumour(rng, &[size])
                 .map(|(case, _, t)| (case, t.centre)),
-            2 => match self.catalogue.draw_host(rng, true) {
+            Centre::Organ => match self.catalogue.draw_host(rng, true) {
                 Some((case, organ)) => {
                     let place = self.catalogue.draw_place(rng, case, organ, 0.0)?;
                     place.map(|centre| (case, centre))
                 }
                 None => None,
             },
-            _ => None,
+            Centre::Anywhere => None,
         }
         .unwrap_or_else(|| anywhere(rng));
         let reach = side as f64 / 6.0;
@@ -182,14 +228,13 @@ impl CriticTrainee<'_> {
 
 impl Trainee for CriticTrainee<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
+        let began = Instant::now();
         let cubes = self.batch(step)?;
+        self.data_wait += began.elapsed();
         let images = stack(cubes.iter().map(|cube| &cube.image), &self.device);
         let targets = targets(self.catalogue.cases, &cubes)?;
-        let loss = marginal_loss(
-            self.net.forward(normalise(images, &self.plan.window_hu), None),
-            &targets,
-            self.config.loss,
-        );
+        let images = normalise(images, &self.plan.window_hu);
+        let loss = supervised_loss(&self.net, images, &targets, self.config.loss);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         check_finite(step, "loss", value)?;
         let rate = self.config.optimizer.rate(step, self.config.steps);
@@ -207,7 +252,7 @@ impl Trainee for CriticTrainee<'_> {
     fn state(&self) -> Weights {
         let mut state = self.optimizer.state("optimizer");
         state.extend(
-            collect(&self.net)
+            collect_network(&self.net)
                 .into_iter()
                 .map(|(name, w)| (format!("net/{name}"), w)),
         );
@@ -216,8 +261,21 @@ impl Trainee for CriticTrainee<'_> {
 
     fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
         self.optimizer.restore("optimizer", &state, steps, &self.device);
-        self.net = fill(self.net.clone(), super::models::under(&state, "net/"))?;
+        self.net = fill_network(self.net.clone(), super::models::under(&state, "net/"))?;
         Ok(())
+    }
+
+    fn model(&self) -> Weights {
+        collect_network(&self.optimizer.averaged(self.net.clone()))
+    }
+
+    fn score(&self) -> Result<Option<f64>, LearnError> {
+        let net = fill_network(fresh(&self.architecture, &self.validator.device, 0), self.model())?;
+        self.validator.score(&net.with_compute_dtype(self.dtype))
+    }
+
+    fn data_wait(&self) -> Duration {
+        self.data_wait
     }
 }
 
@@ -239,21 +297,20 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         ));
     }
     let plan = job.cases.plan().clone();
-    let unet = UnetConfig {
-        in_channels: 1,
-        out_channels: plan.labels.class_count(),
-        widths: config.widths.clone(),
-        condition: 0,
-    };
+    let architecture = config.architecture(plan.labels.class_count());
     let device = job.device.clone().autodiff();
     let mut trainee = CriticTrainee {
         config,
         catalogue: Catalogue::new(job.cases, &labelled),
         labelled: labelled.clone(),
         plan: plan.clone(),
-        net: unet.init(&device, config.seed).with_compute_dtype(job.dtype),
+        net: fresh(&architecture, &device, config.seed).with_compute_dtype(job.dtype),
         optimizer: Optimizer::new(config.optimizer.clone()),
         device,
+        validator: Validator::new(job, &held_out, (&config.held_out, config.validation.cases)),
+        architecture: architecture.clone(),
+        dtype: job.dtype,
+        data_wait: Duration::ZERO,
         last: Metrics::new(),
     };
     let settings = FitSettings {
@@ -263,20 +320,22 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         identity: Digest::of_json(&("critic", config, job.cases.snapshot(), &labelled, job.dtype)),
         out: job.out,
         resume: job.resume,
+        validation: &config.validation,
     };
-    fit(&mut trainee, &settings, job.progress)?;
+    let fitted = fit(&mut trainee, &settings, job.progress)?;
     let last_step = trainee.last;
-    let weights = config
-        .precision
-        .rounded(collect(&trainee.optimizer.averaged(trainee.net)));
-    let net = fill(unet.init(job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
+    let weights = config.precision.rounded(fitted.model);
+    let net = fill_network(fresh(&architecture, job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
 
     job.progress.on_note("scoring held-out cases");
     let scores = judge_real(&net, &Catalogue::new(job.cases, &held_out), config.max_cube, job.device)?;
     let calibration = calibrate(&scores);
     let report = CriticReport {
-        steps: config.steps,
-        parameters: Architecture::Unet(unet.clone()).parameters(),
+        steps: fitted.steps,
+        best: fitted.best,
+        step_seconds: fitted.step_seconds,
+        data_wait: fitted.data_wait,
+        parameters: architecture.parameters(),
         training_cases: labelled.len(),
         held_out: held_out_scores(&net, job, &held_out, &config.held_out)?,
         calibration_lesions: scores.len(),
@@ -286,7 +345,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     let manifest = ModelManifest {
         format_version: FORMAT_VERSION,
         role: Role::Critic,
-        architecture: Architecture::Unet(unet),
+        architecture,
         plan,
         cubes: SizeClass::ALL.map(|size| side_of(size, config.max_cube)).to_vec(),
         provenance_known: true,
@@ -294,7 +353,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
             job.cases,
             &labelled,
             config,
-            (config.steps, config.seed),
+            (fitted.steps, config.seed),
             dice_metrics(&report.held_out),
         )),
         calibration: Some(calibration),

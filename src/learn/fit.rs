@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 
 use super::LearnError;
+use super::validation::{Keep, ValidationSettings, Watch};
 use crate::checkpoint::{Precision, Weights, read_weights, weights_bytes, write_atomically};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
@@ -70,6 +72,37 @@ pub trait Trainee {
     /// # Errors
     /// [`LearnError`] where the state is another network's.
     fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError>;
+
+    /// Copies the weights that would become the model.
+    fn model(&self) -> Weights;
+
+    /// Scores these weights on held-out cases, from 0 to 1; nothing where there are none.
+    ///
+    /// # Errors
+    /// [`LearnError`] where a case cannot be read.
+    fn score(&self) -> Result<Option<f64>, LearnError> {
+        Ok(None)
+    }
+
+    /// Returns how long the steps so far have waited for their data.
+    fn data_wait(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// What a run ended with.
+#[derive(Debug)]
+pub struct Fitted {
+    /// The model's weights.
+    pub model: Weights,
+    /// Steps made, of earlier runs that this one resumed too; fewer than asked for where it ended early.
+    pub steps: u64,
+    /// The best score on held-out cases, and the step after which it was reached.
+    pub best: Option<(f32, u64)>,
+    /// Mean wall time of this run's steps, in s; scoring and saving are not in it.
+    pub step_seconds: f64,
+    /// Share of that time in which steps waited for data.
+    pub data_wait: f64,
 }
 
 /// How long a run is and how often it is saved.
@@ -86,11 +119,22 @@ pub struct FitSettings<'a> {
     pub out: &'a Path,
     /// Whether to go on from the last checkpoint.
     pub resume: bool,
+    /// How the run is watched.
+    pub validation: &'a ValidationSettings,
 }
 
 impl FitSettings<'_> {
+    fn best_path(&self) -> PathBuf {
+        self.out.join(format!("{}.best.safetensors", self.stage))
+    }
+
     fn state_path(&self) -> PathBuf {
         self.out.join(format!("{}.state.safetensors", self.stage))
+    }
+
+    /// Returns what tells whose weights a file holds, and after which step.
+    fn mark(&self, step: u64) -> BTreeMap<String, String> {
+        BTreeMap::from([("freetumor_state".into(), format!("{step} {}", self.identity))])
     }
 
     fn metrics_path(&self) -> PathBuf {
@@ -98,59 +142,133 @@ impl FitSettings<'_> {
     }
 }
 
-/// Trains to the last step, from the last checkpoint where asked to.
+/// Trains to the last step, from the last checkpoint where asked to, or until more steps stop to help.
 ///
 /// # Errors
 /// [`LearnError::NotFinite`] at the first loss that is not; [`LearnError::Stopped`] where the watcher asked for it.
-pub fn fit(trainee: &mut dyn Trainee, settings: &FitSettings, progress: &mut dyn Progress) -> Result<(), LearnError> {
-    let start = if settings.resume {
-        restore(trainee, settings)?
-    } else {
-        0
+pub fn fit(
+    trainee: &mut dyn Trainee,
+    settings: &FitSettings,
+    progress: &mut dyn Progress,
+) -> Result<Fitted, LearnError> {
+    let mut watch = Watch::default();
+    let start = match settings.resume {
+        true => restore(trainee, &mut watch, settings)?,
+        false => 0,
     };
     let mut log = open_log(&settings.metrics_path(), start)?;
-    for step in start..settings.steps {
-        let metrics = trainee.step(step)?;
-        if let Some((metric, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
-            let (metric, value) = (metric.clone(), *value);
-            return Err(LearnError::NotFinite { step, metric, value });
+    let (mut done, mut spent) = (start, Duration::ZERO);
+    while done < settings.steps && !watch.is_over(settings.validation) {
+        let began = Instant::now();
+        let mut metrics = trainee.step(done)?;
+        spent += began.elapsed();
+        refuse_not_finite(&metrics, done)?;
+        done += 1;
+        let every = settings.validation.every;
+        if every > 0 && done.is_multiple_of(every) {
+            validate(trainee, &mut watch, settings, (done, &mut metrics))?;
         }
-        let done = step + 1;
-        let mut line = serde_json::to_string(&serde_json::json!({"step": done, "metrics": metrics}))
-            .expect("finite numbers are representable in JSON");
-        line.push('\n');
-        log.write_all(line.as_bytes())?;
+        log_step(&mut log, done, &metrics)?;
         progress.on_step(settings.stage, done, settings.steps, &metrics);
-        let stop = progress.should_stop() && done < settings.steps;
-        if stop || done == settings.steps || done % settings.checkpoint_every.max(1) == 0 {
-            save(trainee, settings, done)?;
+        let is_last = done == settings.steps || watch.is_over(settings.validation);
+        let stop = progress.should_stop() && !is_last;
+        if stop || is_last || done.is_multiple_of(settings.checkpoint_every.max(1)) {
+            save(trainee, &watch, settings, done)?;
         }
         if stop {
             return Err(LearnError::Stopped { step: done });
         }
     }
+    Ok(Fitted {
+        model: model(trainee, &watch, settings)?,
+        steps: done,
+        best: watch.best(),
+        step_seconds: spent.as_secs_f64() / (done - start).max(1) as f64,
+        data_wait: trainee.data_wait().as_secs_f64() / spent.as_secs_f64().max(f64::MIN_POSITIVE),
+    })
+}
+
+fn refuse_not_finite(metrics: &Metrics, step: u64) -> Result<(), LearnError> {
+    match metrics.iter().find(|(_, value)| !value.is_finite()) {
+        Some((metric, value)) => Err(LearnError::NotFinite {
+            step,
+            metric: metric.clone(),
+            value: *value,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn log_step(log: &mut fs_err::File, step: u64, metrics: &Metrics) -> Result<(), LearnError> {
+    let mut line = serde_json::to_string(&serde_json::json!({"step": step, "metrics": metrics}))
+        .expect("finite numbers are representable in JSON");
+    line.push('\n');
+    Ok(log.write_all(line.as_bytes())?)
+}
+
+/// Scores the weights, and keeps them where they are the best so far and the best are wanted.
+fn validate(
+    trainee: &dyn Trainee,
+    watch: &mut Watch,
+    settings: &FitSettings,
+    (step, metrics): (u64, &mut Metrics),
+) -> Result<(), LearnError> {
+    let Some(score) = trainee.score()? else {
+        return Err(LearnError::Data(
+            "validation.every asks for scores, and no case is held out".into(),
+        ));
+    };
+    metrics.insert("validation_dice".into(), score);
+    if watch.take(score, step) && settings.validation.keep == Keep::Best {
+        let bytes = weights_bytes(&trainee.model(), Precision::Single, &settings.mark(step));
+        write_atomically(&settings.best_path(), &bytes)?;
+    }
     Ok(())
 }
 
+/// Returns the weights that become the model.
+fn model(trainee: &dyn Trainee, watch: &Watch, settings: &FitSettings) -> Result<Weights, LearnError> {
+    let Some((_, step)) = watch.best().filter(|_| settings.validation.keep == Keep::Best) else {
+        return Ok(trainee.model());
+    };
+    let (best, kept) = read_marked(&settings.best_path(), settings)?;
+    if kept != step {
+        let (path, what) = (
+            settings.best_path(),
+            format!("expected the weights of step {step}, got {kept}'s"),
+        );
+        return Err(LearnError::State { path, what });
+    }
+    Ok(best)
+}
+
 /// Writes model, optimizer and step as one file, so that one rename publishes a consistent state.
-fn save(trainee: &dyn Trainee, settings: &FitSettings, step: u64) -> Result<(), LearnError> {
-    let mark = format!("{} {}", step, settings.identity);
-    let header = BTreeMap::from([("freetumor_state".into(), mark)]);
-    let bytes = weights_bytes(&trainee.state(), Precision::Single, &header);
+fn save(trainee: &dyn Trainee, watch: &Watch, settings: &FitSettings, step: u64) -> Result<(), LearnError> {
+    let mut state = trainee.state();
+    state.extend(watch.state());
+    let bytes = weights_bytes(&state, Precision::Single, &settings.mark(step));
     Ok(write_atomically(&settings.state_path(), &bytes)?)
 }
 
-fn restore(trainee: &mut dyn Trainee, settings: &FitSettings) -> Result<u64, LearnError> {
-    let path = settings.state_path();
-    if !path.exists() {
+fn restore(trainee: &mut dyn Trainee, watch: &mut Watch, settings: &FitSettings) -> Result<u64, LearnError> {
+    if !settings.state_path().exists() {
         return Ok(0);
     }
-    let bytes = fs_err::read(&path)?;
+    let (mut state, step) = read_marked(&settings.state_path(), settings)?;
+    watch.restore(&state);
+    state.remove("validation");
+    trainee.restore(state, step)?;
+    Ok(step)
+}
+
+/// Reads weights that a run of these settings has left, and after which step.
+fn read_marked(path: &Path, settings: &FitSettings) -> Result<(Weights, u64), LearnError> {
+    let bytes = fs_err::read(path)?;
     let refused = |what: String| LearnError::State {
-        path: path.clone(),
+        path: path.into(),
         what,
     };
-    let weights = read_weights(&bytes, &path)?;
+    let weights = read_weights(&bytes, path)?;
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|error| refused(error.to_string()))?;
     let mark = header.metadata().as_ref().and_then(|map| map.get("freetumor_state"));
     let (step, identity) = mark
@@ -164,8 +282,7 @@ fn restore(trainee: &mut dyn Trainee, settings: &FitSettings) -> Result<u64, Lea
             settings.identity
         )));
     }
-    trainee.restore(weights, step)?;
-    Ok(step)
+    Ok((weights, step))
 }
 
 /// Opens the log of metrics and drops what a resumed run is about to repeat.

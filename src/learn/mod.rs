@@ -5,6 +5,7 @@ mod adversary;
 mod augment;
 mod calibrate;
 mod check;
+mod choice;
 mod critic;
 mod cubes;
 mod fit;
@@ -24,10 +25,12 @@ mod texture;
 #[cfg(test)]
 #[path = "../../tests/toy/mod.rs"]
 mod toy;
+mod validation;
 
 pub use augment::LookSettings;
+pub use choice::NetworkChoice;
 pub use critic::{CriticConfig, CriticReport, train_critic};
-pub use fit::{FitSettings, Job, Metrics, Progress, Quiet, Trainee, fit};
+pub use fit::{FitSettings, Fitted, Job, Metrics, Progress, Quiet, Trainee, fit};
 pub use guard::GuardSettings;
 pub use optimise::{Optimizer, OptimizerSettings, Rule, Schedule};
 pub use painting::PaintingScore;
@@ -35,6 +38,7 @@ pub use segmentor::{SegmentorConfig, SegmentorReport, train_segmentor};
 pub use split::Split;
 pub use synthesizer::train_synthesizer;
 pub use synthesizer_settings::{LossWeights, SynthesizerConfig, SynthesizerReport};
+pub use validation::{Keep, ValidationSettings};
 
 use std::path::PathBuf;
 

@@ -1,23 +1,27 @@
 //! Stage 3: the segmentor, on the patches that any trainer would stream: real ones and gated synthetic ones.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::augment::SlabMix;
 use super::check::Section;
+use super::choice::{NetworkChoice, architecture, check_sides, fresh, supervised_loss};
 use super::cubes::{normalise, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, dice_metrics, held_out_scores, metrics, training_of, under, write_report};
+use super::validation::{ValidationSettings, Validator};
 use super::{LearnError, Optimizer, OptimizerSettings, Split};
 use crate::checkpoint::{
-    Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, check_plan, collect, fill,
-    save_model,
+    Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, check_plan, collect_network,
+    fill_network, save_model,
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
-use crate::nn::{Adapter, LossForm, Targets, Unet, UnetConfig, marginal_loss};
+use crate::kernel::ComputeDtype;
+use crate::nn::{Adapter, LossForm, Network, Targets};
 use crate::rng::{Purpose, Rng};
 use crate::stream::delivery::Delivery;
 use crate::stream::patch::{Outcome, StreamedPatch};
@@ -29,8 +33,10 @@ use crate::volume::{ClassSet, IGNORE, Plan};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SegmentorConfig {
-    /// Channels at each resolution, finest first.
+    /// Channels of the plain U-Net at each resolution, finest first.
     pub widths: Vec<usize>,
+    /// Another network instead.
+    pub network: Option<NetworkChoice>,
     /// Optimizer steps.
     pub steps: u64,
     /// Patches of a step.
@@ -53,12 +59,15 @@ pub struct SegmentorConfig {
     pub split: Split,
     /// How held-out cases are scored.
     pub held_out: HeldOutSettings,
+    /// How the run is watched on held-out cases.
+    pub validation: ValidationSettings,
 }
 
 impl Default for SegmentorConfig {
     fn default() -> Self {
         Self {
             widths: vec![16, 32, 64, 128],
+            network: None,
             steps: 2000,
             batch_size: 2,
             seed: 3,
@@ -70,6 +79,7 @@ impl Default for SegmentorConfig {
             precision: Precision::default(),
             split: Split::default(),
             held_out: HeldOutSettings::default(),
+            validation: ValidationSettings::default(),
         }
     }
 }
@@ -77,8 +87,14 @@ impl Default for SegmentorConfig {
 /// What stage 3 ended with.
 #[derive(Clone, Debug, Serialize)]
 pub struct SegmentorReport {
-    /// Optimizer steps.
+    /// Optimizer steps made.
     pub steps: u64,
+    /// Best validation score and the step after which it was reached, where the run was watched.
+    pub best: Option<(f32, u64)>,
+    /// Mean wall time of a step in s.
+    pub step_seconds: f64,
+    /// Share of that time in which a step waited for its data.
+    pub data_wait: f64,
     /// Number of parameters.
     pub parameters: u64,
     /// The streamed recipe's hash.
@@ -100,8 +116,13 @@ struct SegmentorTrainee<'a> {
     stream: Option<(u64, Box<dyn PatchStream>)>,
     /// With gradients.
     device: Device,
-    net: Unet,
+    net: Network,
     optimizer: Optimizer,
+    validator: Validator<'a>,
+    /// Of the network, to score it without gradients.
+    architecture: Architecture,
+    dtype: ComputeDtype,
+    data_wait: Duration,
     last: Metrics,
 }
 
@@ -146,13 +167,15 @@ impl SegmentorTrainee<'_> {
         let sets = labels.iter().flatten().map(known).collect();
         let targets = Targets::new(sets);
         let images = normalise(stack(images.iter(), &self.device), &self.plan.window_hu);
-        marginal_loss(self.net.forward(images, None), &targets, self.config.loss)
+        supervised_loss(&self.net, images, &targets, self.config.loss)
     }
 }
 
 impl Trainee for SegmentorTrainee<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
+        let began = Instant::now();
         let patches = self.patches(step)?;
+        self.data_wait += began.elapsed();
         let loss = self.loss(step, &patches);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         check_finite(step, "loss", value)?;
@@ -176,7 +199,7 @@ impl Trainee for SegmentorTrainee<'_> {
     fn state(&self) -> Weights {
         let mut state = self.optimizer.state("optimizer");
         state.extend(
-            collect(&self.net)
+            collect_network(&self.net)
                 .into_iter()
                 .map(|(name, w)| (format!("net/{name}"), w)),
         );
@@ -185,8 +208,21 @@ impl Trainee for SegmentorTrainee<'_> {
 
     fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
         self.optimizer.restore("optimizer", &state, steps, &self.device);
-        self.net = fill(self.net.clone(), under(&state, "net/"))?;
+        self.net = fill_network(self.net.clone(), under(&state, "net/"))?;
         Ok(())
+    }
+
+    fn model(&self) -> Weights {
+        collect_network(&self.optimizer.averaged(self.net.clone()))
+    }
+
+    fn score(&self) -> Result<Option<f64>, LearnError> {
+        let net = fill_network(fresh(&self.architecture, &self.validator.device, 0), self.model())?;
+        self.validator.score(&net.with_compute_dtype(self.dtype))
+    }
+
+    fn data_wait(&self) -> Duration {
+        self.data_wait
     }
 }
 
@@ -203,6 +239,7 @@ impl SegmentorConfig {
         section.count("checkpoint_every", self.checkpoint_every)?;
         section.unit("slab_mix", self.slab_mix)?;
         section.split(&self.split)?;
+        self.validation.check(&section)?;
         section.unit("loss.balance", self.loss.balance)?;
         section.optimizer("optimizer", &self.optimizer)?;
         section.held_out(&self.held_out, self.widths.len())?;
@@ -213,11 +250,8 @@ impl SegmentorConfig {
         })
     }
 
-    /// Checks that the network can halve the patch as often as it does.
-    fn check_patch(&self, patch: [usize; 3]) -> Result<(), LearnError> {
-        let stride = 1 << (self.widths.len() - 1);
-        let ok = patch.iter().all(|side| side.is_multiple_of(stride));
-        Section("segmentor").check("recipe.patch", ok, &format!("multiples of {stride}"), patch)
+    fn architecture(&self, classes: usize) -> Architecture {
+        architecture(self.network.as_ref(), &self.widths, classes)
     }
 }
 
@@ -252,13 +286,9 @@ pub fn train_segmentor(
     let ids = held_out.iter().map(|case| job.cases.records()[*case].id.clone());
     wanted.select.hold_out.extend(ids);
     let recipe = service.resolve(wanted)?;
-    config.check_patch(recipe.patch)?;
-    let unet = UnetConfig {
-        in_channels: 1,
-        out_channels: plan.labels.class_count(),
-        widths: config.widths.clone(),
-        condition: 0,
-    };
+    let architecture = config.architecture(plan.labels.class_count());
+    check_sides((&Section("segmentor"), "recipe.patch"), &architecture, &[recipe.patch])?;
+    let (training, held_out) = cases_of(job, &recipe.recipe.select);
     let device = job.device.clone().autodiff();
     let mut trainee = SegmentorTrainee {
         config,
@@ -266,9 +296,13 @@ pub fn train_segmentor(
         recipe: recipe.clone(),
         plan: plan.clone(),
         stream: None,
-        net: unet.init(&device, config.seed).with_compute_dtype(job.dtype),
+        net: fresh(&architecture, &device, config.seed).with_compute_dtype(job.dtype),
         optimizer: Optimizer::new(config.optimizer.clone()),
         device,
+        validator: Validator::new(job, &held_out, (&config.held_out, config.validation.cases)),
+        architecture: architecture.clone(),
+        dtype: job.dtype,
+        data_wait: Duration::ZERO,
         last: Metrics::new(),
     };
     let settings = FitSettings {
@@ -278,19 +312,20 @@ pub fn train_segmentor(
         identity: Digest::of_json(&("segmentor", config, recipe.cursor(0), job.dtype)),
         out: job.out,
         resume: job.resume,
+        validation: &config.validation,
     };
-    fit(&mut trainee, &settings, job.progress)?;
+    let fitted = fit(&mut trainee, &settings, job.progress)?;
     let last_step = trainee.last;
-    let weights = config
-        .precision
-        .rounded(collect(&trainee.optimizer.averaged(trainee.net)));
-    let net = fill(unet.init(job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
+    let weights = config.precision.rounded(fitted.model);
+    let net = fill_network(fresh(&architecture, job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
 
     job.progress.on_note("scoring held-out cases");
-    let (training, held_out) = cases_of(job, &recipe.recipe.select);
     let report = SegmentorReport {
-        steps: config.steps,
-        parameters: Architecture::Unet(unet.clone()).parameters(),
+        steps: fitted.steps,
+        best: fitted.best,
+        step_seconds: fitted.step_seconds,
+        data_wait: fitted.data_wait,
+        parameters: architecture.parameters(),
         recipe: recipe.hash,
         training_cases: training.len(),
         held_out: held_out_scores(&net, job, &held_out, &config.held_out)?,
@@ -300,13 +335,13 @@ pub fn train_segmentor(
         job.cases,
         &training,
         &(config, recipe.cursor(config.steps * u64::from(config.batch_size))),
-        (config.steps, config.seed),
+        (fitted.steps, config.seed),
         dice_metrics(&report.held_out),
     );
     let manifest = ModelManifest {
         format_version: FORMAT_VERSION,
         role: Role::Segmentor,
-        architecture: Architecture::Unet(unet),
+        architecture,
         plan,
         cubes: recipe.patch.to_vec(),
         provenance_known: true,

@@ -17,7 +17,7 @@ use super::painted::{Host, HostBatch, Wanted, draw_noise};
 use super::painting::{Painter, score_painting};
 use super::synthesizer_settings::{LossWeights, SynthesizerConfig, SynthesizerReport};
 use super::texture::{Textures, diversity, per_lesion, roughness, strength};
-use super::{LearnError, Optimizer};
+use super::{LearnError, Optimizer, ValidationSettings};
 use crate::checkpoint::{Architecture, Bundle, Role, Weights, collect, fill, load_manifest};
 use crate::digest::Digest;
 use crate::nn::{Generator, GeneratorConfig, Network, Unet, UnetConfig, weighted_cross_entropy};
@@ -370,6 +370,10 @@ impl Trainee for SynthesizerTrainee<'_> {
         self.discriminator = fill(self.discriminator.clone(), under(&state, "discriminator/"))?;
         Ok(())
     }
+
+    fn model(&self) -> Weights {
+        collect(&self.optimizer.averaged(self.generator.clone()))
+    }
 }
 
 /// Trains generator and discriminator against the critic of a folder, measures the generator on held-out hosts, and
@@ -480,13 +484,13 @@ fn compete(
         )),
         out: job.out,
         resume: job.resume,
+        // The guards watch this stage; what its lesions are worth is measured at the end.
+        validation: &ValidationSettings::default(),
     };
-    fit(&mut trainee, &settings, job.progress)?;
+    let fitted = fit(&mut trainee, &settings, job.progress)?;
     let discriminator = trainee.discriminator_optimizer.averaged(trainee.discriminator);
     Ok(Trained {
-        generator: config
-            .precision
-            .rounded(collect(&trainee.optimizer.averaged(trainee.generator))),
+        generator: config.precision.rounded(fitted.model),
         discriminator: config.precision.rounded(collect(&discriminator)),
         last_step: trainee.last,
     })
@@ -510,6 +514,7 @@ mod tests {
         Bundle {
             hash: Digest::default(),
             plan: crate::volume::Plan::default(),
+            cubes: crate::nn::CubeSides::default(),
             critic: config.init(device, 5).into(),
             generator: None,
             published: None,

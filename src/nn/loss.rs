@@ -27,6 +27,35 @@ impl Targets {
         );
         Self { sets: sets.into() }
     }
+
+    /// Returns the targets of coarser logits: each voxel's are those of the voxel nearest to its centre, as PyTorch's
+    /// `nearest-exact` picks it.
+    ///
+    /// # Shape
+    /// full `[B, D, H, W]` of these targets, coarse `[D, H, W]`.
+    pub fn coarser(&self, full: [usize; 4], coarse: [usize; 3]) -> Self {
+        let [batch, size @ ..] = full;
+        if size == coarse {
+            return self.clone();
+        }
+        let nearest = |axis: usize| -> Vec<usize> {
+            let (from, to) = (size[axis], coarse[axis]);
+            // (i + 1/2) from / to, rounded down, in whole numbers.
+            (0..to).map(|i| ((2 * i + 1) * from / (2 * to)).min(from - 1)).collect()
+        };
+        let [zs, ys, xs] = [0, 1, 2].map(nearest);
+        let [d, h, w] = size;
+        let mut sets = Vec::with_capacity(batch * coarse.iter().product::<usize>());
+        for sample in 0..batch {
+            for z in &zs {
+                for y in &ys {
+                    let row = ((sample * d + z) * h + y) * w;
+                    sets.extend(xs.iter().map(|x| self.sets[row + x]));
+                }
+            }
+        }
+        Self { sets: sets.into() }
+    }
 }
 
 /// Returns marginal cross-entropy plus marginal Dice loss, one number.
@@ -143,6 +172,18 @@ mod tests {
                 gradient[i]
             );
         }
+    }
+
+    #[test]
+    fn coarser_targets_are_the_nearest_voxels() {
+        // Two samples of 1 x 2 x 5 voxels, each its own set.
+        let sets: Vec<ClassSet> = (1..=20).map(ClassSet).collect();
+        let coarse = Targets::new(sets.clone()).coarser([2, 1, 2, 5], [1, 1, 2]);
+        // torch.nn.functional.interpolate(..., mode="nearest-exact") of 0..4 to 2 is [1, 3], of 0..1 to 1 is [1].
+        let at = |sample: usize, y: usize, x: usize| sets[sample * 10 + y * 5 + x];
+        assert_eq!(coarse.sets[..], [at(0, 1, 1), at(0, 1, 3), at(1, 1, 1), at(1, 1, 3)]);
+        let same = Targets::new(sets.clone()).coarser([2, 1, 2, 5], [1, 2, 5]);
+        assert_eq!(same.sets[..], sets[..]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod swin_unetr;
 mod unet;
 
 pub use crate::kernel::{DiceOver, LossForm, total};
-pub use condition::{Condition, cube_side};
+pub use condition::{Condition, CubeSides};
 pub use generator::{Generator, GeneratorConfig};
 pub use loss::{Targets, marginal_loss, weighted_cross_entropy};
 pub use monai_unet::{MonaiUnet, MonaiUnetConfig};

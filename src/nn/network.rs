@@ -174,6 +174,45 @@ impl Network {
         }
     }
 
+    /// Returns the network itself.
+    pub fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// Changes the network itself.
+    ///
+    /// # Errors
+    /// What `change` returns.
+    pub fn try_map<E>(self, change: impl FnOnce(Body) -> Result<Body, E>) -> Result<Self, E> {
+        let body = change(self.body)?;
+        Ok(Self { body, ..self })
+    }
+
+    /// Returns the logits of every resolution that the network gives some at, finest first: what deep supervision compares.
+    /// For networks that need no adapter and sizes that need no filling up.
+    ///
+    /// # Shape
+    /// x `[B, 1, D, H, W]` -> `[B, classes, D, H, W]`, then those of coarser resolutions.
+    ///
+    /// # Panics
+    /// When sizes are not divisible by the stride, or there is an adapter.
+    pub fn forward_deep(&self, x: Tensor<5>) -> Vec<Tensor<5>> {
+        let [_, _, d, h, w] = x.dims();
+        let divides = [d, h, w]
+            .iter()
+            .zip(self.stride)
+            .all(|(size, stride)| size.is_multiple_of(stride));
+        assert!(
+            divides && self.adapter.is_default(),
+            "sizes divisible by {:?}, no adapter",
+            self.stride
+        );
+        match &self.body {
+            Body::Nnunet(net) => net.forward_deep(x),
+            Body::Unet(_) | Body::SwinUnetr(_) | Body::MonaiUnet(_) => vec![self.forward(x)],
+        }
+    }
+
     /// Returns the logits of the plan's classes. Sizes that the network cannot halve often enough are filled up with air at
     /// their far ends.
     ///

@@ -1,0 +1,139 @@
+//! Which network a stage trains.
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::LearnError;
+use super::check::Section;
+use crate::checkpoint::Architecture;
+use crate::nn::{
+    Encoder, LossForm, Merging, MonaiUnetConfig, Network, NnunetConfig, NnunetStage, SwinUnetrConfig, Targets,
+    UnetConfig, marginal_loss,
+};
+
+/// A network other than the plain U-Net of `widths`. Channels in and out follow from the plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum NetworkChoice {
+    /// nnU-Net's plain or residual-encoder U-Net, trained with deep supervision.
+    Nnunet {
+        /// How the encoder is built.
+        encoder: Encoder,
+        /// Its resolutions, finest first.
+        stages: Vec<NnunetStage>,
+        /// Convolutions at each resolution of the decoder, coarsest first: one fewer than stages.
+        decoder_blocks: Vec<usize>,
+    },
+    /// SwinUNETR version 2, as the published critic: 48 features are 72.76 million parameters.
+    SwinUnetr {
+        /// Channels at the finest resolution, a multiple of 12.
+        feature_size: usize,
+    },
+    /// MONAI's `UNet`.
+    MonaiUnet {
+        /// Channels at each resolution, finest first.
+        widths: Vec<usize>,
+        /// How much coarser each resolution is than the one before, one fewer than widths.
+        strides: Vec<usize>,
+        /// Convolutions of a residual unit; 0 for plain convolutions.
+        residual_units: usize,
+    },
+}
+
+impl NetworkChoice {
+    fn architecture(&self, out_channels: usize) -> Architecture {
+        let in_channels = 1;
+        match self.clone() {
+            Self::Nnunet {
+                encoder,
+                stages,
+                decoder_blocks,
+            } => Architecture::Nnunet(NnunetConfig {
+                encoder,
+                in_channels,
+                out_channels,
+                stages,
+                decoder_blocks,
+            }),
+            Self::SwinUnetr { feature_size } => Architecture::SwinUnetr(SwinUnetrConfig {
+                feature_size,
+                // A network trained here has no reason to leave two tokens of eight out.
+                merging: Merging::Corrected,
+                ..SwinUnetrConfig::published(out_channels)
+            }),
+            Self::MonaiUnet {
+                widths,
+                strides,
+                residual_units,
+            } => Architecture::MonaiUnet(MonaiUnetConfig {
+                in_channels,
+                out_channels,
+                widths,
+                strides,
+                residual_units,
+            }),
+        }
+    }
+}
+
+/// Returns the shape of a stage's network: the chosen one, or the plain U-Net.
+pub(super) fn architecture(choice: Option<&NetworkChoice>, widths: &[usize], out_channels: usize) -> Architecture {
+    match choice {
+        Some(choice) => choice.architecture(out_channels),
+        None => Architecture::Unet(UnetConfig {
+            in_channels: 1,
+            out_channels,
+            widths: widths.to_vec(),
+            condition: 0,
+        }),
+    }
+}
+
+/// Makes the network of a shape that was checked.
+pub(super) fn fresh(architecture: &Architecture, device: &Device, seed: u64) -> Network {
+    architecture
+        .network(device, seed)
+        .expect("stages choose among segmenting networks alone")
+}
+
+/// Refuses a choice that cannot be built, or that cannot halve the sides it will see as often as it does.
+pub(super) fn check_sides(
+    (section, key): (&Section, &str),
+    architecture: &Architecture,
+    sides: &[[usize; 3]],
+) -> Result<(), LearnError> {
+    if let Some(what) = architecture.refusal() {
+        return section.check("network", false, "a network that can be built", what);
+    }
+    let stride = architecture.stride();
+    let fits = |side: &[usize; 3]| {
+        side.iter()
+            .zip(stride)
+            .all(|(side, stride)| side.is_multiple_of(stride))
+    };
+    match sides.iter().find(|side| !fits(side)) {
+        Some(side) => section.check(key, false, &format!("multiples of {stride:?} for this network"), side),
+        None => Ok(()),
+    }
+}
+
+/// Returns the loss of a batch; for a network that gives logits at several resolutions the weighted sum over these, each
+/// against labels of that resolution.
+///
+/// # Source
+/// nnU-Net's `DeepSupervisionWrapper`: weights 1, 1/2, 1/4, ... of which the last is 0, divided by their sum; labels by
+/// nearest neighbour.
+pub(super) fn supervised_loss(net: &Network, images: Tensor<5>, targets: &Targets, form: LossForm) -> Tensor<1> {
+    let all = net.forward_deep(images);
+    let [batch, _, d, h, w] = all[0].dims();
+    let full = [batch, d, h, w];
+    let counted = all.len().saturating_sub(1).max(1);
+    let weights: Vec<f64> = (0..counted).map(|i| 0.5_f64.powi(i as i32)).collect();
+    let total: f64 = weights.iter().sum();
+    let losses = all.into_iter().zip(weights).map(|(logits, weight)| {
+        let [_, _, d, h, w] = logits.dims();
+        let targets = targets.coarser(full, [d, h, w]);
+        marginal_loss(logits, &targets, form) * (weight / total)
+    });
+    losses.reduce(|sum, loss| sum + loss).expect("one resolution at least")
+}
