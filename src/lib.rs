@@ -5,7 +5,7 @@
 //!        |                                                        ^  HTTP frames
 //!     ingest -> store -> sampler -> lesion -> synth -> gate -> stream -> wire -> http
 //!     phantom                                   ^
-//!    organs                           checkpoint <- learn (stages 1, 2, 3) -> evaluate
+//!    organs                           checkpoint <- learn (stages 1, 2, 3) -> evaluate <- experiment
 //! ```
 //!
 //! **Axes.** Arrays are `[B, C, D, H, W]`; voxels are ordered (z, y, x) and their indices grow towards Superior, Anterior
@@ -21,6 +21,7 @@ pub mod cli;
 pub mod config;
 pub mod digest;
 pub mod evaluate;
+pub mod experiment;
 pub mod http;
 pub mod ingest;
 pub mod kernel;

@@ -33,6 +33,10 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
             "learn",
             "nn stream checkpoint evaluate synth lesion store sampler telemetry kernel",
         ),
+        (
+            "experiment",
+            "phantom learn stream store sampler synth checkpoint evaluate ingest kernel",
+        ),
         ("http", "stream sampler wire checkpoint telemetry"),
     ];
     edges

@@ -12,7 +12,7 @@ use std::time::Duration;
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Calibration, CalibrationEntry, Provenance, Thresholds};
 use freetumor::digest::Digest;
-use freetumor::nn::{GeneratorConfig, UnetConfig};
+use freetumor::nn::{CubeSides, GeneratorConfig, UnetConfig};
 use freetumor::sampler::{Augmentation, Pool};
 use freetumor::store::{
     Candidate, CaseKind, CaseRecord, Cases, Crop, MemoryStore, NearDuplicate, OrganRecord, SourceGeometry, StoreError,
@@ -153,6 +153,7 @@ fn bundle(provenance: Provenance) -> Arc<Bundle> {
     Arc::new(Bundle {
         hash: Digest::of(b"untrained"),
         plan: plan(),
+        cubes: CubeSides::default(),
         critic: unet(7, 1).into(),
         generator: Some(generator.init(&device, 2)),
         published: None,

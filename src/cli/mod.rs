@@ -6,6 +6,7 @@ mod demo;
 mod device;
 mod duplicates;
 mod evaluate;
+mod experiment;
 mod healthcheck;
 mod import;
 mod info;
@@ -45,6 +46,7 @@ enum Command {
     Serve(serve::Args),
     LabelOrgans(label_organs::Args),
     Evaluate(evaluate::Args),
+    Experiment(experiment::Args),
     Predict(predict::Args),
     Import(import::Args),
     Bench(bench::Args),
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::LabelOrgans(args) => label_organs::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Experiment(args) => experiment::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -4,9 +4,11 @@ mod load;
 
 use serde::{Deserialize, Serialize};
 
+use crate::experiment::ExperimentConfig;
 use crate::http::ServerConfig;
 use crate::ingest::IngestConfig;
 use crate::learn::{CriticConfig, SegmentorConfig, SynthesizerConfig};
+use crate::phantom::PhantomSettings;
 use crate::store::StoreConfig;
 use crate::stream::StreamConfig;
 use crate::stream::recipe::Recipe;
@@ -27,6 +29,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Threads and windows of streams.
     pub stream: StreamConfig,
+    /// Patients of `freetumor phantom`.
+    pub phantom: PhantomSettings,
     /// What becomes of unusual files.
     pub ingest: IngestConfig,
     /// How stores are read.
@@ -39,6 +43,8 @@ pub struct Config {
     pub synthesizer: SynthesizerConfig,
     /// Stage 3.
     pub segmentor: SegmentorConfig,
+    /// Which runs `freetumor experiment` compares.
+    pub experiment: ExperimentConfig,
 }
 
 impl Config {
@@ -60,6 +66,8 @@ impl Config {
         };
         let server = || self.server.refusal();
         let store = || self.store.refusal();
+        let phantom = || self.phantom.refusal();
+        let experiment = || self.experiment.check().err().map(|error| error.to_string());
         let sections = [
             &server as &dyn Fn() -> Option<String>,
             &recipe,
@@ -68,6 +76,8 @@ impl Config {
             &stream,
             &stages,
             &store,
+            &phantom,
+            &experiment,
         ];
         self.plan
             .refusal()

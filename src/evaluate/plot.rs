@@ -3,7 +3,7 @@
 use super::report::escape;
 
 /// A row of a plot: what it shows, single values, their mean and its interval.
-pub(super) struct Row {
+pub struct Row {
     /// What it shows.
     pub name: String,
     /// One point each.
@@ -20,7 +20,7 @@ const SCALE: [f64; 2] = [190.0, 690.0];
 const ROW: f64 = 26.0;
 
 /// Draws rows of points on one scale from 0 to 1, each with its mean and interval.
-pub(super) fn plot(title: &str, rows: &[Row]) -> String {
+pub fn plot(title: &str, rows: &[Row]) -> String {
     let bottom = ROW * rows.len() as f64 + 8.0;
     let at = |value: f64| SCALE[0] + value.clamp(0.0, 1.0) * (SCALE[1] - SCALE[0]);
     let mut svg = format!(

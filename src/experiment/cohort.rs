@@ -1,0 +1,106 @@
+//! The patients of an experiment, and the stores that hold them.
+
+use crate::phantom::{PhantomSettings, PhantomSpec, Scanner};
+
+/// The first number of the unlabelled patients.
+const FIRST_UNLABELLED: u64 = 10_000;
+
+/// Which patients a store holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Cohort {
+    /// The cohort's seed.
+    pub seed: u64,
+    /// Labelled patients, on scanners A and B in turn.
+    pub labelled: usize,
+    /// Further patients, on scanners C and D in turn.
+    pub unlabelled: usize,
+    /// Whether the further patients have their tumours, and labels of them. They are the same patients as without, voxel
+    /// for voxel where no tumour is.
+    pub with_their_tumours: bool,
+    /// Voxel size (z, y, x).
+    pub spacing_mm: [f64; 3],
+}
+
+impl Cohort {
+    /// Returns the specifications of the patients.
+    pub fn specs(&self, settings: &PhantomSettings) -> Vec<PhantomSpec> {
+        let labelled = (0..self.labelled as u64).map(|n| {
+            let scanner = [Scanner::A, Scanner::B][n as usize % 2];
+            self.patient(settings, n, (scanner, true))
+        });
+        let unlabelled = (0..self.unlabelled as u64).map(|n| {
+            let scanner = [Scanner::C, Scanner::D][n as usize % 2];
+            self.patient(settings, FIRST_UNLABELLED + n, (scanner, self.with_their_tumours))
+        });
+        labelled.chain(unlabelled).collect()
+    }
+
+    fn patient(&self, settings: &PhantomSettings, index: u64, (scanner, with_tumours): (Scanner, bool)) -> PhantomSpec {
+        PhantomSpec {
+            seed: self.seed,
+            index,
+            scanner,
+            phase: settings.phase(index as usize),
+            with_tumours,
+            spacing_mm: self.spacing_mm,
+        }
+    }
+
+    /// Returns the store's name among those of one seed.
+    pub fn name(&self) -> String {
+        let truth = if self.with_their_tumours { "-true" } else { "" };
+        format!("l{}-u{}{truth}", self.labelled, self.unlabelled)
+    }
+}
+
+/// Returns the test patients: scanners C, D and E in turn, all with tumours.
+pub(super) fn test_specs(
+    settings: &PhantomSettings,
+    seed: u64,
+    count: usize,
+    spacing_mm: [f64; 3],
+) -> Vec<PhantomSpec> {
+    let cohort = Cohort {
+        seed,
+        labelled: 0,
+        unlabelled: 0,
+        with_their_tumours: true,
+        spacing_mm,
+    };
+    let scanners = [Scanner::C, Scanner::D, Scanner::E];
+    (0..count)
+        .map(|n| cohort.patient(settings, n as u64, (scanners[n % 3], true)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::phantom::generate_with;
+
+    #[test]
+    fn the_oracles_patients_are_the_unlabelled_ones_with_tumours() {
+        let cohort = |with_their_tumours| Cohort {
+            seed: 3,
+            labelled: 1,
+            unlabelled: 2,
+            with_their_tumours,
+            spacing_mm: [6.0; 3],
+        };
+        let settings = PhantomSettings::default();
+        let (plain, sick) = (cohort(false).specs(&settings), cohort(true).specs(&settings));
+        assert_eq!(plain[0], sick[0]);
+        for (plain, sick) in plain.iter().zip(&sick).skip(1) {
+            let [plain, sick] = [plain, sick].map(|spec| generate_with(&settings, spec));
+            assert_eq!(plain.image.dim(), sick.image.dim());
+            let changed = plain.image.iter().zip(&sick.image).filter(|(a, b)| a != b).count();
+            let tumour = sick.labels.iter().filter(|label| [2, 4, 6].contains(*label)).count();
+            assert!(plain.labels.iter().all(|label| ![2, 4, 6].contains(label)));
+            // A scanner's blur carries a tumour some millimetres out, no further.
+            assert!(
+                changed < 12 * tumour.max(1) + 400,
+                "{changed} voxels changed for {tumour}"
+            );
+        }
+    }
+}

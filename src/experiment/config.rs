@@ -1,0 +1,199 @@
+//! What an experiment is told.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Arm, ExperimentError, RunKey};
+use crate::digest::Digest;
+use crate::learn::{CriticConfig, SegmentorConfig, SynthesizerConfig};
+use crate::phantom::PhantomSettings;
+use crate::sampler::Augmentation;
+use crate::stream::recipe::REVISION;
+use crate::volume::Plan;
+
+/// The most patients of one kind.
+const MAX_PATIENTS: usize = 9_000;
+
+/// Which runs an experiment consists of. The stages' own sections say how each of them is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExperimentConfig {
+    /// The organ whose tumours are scored.
+    pub organ: String,
+    /// The seed of the test patients; those of run seed `s` are of the cohort `cohort_seed + 1 + s`.
+    pub cohort_seed: u64,
+    /// Labelled patients (scanners A and B).
+    pub labelled: usize,
+    /// Unlabelled patients (scanners C and D).
+    pub unlabelled: usize,
+    /// Test patients (scanners C, D and E in turn).
+    pub test: usize,
+    /// Share of the hosts' pool in arms that synthesize.
+    pub synthetic_share: f64,
+    /// What the arm `real_augmented` does to its patches.
+    pub strong: Augmentation,
+    /// The arms.
+    pub arms: Vec<Arm>,
+    /// Seeds of every arm: 0, 1, ...
+    pub seeds: u64,
+    /// Numbers of labelled patients of the curve over them.
+    pub labelled_counts: Vec<usize>,
+    /// Numbers of unlabelled patients of the curve over them.
+    pub unlabelled_counts: Vec<usize>,
+    /// Seeds of the curves.
+    pub curve_seeds: u64,
+}
+
+impl Default for ExperimentConfig {
+    fn default() -> Self {
+        Self {
+            organ: "liver".into(),
+            cohort_seed: 1000,
+            labelled: 8,
+            unlabelled: 64,
+            test: 45,
+            synthetic_share: 0.5,
+            strong: Augmentation::default(),
+            arms: Arm::ALL.to_vec(),
+            seeds: 5,
+            labelled_counts: vec![4, 8, 16, 32],
+            unlabelled_counts: vec![0, 8, 32, 128],
+            curve_seeds: 3,
+        }
+    }
+}
+
+impl ExperimentConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`ExperimentError::Config`] names the key and its range.
+    pub fn check(&self) -> Result<(), ExperimentError> {
+        let check = |key, ok: bool, expected, got: String| {
+            let refused = ExperimentError::Config { key, expected, got };
+            if ok { Ok(()) } else { Err(refused) }
+        };
+        let some = |count: &usize| (1..=MAX_PATIENTS).contains(count);
+        let (labelled, unlabelled) = (self.labelled, self.unlabelled);
+        check("labelled", some(&labelled), "1 to 9000", labelled.to_string())?;
+        check("unlabelled", some(&unlabelled), "1 to 9000", unlabelled.to_string())?;
+        check("test", some(&self.test), "1 to 9000", self.test.to_string())?;
+        let share = self.synthetic_share;
+        check(
+            "synthetic_share",
+            (0.0..1.0).contains(&share),
+            "0 to below 1",
+            share.to_string(),
+        )?;
+        let counts = &self.labelled_counts;
+        check(
+            "labelled_counts",
+            counts.iter().all(some),
+            "counts of 1 to 9000",
+            format!("{counts:?}"),
+        )?;
+        let counts = &self.unlabelled_counts;
+        let few = counts.iter().all(|count| *count <= MAX_PATIENTS);
+        check("unlabelled_counts", few, "counts of 0 to 9000", format!("{counts:?}"))?;
+        check(
+            "seeds",
+            (1..=1000).contains(&self.seeds),
+            "1 to 1000",
+            self.seeds.to_string(),
+        )?;
+        let curve = self.curve_seeds;
+        check("curve_seeds", curve <= 1000, "0 to 1000", curve.to_string())
+    }
+
+    /// Returns the key of an arm's run.
+    pub fn arm_key(&self, arm: Arm, seed: u64) -> RunKey {
+        RunKey::new(arm, self.labelled, self.unlabelled, seed)
+    }
+
+    /// Lists all runs: seed by seed, so that what is done can be compared pair by pair; the arms first, then the curves.
+    pub fn runs(&self) -> Vec<RunKey> {
+        let arms = (0..self.seeds).flat_map(|seed| self.arms.iter().map(move |arm| self.arm_key(*arm, seed)));
+        let curves = (0..self.curve_seeds).flat_map(|seed| {
+            let labelled = self.labelled_counts.iter().flat_map(move |count| {
+                [Arm::RealOnly, Arm::Gated].map(|arm| RunKey::new(arm, *count, self.unlabelled, seed))
+            });
+            let unlabelled = self.unlabelled_counts.iter();
+            labelled.chain(unlabelled.map(move |count| RunKey::new(Arm::Gated, self.labelled, *count, seed)))
+        });
+        let mut runs: Vec<RunKey> = Vec::new();
+        for key in arms.chain(curves) {
+            if !runs.contains(&key) {
+                runs.push(key);
+            }
+        }
+        runs
+    }
+}
+
+/// Everything that decides what comes out of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// Grid, labels and window.
+    pub plan: &'a Plan,
+    /// The patients.
+    pub phantom: &'a PhantomSettings,
+    /// Stage 1.
+    pub critic: &'a CriticConfig,
+    /// Stage 2.
+    pub synthesizer: &'a SynthesizerConfig,
+    /// Stage 3.
+    pub segmentor: &'a SegmentorConfig,
+    /// The runs.
+    pub experiment: &'a ExperimentConfig,
+}
+
+impl Setting<'_> {
+    /// Returns the digest that results are kept under: of everything but which of the runs are asked for.
+    pub fn digest(&self) -> Digest {
+        let ExperimentConfig {
+            organ,
+            cohort_seed,
+            test,
+            synthetic_share,
+            strong,
+            ..
+        } = self.experiment;
+        Digest::of_json(&(
+            ("experiment", env!("CARGO_PKG_VERSION"), REVISION),
+            (self.plan, self.phantom),
+            (self.critic, self.synthesizer, self.segmentor),
+            (organ, cohort_seed, test, synthetic_share, strong),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_listed_once_and_the_arms_come_first() {
+        let config = ExperimentConfig::default();
+        config.check().unwrap();
+        let runs = config.runs();
+        let arms = 7 * 5;
+        // Of the curves, 8 labelled patients are among the arms; the scaling curve has four counts of its own.
+        let curves = 3 * (2 * 3 + 4);
+        assert_eq!(runs.len(), arms + curves);
+        assert!(runs[..arms].iter().all(|key| key.labelled == 8));
+        assert_eq!(runs[0].name(), "real_only-l8-u0-s0");
+        assert_eq!(runs[5].name(), "gated-l8-u64-s0");
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named() {
+        let refused = |change: &dyn Fn(&mut ExperimentConfig)| {
+            let mut config = ExperimentConfig::default();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        assert!(refused(&|config| config.labelled = 0).contains("experiment.labelled"));
+        assert!(refused(&|config| config.synthetic_share = 1.0).contains("experiment.synthetic_share"));
+        assert!(refused(&|config| config.labelled_counts = vec![0]).contains("experiment.labelled_counts"));
+        assert!(refused(&|config| config.seeds = 0).contains("experiment.seeds"));
+    }
+}

@@ -1,0 +1,301 @@
+//! Carries out runs: makes stores and models where they are missing, trains a segmentor, tests it, keeps its predictions.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::tensor::Device;
+
+use super::cohort::{Cohort, test_specs};
+use super::results::mean;
+use super::{Arm, ExperimentError, Results, RunKey, RunRecord, Setting};
+use crate::checkpoint::{Bundle, load_segmentor};
+use crate::evaluate::{Examination, HeldOut, HeldOutSettings, Overlap, score_held_out};
+use crate::ingest::nifti::write_labels;
+use crate::kernel::ComputeDtype;
+use crate::learn::{CriticConfig, Job, Progress, SegmentorConfig, Split, SynthesizerConfig};
+use crate::learn::{train_critic, train_segmentor, train_synthesizer};
+use crate::phantom::{PhantomSpec, case_id, write_cohort};
+use crate::store::{Cases, Store, StoreConfig};
+use crate::stream::{StreamConfig, Streams};
+
+/// Where an experiment keeps its files and what it computes with.
+pub struct Workplace<'a> {
+    /// The folder of stores, models, runs and predictions.
+    pub out: &'a Path,
+    /// Where to compute.
+    pub device: &'a Device,
+    /// What networks compute in.
+    pub dtype: ComputeDtype,
+    /// How stores are read.
+    pub store: &'a StoreConfig,
+    /// Threads and windows of the stream.
+    pub stream: &'a StreamConfig,
+}
+
+/// An experiment at work.
+pub struct Experiment<'a> {
+    setting: Setting<'a>,
+    place: Workplace<'a>,
+    test: Arc<Store>,
+    results: Results,
+}
+
+impl<'a> Experiment<'a> {
+    /// Makes the test patients, and takes over the runs that the folder holds already.
+    ///
+    /// # Errors
+    /// [`ExperimentError`] names the key, the store or the file.
+    pub fn open(setting: Setting<'a>, place: Workplace<'a>) -> Result<Self, ExperimentError> {
+        setting.experiment.check()?;
+        let (config, plan) = (setting.experiment, setting.plan);
+        let specs = test_specs(setting.phantom, config.cohort_seed, config.test, plan.spacing_mm);
+        let test = store_of(&setting, &place, &place.out.join("test"), &specs)?;
+        let cases = test.records().iter().map(|record| record.id.clone()).collect();
+        let mut results = Results::new(setting.digest(), cases);
+        results.take_over(&place.out.join("results.json"))?;
+        Ok(Self {
+            setting,
+            place,
+            test,
+            results,
+        })
+    }
+
+    /// Returns what is done.
+    pub fn results(&self) -> &Results {
+        &self.results
+    }
+
+    /// Takes over a file's runs; `false` where they are of another configuration.
+    ///
+    /// # Errors
+    /// [`ExperimentError::Results`] names the file.
+    pub fn take_over(&mut self, path: &Path) -> Result<bool, ExperimentError> {
+        self.results.take_over(path)
+    }
+
+    /// Carries out a run and keeps its record; one that was cut short goes on from its last checkpoint.
+    ///
+    /// # Errors
+    /// [`ExperimentError`] names the key, the case or the file.
+    pub fn run(&mut self, key: RunKey, progress: &mut dyn Progress) -> Result<(), ExperimentError> {
+        let store = self.training_store(key)?;
+        let started = Instant::now();
+        let models = self.models(key, &store, progress)?;
+        let model_seconds = models
+            .as_ref()
+            .and_then(|(_, is_new)| is_new.then(|| started.elapsed().as_secs_f64()));
+        let started = Instant::now();
+        let bundle = models.map(|(bundle, _)| bundle);
+        let service = Streams::start(store.clone(), bundle, self.place.stream.clone())?;
+        let folder = self.place.out.join("runs").join(key.name());
+        let config = self.segmentor(key);
+        let mut job = self.job(&store, &folder, progress)?;
+        train_segmentor(&config, &*service, &mut job)?;
+        let scores = self.test(&folder, &config, progress)?;
+        let bins = service.stats().snapshot();
+        let (attempted, accepted) = (bins.bins.iter().map(|bin| (bin.attempted, bin.accepted)))
+            .fold((0, 0), |sum, bin| (sum.0 + bin.0, sum.1 + bin.1));
+        let record = RunRecord {
+            key,
+            accepted: (attempted > 0).then(|| accepted as f64 / attempted as f64),
+            synthetic_share: accepted as f64 / bins.patches.max(1) as f64,
+            seconds: started.elapsed().as_secs_f64(),
+            model_seconds,
+            ..self.record(key, &scores)
+        };
+        self.results.insert(record);
+        self.results
+            .write(self.setting.experiment, &self.place.out.join("results.json"))
+    }
+
+    /// Returns a run's scores; what they cost and streamed is filled in by who knows.
+    fn record(&self, key: RunKey, scores: &HeldOut) -> RunRecord {
+        let organ = &self.setting.experiment.organ;
+        let tumour = format!("{organ}_tumour");
+        let of = |class: &str| {
+            let class = class.to_string();
+            scores.scores.iter().filter_map(move |case| case.classes.get(&class))
+        };
+        let sum = |count: fn(&Overlap) -> u64| of(&tumour).map(|m| count(&m.overlap)).sum::<u64>() as f64;
+        RunRecord {
+            key,
+            // Every test patient has tumours, so that none is undefined; a class that was not scored counts as missed.
+            tumour_dsc: of(&tumour).map(|measures| measures.dice.unwrap_or(0.0)).collect(),
+            organ_dsc: mean(of(organ).filter_map(|measures| measures.dice)).unwrap_or(0.0),
+            predicted_over_true: sum(|overlap| overlap.predicted) / sum(|overlap| overlap.truth).max(1.0),
+            synthetic_share: 0.0,
+            accepted: None,
+            seconds: 0.0,
+            model_seconds: None,
+        }
+    }
+
+    fn segmentor(&self, key: RunKey) -> SegmentorConfig {
+        let Setting {
+            segmentor, experiment, ..
+        } = self.setting;
+        let mut config = segmentor.clone();
+        config.seed = segmentor.seed + key.seed;
+        config.recipe = key.arm.recipe(&segmentor.recipe, experiment, key.unlabelled);
+        config.recipe.seed = segmentor.recipe.seed + key.seed;
+        config.split = nothing_held_out();
+        config
+    }
+
+    fn job<'b>(
+        &self,
+        store: &'b Arc<Store>,
+        folder: &'b Path,
+        progress: &'b mut dyn Progress,
+    ) -> Result<Job<'b>, ExperimentError>
+    where
+        'a: 'b,
+    {
+        fs_err::create_dir_all(folder)?;
+        Ok(Job {
+            cases: &**store,
+            out: folder,
+            resume: true,
+            device: self.place.device,
+            dtype: self.place.dtype,
+            progress,
+        })
+    }
+
+    /// Predicts the test cases, keeps the predictions as NIfTI, and scores them.
+    fn test(
+        &self,
+        folder: &Path,
+        config: &SegmentorConfig,
+        progress: &mut dyn Progress,
+    ) -> Result<HeldOut, ExperimentError> {
+        progress.on_note("predicting the test cases");
+        let net = load_segmentor(folder, self.place.device)?
+            .model
+            .with_compute_dtype(self.place.dtype);
+        let all: Vec<usize> = (0..self.test.records().len()).collect();
+        let settings = HeldOutSettings {
+            cases: all.len(),
+            ..config.held_out.clone()
+        };
+        let exam = Examination {
+            net: &net,
+            device: self.place.device,
+            cases: &*self.test,
+            held_out: &all,
+            settings: &settings,
+        };
+        let predictions = folder.join("predictions");
+        fs_err::create_dir_all(&predictions)?;
+        let mut kept = Ok(());
+        let scores = score_held_out(&exam, &mut |scored| {
+            let case = self.test.find(&scored.score.case);
+            let path = predictions.join(format!("{}.nii.gz", scored.score.case));
+            if let (Some(case), Ok(())) = (case, &kept) {
+                let grid = &self.test.records()[case].grid;
+                kept = write_labels(&path, scored.prediction.view(), grid).map_err(|error| (path, error.to_string()));
+            }
+        })?;
+        kept.map_err(|(path, what)| ExperimentError::Prediction { path, what })?;
+        Ok(scores)
+    }
+
+    fn cohort(&self, labelled: usize, unlabelled: usize, seed: u64) -> Cohort {
+        Cohort {
+            seed: self.setting.experiment.cohort_seed + 1 + seed,
+            labelled,
+            unlabelled,
+            with_their_tumours: false,
+            spacing_mm: self.setting.plan.spacing_mm,
+        }
+    }
+
+    fn seed_folder(&self, seed: u64) -> PathBuf {
+        self.place.out.join(format!("seed-{seed}"))
+    }
+
+    /// Returns the store that a run's patches come from.
+    fn training_store(&self, key: RunKey) -> Result<Arc<Store>, ExperimentError> {
+        self.store(
+            Cohort {
+                with_their_tumours: key.arm == Arm::Oracle,
+                ..self.cohort(key.labelled, key.unlabelled, key.seed)
+            },
+            key.seed,
+        )
+    }
+
+    fn store(&self, cohort: Cohort, seed: u64) -> Result<Arc<Store>, ExperimentError> {
+        let folder = self.seed_folder(seed).join(cohort.name()).join("store");
+        store_of(&self.setting, &self.place, &folder, &cohort.specs(self.setting.phantom))
+    }
+
+    /// Returns the models of a run that needs some, and whether they were trained for it.
+    fn models(
+        &self,
+        key: RunKey,
+        store: &Arc<Store>,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<(Arc<Bundle>, bool)>, ExperimentError> {
+        if !key.arm.needs_models() {
+            return Ok(None);
+        }
+        let cohort = self.cohort(key.labelled, key.unlabelled, key.seed);
+        let folder = self.seed_folder(key.seed).join(cohort.name()).join("models");
+        let is_new = !folder.join("synthesizer.report.json").exists();
+        if is_new {
+            let critic = self.critic(key, progress)?;
+            let config = SynthesizerConfig {
+                seed: self.setting.synthesizer.seed + key.seed,
+                ..self.setting.synthesizer.clone()
+            };
+            train_synthesizer(&config, &critic, &mut self.job(store, &folder, progress)?)?;
+        }
+        let bundle = Bundle::load(&folder, self.place.device)?.with_compute_dtype(self.place.dtype);
+        Ok(Some((Arc::new(bundle), is_new)))
+    }
+
+    /// Returns the folder of the critic of a number of labelled patients: unlabelled ones teach it nothing.
+    fn critic(&self, key: RunKey, progress: &mut dyn Progress) -> Result<PathBuf, ExperimentError> {
+        let cohort = self.cohort(key.labelled, 0, key.seed);
+        let folder = self.seed_folder(key.seed).join(cohort.name()).join("critic");
+        if !folder.join("critic.report.json").exists() {
+            let store = self.store(cohort, key.seed)?;
+            let config = CriticConfig {
+                seed: self.setting.critic.seed + key.seed,
+                ..self.setting.critic.clone()
+            };
+            train_critic(&config, &mut self.job(&store, &folder, progress)?)?;
+        }
+        Ok(folder)
+    }
+}
+
+/// The segmentor learns from every patient of its store: it is tested on others.
+fn nothing_held_out() -> Split {
+    Split {
+        folds: 1,
+        ..Split::default()
+    }
+}
+
+/// Opens a store of patients, making those that it lacks.
+fn store_of(
+    setting: &Setting,
+    place: &Workplace,
+    folder: &Path,
+    specs: &[PhantomSpec],
+) -> Result<Arc<Store>, ExperimentError> {
+    // A store that another configuration left, or that was cut short, is completed or refused by its writer.
+    let open = || Store::open(folder).map(|store| Arc::new(store.with_config(place.store)));
+    if let Ok(store) = open()
+        && store.plan() == setting.plan
+        && specs.iter().all(|spec| store.find(&case_id(spec)).is_some())
+    {
+        return Ok(store);
+    }
+    write_cohort(folder, setting.plan, (setting.phantom, specs), &|_| ())?;
+    Ok(open()?)
+}
