@@ -37,5 +37,8 @@ pub mod store;
 pub mod stream;
 pub mod synth;
 pub mod telemetry;
+#[cfg(test)]
+#[path = "../tests/toy/mod.rs"]
+mod toy;
 pub mod volume;
 pub mod wire;

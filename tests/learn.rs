@@ -11,8 +11,8 @@ use freetumor::checkpoint::{Bundle, Role, load_manifest};
 use freetumor::evaluate::HeldOutSettings;
 use freetumor::kernel::ComputeDtype;
 use freetumor::learn::{
-    CriticConfig, Job, LearnError, Metrics, Progress, Quiet, SegmentorConfig, SynthesizerConfig, train_critic,
-    train_segmentor, train_synthesizer,
+    CriticConfig, Job, Keep, LearnError, Metrics, NetworkChoice, Progress, Quiet, SegmentorConfig, SynthesizerConfig,
+    ValidationSettings, train_critic, train_segmentor, train_synthesizer,
 };
 use freetumor::store::Cases;
 use freetumor::volume::SizeClass;
@@ -271,4 +271,134 @@ fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
         manifest.training.unwrap().case_ids,
         ["case_000", "case_001", "case_002"]
     );
+}
+
+#[test]
+fn a_watched_run_keeps_the_best_weights_ends_early_and_resumes_to_the_same() {
+    let store = toy::store(10, 0);
+    let device = Device::flex();
+    let mut config = critic_config(60);
+    config.checkpoint_every = 1;
+    config.validation = ValidationSettings {
+        every: 2,
+        cases: 1,
+        patience: 2,
+        keep: Keep::Best,
+    };
+    let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out,
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress,
+        };
+        train_critic(&config, &mut job)
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let report = run(whole.path(), false, &mut Quiet).unwrap();
+    let (score, step) = report.best.unwrap();
+    assert_eq!(step % 2, 0);
+    // Ended by patience: the last two scores were no better than the best, four steps earlier.
+    assert!(
+        report.steps == step + 4 || report.steps == 60,
+        "{} {step}",
+        report.steps
+    );
+    let lines = |out: &Path| std::fs::read_to_string(out.join("critic.metrics.jsonl")).unwrap();
+    let scores: Vec<(u64, f64)> = lines(whole.path())
+        .lines()
+        .filter_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            Some((
+                line["step"].as_u64().unwrap(),
+                line["metrics"]["validation_dice"].as_f64()?,
+            ))
+        })
+        .collect();
+    let best = scores
+        .iter()
+        .fold((0, -1.0), |best, at| if at.1 > best.1 { *at } else { best });
+    assert_eq!((best.0, best.1 as f32), (step, score));
+
+    run(parts.path(), false, &mut StopAfter(step + 1, 0)).unwrap_err();
+    let resumed = run(parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!((resumed.steps, resumed.best), (report.steps, report.best));
+    assert_eq!(weights(whole.path(), Role::Critic), weights(parts.path(), Role::Critic));
+    assert_eq!(lines(whole.path()), lines(parts.path()));
+
+    // What a run ended with is what it ends with again, without another step.
+    let again = run(whole.path(), true, &mut Quiet).unwrap();
+    assert_eq!(
+        (again.steps, weights(whole.path(), Role::Critic)),
+        (report.steps, weights(parts.path(), Role::Critic))
+    );
+
+    config.split.folds = 1;
+    let error = train_critic(
+        &config,
+        &mut Job {
+            cases: &store,
+            out: tempfile::tempdir().unwrap().path(),
+            resume: false,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress: &mut Quiet,
+        },
+    )
+    .unwrap_err();
+    assert!(error.to_string().contains("no case is held out"), "{error}");
+}
+
+#[test]
+fn every_network_is_trained_from_configuration_and_loads_as_a_critic() {
+    let store = toy::store(6, 0);
+    let device = Device::flex();
+    let stage = |width, stride| {
+        format!("{{width = {width}, kernel = [3, 3, 3], stride = [{stride}, {stride}, {stride}], blocks = 1}}")
+    };
+    let stages = [stage(4, 1), stage(6, 2), stage(8, 2)].join(", ");
+    let nnunet = |encoder| format!("[nnunet]\nencoder = \"{encoder}\"\nstages = [{stages}]\ndecoder_blocks = [1, 1]");
+    let choices = [
+        (nnunet("plain"), 16),
+        (nnunet("residual"), 16),
+        (
+            "[monai_unet]\nwidths = [4, 8]\nstrides = [2]\nresidual_units = 1".into(),
+            16,
+        ),
+        ("[swin_unetr]\nfeature_size = 12".into(), 32),
+    ];
+    for (choice, cube) in choices {
+        let out = tempfile::tempdir().unwrap();
+        let network: NetworkChoice = toml::from_str(&choice).unwrap();
+        let mut config = critic_config(3);
+        config.network = Some(network);
+        config.voxels_per_step = 1;
+        config.max_cube = cube;
+        let mut job = Job {
+            cases: &store,
+            out: out.path(),
+            resume: false,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress: &mut Quiet,
+        };
+        let report = train_critic(&config, &mut job).unwrap();
+        assert!(report.last_step["gradient_norm"] > 0.0, "{choice}");
+        let bundle = Bundle::load(out.path(), &device).unwrap();
+        assert_eq!(bundle.cubes.all(), [cube; 4]);
+        let manifest = load_manifest(out.path(), Role::Critic).unwrap();
+        assert_eq!(manifest.architecture.parameters(), report.parameters, "{choice}");
+    }
+    let mut config = critic_config(1);
+    config.network = Some(toml::from_str("[swin_unetr]\nfeature_size = 12").unwrap());
+    let error = config.check().unwrap_err().to_string();
+    assert!(
+        error.contains("critic.max_cube: expected multiples of [32, 32, 32]"),
+        "{error}"
+    );
+    config.network = Some(toml::from_str("[swin_unetr]\nfeature_size = 13").unwrap());
+    let error = config.check().unwrap_err().to_string();
+    assert!(error.contains("critic.network"), "{error}");
 }

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor};
 use freetumor::checkpoint::{Weight, Weights, collect, fill};
 use freetumor::learn::{Optimizer, OptimizerSettings, Rule};
-use freetumor::nn::{DiceOver, LossForm, Targets, Unet, UnetConfig, marginal_loss};
+use freetumor::nn::{DiceOver, LossForm, Targets, Unet, UnetConfig, deep_supervision_loss, marginal_loss};
 use freetumor::volume::ClassSet;
 
 #[path = "common/golden.rs"]
@@ -156,4 +156,36 @@ fn losses_and_gradients_are_those_of_monai_and_nnu_net() {
         );
         assert_close(&golden, &format!("{name}/gradient"), &golden::numbers(gradient), 2e-5);
     }
+}
+
+#[test]
+fn deep_supervision_is_nnu_net_s() {
+    let golden = golden::read(include_bytes!("golden/training/deep.safetensors"));
+    let device = Device::flex().autodiff();
+    let labels = golden["labels"].1.iter().map(|label| ClassSet::of(*label as u8));
+    let targets = Targets::new(labels.collect());
+    let form = LossForm {
+        balance: 0.0,
+        dice: DiceOver::Batch,
+        background: false,
+        absent: true,
+    };
+    let logits: Vec<Tensor<5>> = (0..4)
+        .map(|i| tensor::<5>(&golden, &format!("logits/{i}"), &device).require_grad())
+        .collect();
+    let loss = deep_supervision_loss(logits.clone(), &targets, form);
+    let gradients = loss.backward();
+    // nnU-Net's Dice is minus the overlap, where ours is 1 minus it; the weights' sum is 1.
+    let value = loss.into_scalar::<f32>() - 1.0;
+    let want = golden["loss"].1[0];
+    // Single against double precision over 4480 voxels.
+    assert!((value - want).abs() < 2e-6, "{value}, expected {want}");
+    for (i, logits) in logits.iter().enumerate().take(3) {
+        let gradient = logits.grad(&gradients).expect("three resolutions count");
+        assert_close(&golden, &format!("gradient/{i}"), &golden::numbers(gradient), 2e-5);
+    }
+    assert!(
+        logits[3].grad(&gradients).is_none(),
+        "the coarsest resolution does not count"
+    );
 }

@@ -91,7 +91,7 @@ pub(super) fn unsteadiness(discriminator: &Unet, [images, logits, real]: [Tensor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learn::toy;
+    use crate::toy;
 
     #[test]
     fn the_discriminator_sees_organ_normalised_classes() {

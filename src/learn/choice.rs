@@ -1,15 +1,12 @@
 //! Which network a stage trains.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::LearnError;
 use super::check::Section;
 use crate::checkpoint::Architecture;
-use crate::nn::{
-    Encoder, LossForm, Merging, MonaiUnetConfig, Network, NnunetConfig, NnunetStage, SwinUnetrConfig, Targets,
-    UnetConfig, marginal_loss,
-};
+use crate::nn::{Encoder, Merging, MonaiUnetConfig, Network, NnunetConfig, NnunetStage, SwinUnetrConfig, UnetConfig};
 
 /// A network other than the plain U-Net of `widths`. Channels in and out follow from the plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,25 +112,4 @@ pub(super) fn check_sides(
         Some(side) => section.check(key, false, &format!("multiples of {stride:?} for this network"), side),
         None => Ok(()),
     }
-}
-
-/// Returns the loss of a batch; for a network that gives logits at several resolutions the weighted sum over these, each
-/// against labels of that resolution.
-///
-/// # Source
-/// nnU-Net's `DeepSupervisionWrapper`: weights 1, 1/2, 1/4, ... of which the last is 0, divided by their sum; labels by
-/// nearest neighbour.
-pub(super) fn supervised_loss(net: &Network, images: Tensor<5>, targets: &Targets, form: LossForm) -> Tensor<1> {
-    let all = net.forward_deep(images);
-    let [batch, _, d, h, w] = all[0].dims();
-    let full = [batch, d, h, w];
-    let counted = all.len().saturating_sub(1).max(1);
-    let weights: Vec<f64> = (0..counted).map(|i| 0.5_f64.powi(i as i32)).collect();
-    let total: f64 = weights.iter().sum();
-    let losses = all.into_iter().zip(weights).map(|(logits, weight)| {
-        let [_, _, d, h, w] = logits.dims();
-        let targets = targets.coarser(full, [d, h, w]);
-        marginal_loss(logits, &targets, form) * (weight / total)
-    });
-    losses.reduce(|sum, loss| sum + loss).expect("one resolution at least")
 }

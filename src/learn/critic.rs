@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::augment::{Look, LookSettings};
 use super::calibrate::{calibrate, judge_real};
 use super::check::{MAX_CUBE_LEVELS, Section};
-use super::choice::{NetworkChoice, architecture, check_sides, fresh, supervised_loss};
+use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, dice_metrics, held_out_scores, training_of, write_report};
@@ -22,7 +22,7 @@ use crate::checkpoint::{
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
 use crate::kernel::ComputeDtype;
-use crate::nn::{Adapter, CubeSides, LossForm, Network};
+use crate::nn::{Adapter, CubeSides, LossForm, Network, deep_supervision_loss};
 use crate::rng::{Purpose, Rng};
 use crate::sampler::Centre;
 use crate::store::CaseKind;
@@ -234,7 +234,7 @@ impl Trainee for CriticTrainee<'_> {
         let images = stack(cubes.iter().map(|cube| &cube.image), &self.device);
         let targets = targets(self.catalogue.cases, &cubes)?;
         let images = normalise(images, &self.plan.window_hu);
-        let loss = supervised_loss(&self.net, images, &targets, self.config.loss);
+        let loss = deep_supervision_loss(self.net.forward_deep(images), &targets, self.config.loss);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         check_finite(step, "loss", value)?;
         let rate = self.config.optimizer.rate(step, self.config.steps);

@@ -22,9 +22,6 @@ mod split;
 mod synthesizer;
 mod synthesizer_settings;
 mod texture;
-#[cfg(test)]
-#[path = "../../tests/toy/mod.rs"]
-mod toy;
 mod validation;
 
 pub use augment::LookSettings;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::augment::SlabMix;
 use super::check::Section;
-use super::choice::{NetworkChoice, architecture, check_sides, fresh, supervised_loss};
+use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{normalise, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::models::{check_finite, dice_metrics, held_out_scores, metrics, training_of, under, write_report};
@@ -21,7 +21,7 @@ use crate::checkpoint::{
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
 use crate::kernel::ComputeDtype;
-use crate::nn::{Adapter, LossForm, Network, Targets};
+use crate::nn::{Adapter, LossForm, Network, Targets, deep_supervision_loss};
 use crate::rng::{Purpose, Rng};
 use crate::stream::delivery::Delivery;
 use crate::stream::patch::{Outcome, StreamedPatch};
@@ -167,7 +167,7 @@ impl SegmentorTrainee<'_> {
         let sets = labels.iter().flatten().map(known).collect();
         let targets = Targets::new(sets);
         let images = normalise(stack(images.iter(), &self.device), &self.plan.window_hu);
-        supervised_loss(&self.net, images, &targets, self.config.loss)
+        deep_supervision_loss(self.net.forward_deep(images), &targets, self.config.loss)
     }
 }
 

@@ -168,8 +168,9 @@ fn straddle(train: &CaseRecord, val: &CaseRecord) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learn::{looks, toy};
+    use crate::learn::looks;
     use crate::store::MemoryStore;
+    use crate::toy;
     use crate::volume::Region;
 
     fn divide(json: &str, fold: usize) -> Result<(Vec<usize>, Vec<usize>), LearnError> {

@@ -501,8 +501,8 @@ mod tests {
     use super::*;
     use crate::checkpoint::{Calibration, Provenance};
     use crate::learn::OptimizerSettings;
-    use crate::learn::toy;
     use crate::nn::UnetConfig;
+    use crate::toy;
 
     fn critic(device: &Device) -> Bundle {
         let config = UnetConfig {

@@ -77,6 +77,29 @@ pub fn marginal_loss(logits: Tensor<5>, targets: &Targets, form: LossForm) -> Te
     kernel::marginal_loss(logits, targets.sets.clone(), form)
 }
 
+/// Returns the weighted sum of [`marginal_loss`] over resolutions, each against labels of that resolution.
+///
+/// # Shape
+/// logits `[B, C, D, H, W]`, finest first; targets of the finest.
+///
+/// # Source
+/// nnU-Net's `DeepSupervisionWrapper`: weights 1, 1/2, 1/4, ... of which the coarsest is 0 where there are several, divided by
+/// their sum; labels by nearest neighbour.
+///
+/// # Panics
+/// When there are no logits.
+pub fn deep_supervision_loss(logits: Vec<Tensor<5>>, targets: &Targets, form: LossForm) -> Tensor<1> {
+    let [batch, _, d, h, w] = logits[0].dims();
+    let counted = logits.len().saturating_sub(1).max(1);
+    let weights: Vec<f64> = (0..counted).map(|i| 1.0 / f64::from(1_u32 << i)).collect();
+    let total: f64 = weights.iter().sum();
+    let losses = logits.into_iter().zip(weights).map(|(logits, weight)| {
+        let [_, _, coarse @ ..] = logits.dims();
+        marginal_loss(logits, &targets.coarser([batch, d, h, w], coarse), form) * (weight / total)
+    });
+    losses.reduce(|sum, loss| sum + loss).expect("one resolution at least")
+}
+
 /// Returns - sum of weight x log softmax: a cross-entropy whose weights (`[B, C, D, H, W]`, 0 where a class is not
 /// meant) say how much each voxel counts.
 pub fn weighted_cross_entropy(logits: Tensor<5>, weights: Tensor<5>) -> Tensor<1> {

@@ -13,9 +13,6 @@ mod engine;
 pub mod gate;
 mod plant;
 mod settings;
-#[cfg(test)]
-#[path = "../../tests/toy/mod.rs"]
-mod toy;
 mod transplant;
 
 use std::sync::Arc;

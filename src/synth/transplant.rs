@@ -180,7 +180,8 @@ fn put(
 mod tests {
     use super::*;
     use crate::lesion::LESION_FROM;
-    use crate::synth::{compose, toy};
+    use crate::synth::compose;
+    use crate::toy;
     use crate::volume::LabelMap;
 
     #[test]
