@@ -48,9 +48,9 @@ fn small_stream() -> Vec<u8> {
     let header = stream_header(&resolved, service.plan(), &delivery, 0, 2);
     let mut bytes = frame::encode(Kind::Header, &header, &[]).unwrap().to_vec();
     bytes.extend_from_slice(&heartbeat_frame(15));
-    bytes.extend_from_slice(&batch_frame(&batches[0], &encoding).unwrap());
+    bytes.extend_from_slice(&batch_frame(&batches[0], &encoding).unwrap().to_vec());
     bytes.extend_from_slice(&frame::encode(Kind::Unknown(99), &header, b"later").unwrap());
-    bytes.extend_from_slice(&batch_frame(&batches[1], &encoding).unwrap());
+    bytes.extend_from_slice(&batch_frame(&batches[1], &encoding).unwrap().to_vec());
     bytes.extend_from_slice(&end_frame(EndReason::Count, &batches[1].next));
     bytes
 }

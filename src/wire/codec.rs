@@ -1,6 +1,8 @@
 //! Patches -> tensors: windowing, element types, compression and checksums.
 
-use bytes::{BufMut, BytesMut};
+use std::borrow::Borrow;
+
+use bytes::{BufMut, Bytes, BytesMut};
 use half::f16;
 use ndarray::Array3;
 
@@ -8,7 +10,7 @@ use super::frame::FrameError;
 use super::proto;
 use crate::stream::delivery::{Codec, Delivery, ImageType, Output};
 use crate::stream::patch::StreamedPatch;
-use crate::volume::HuWindow;
+use crate::volume::{HuWindow, Shape};
 
 /// Tensors start at multiples of this, so that a reader may view them with any alignment a CPU or GPU wants.
 pub const ALIGNMENT: usize = 64;
@@ -119,29 +121,20 @@ pub(crate) fn layout(encoding: &Encoding) -> Vec<(&'static str, Element)> {
 ///
 /// # Errors
 /// [`FrameError::Header`] where a patch or one of its arrays differs in shape from the first image.
-pub fn tensors(patches: &[StreamedPatch], encoding: &Encoding) -> Result<Vec<RawTensor>, FrameError> {
-    let (d, h, w) = patches.first().map_or((0, 0, 0), |patch| patch.image.dim());
+pub fn tensors<P: Borrow<StreamedPatch>>(patches: &[P], encoding: &Encoding) -> Result<Vec<RawTensor>, FrameError> {
+    let (d, h, w) = patches.first().map_or((0, 0, 0), |patch| patch.borrow().image.dim());
     let shape = [patches.len(), 1, d, h, w];
-    let voxels = d * h * w;
+    let voxels: usize = shape.iter().product();
     let mut out = Vec::new();
     for (name, element) in layout(encoding) {
-        let mut bytes = Vec::with_capacity(patches.len() * voxels * element.bytes());
-        for patch in patches {
-            let dim = match name {
-                "image" => put_image(&mut bytes, &patch.image, element, encoding.window_hu),
-                "source" => put_image(&mut bytes, &patch.source, element, encoding.window_hu),
-                "label" => put_bytes(&mut bytes, &patch.label),
-                "soft_mask" => put_bytes(&mut bytes, &patch.soft_mask),
-                _ => put_bytes(&mut bytes, &patch.lesion_instance),
-            };
-            if dim != (d, h, w) {
-                return Err(FrameError::Header(format!(
-                    "{name} of patch {}: expected shape {:?}, got {dim:?}",
-                    patch.meta.index,
-                    (d, h, w)
-                )));
-            }
-        }
+        let mut bytes = Vec::with_capacity(voxels * element.bytes());
+        let tensor = Elements {
+            name,
+            element,
+            window_hu: encoding.window_hu,
+            shape: [d, h, w],
+        };
+        tensor.write(patches, |part| bytes.extend_from_slice(part))?;
         out.push(RawTensor {
             name,
             element,
@@ -152,23 +145,159 @@ pub fn tensors(patches: &[StreamedPatch], encoding: &Encoding) -> Result<Vec<Raw
     Ok(out)
 }
 
-fn put_bytes(out: &mut Vec<u8>, array: &Array3<u8>) -> (usize, usize, usize) {
-    match array.as_slice() {
-        Some(slice) => out.extend_from_slice(slice),
-        None => out.extend(array.iter()),
+/// Bytes that are made, hashed and copied while they are in the nearest cache.
+const PART_BYTES: usize = 16 << 10;
+
+/// One tensor of a batch, about to be written.
+struct Elements {
+    name: &'static str,
+    element: Element,
+    window_hu: HuWindow,
+    /// Of every patch.
+    shape: Shape,
+}
+
+impl Elements {
+    /// Hands the tensor's bytes to `put`, part by part.
+    fn write<P: Borrow<StreamedPatch>>(&self, patches: &[P], mut put: impl FnMut(&[u8])) -> Result<(), FrameError> {
+        let table = Table::new(self.element, self.window_hu);
+        for patch in patches {
+            let patch = patch.borrow();
+            let dim = match self.name {
+                "image" => table.write(&patch.image, &mut put),
+                "source" => table.write(&patch.source, &mut put),
+                "label" => write_bytes(&patch.label, &mut put),
+                "soft_mask" => write_bytes(&patch.soft_mask, &mut put),
+                _ => write_bytes(&patch.lesion_instance, &mut put),
+            };
+            let [d, h, w] = self.shape;
+            if dim != (d, h, w) {
+                return Err(FrameError::Header(format!(
+                    "{} of patch {}: expected shape {:?}, got {dim:?}",
+                    self.name,
+                    patch.meta.index,
+                    (d, h, w)
+                )));
+            }
+        }
+        Ok(())
     }
+}
+
+fn write_bytes(array: &Array3<u8>, put: &mut impl FnMut(&[u8])) -> (usize, usize, usize) {
+    let whole = array.as_standard_layout();
+    let bytes = whole.as_slice().expect("the standard layout is contiguous");
+    bytes.chunks(PART_BYTES).for_each(put);
     array.dim()
 }
 
-fn put_image(out: &mut Vec<u8>, array: &Array3<i16>, element: Element, window: HuWindow) -> (usize, usize, usize) {
-    match element {
-        Element::F32 => array.iter().for_each(|hu| out.put_f32_le(window.normalise(*hu))),
-        Element::F16 => array
-            .iter()
-            .for_each(|hu| out.extend_from_slice(&f16::from_f32(window.normalise(*hu)).to_le_bytes())),
-        Element::I16 | Element::U8 => array.iter().for_each(|hu| out.put_i16_le(*hu)),
+/// What becomes of every HU: computed once per batch, because a window has far fewer values than a patch has voxels.
+enum Table {
+    Integer,
+    Half { lowest: i16, values: Vec<u16> },
+    Single { lowest: i16, values: Vec<u32> },
+}
+
+impl Table {
+    fn new(element: Element, window: HuWindow) -> Self {
+        // Beyond the window every HU is what its ends are.
+        let end = |hu: f32| hu.clamp(f32::from(i16::MIN), f32::from(i16::MAX)) as i16;
+        let (lowest, highest) = (end(window.low.floor() - 1.0), end(window.high.ceil() + 1.0));
+        let values = (lowest..=highest).map(|hu| window.normalise(hu));
+        match element {
+            Element::I16 | Element::U8 => Self::Integer,
+            Element::F16 => Self::Half {
+                lowest,
+                values: values.map(|value| f16::from_f32(value).to_bits()).collect(),
+            },
+            Element::F32 => Self::Single {
+                lowest,
+                values: values.map(f32::to_bits).collect(),
+            },
+        }
     }
-    array.dim()
+
+    fn write(&self, array: &Array3<i16>, put: &mut impl FnMut(&[u8])) -> (usize, usize, usize) {
+        let whole = array.as_standard_layout();
+        let hus = whole.as_slice().expect("the standard layout is contiguous");
+        match self {
+            Self::Integer => write_parts(hus, put, i16::to_le_bytes),
+            Self::Half { lowest, values } => write_parts(hus, put, |hu| looked_up(values, *lowest, hu).to_le_bytes()),
+            Self::Single { lowest, values } => {
+                write_parts(hus, put, |hu| looked_up(values, *lowest, hu).to_le_bytes());
+            }
+        }
+        array.dim()
+    }
+}
+
+fn looked_up<V: Copy>(values: &[V], lowest: i16, hu: i16) -> V {
+    let at = i32::from(hu) - i32::from(lowest);
+    values[at.clamp(0, values.len() as i32 - 1) as usize]
+}
+
+fn write_parts<const N: usize>(hus: &[i16], put: &mut impl FnMut(&[u8]), bytes_of: impl Fn(i16) -> [u8; N]) {
+    let mut part = [0; PART_BYTES];
+    for hus in hus.chunks(PART_BYTES / N) {
+        for (bytes, hu) in part.chunks_exact_mut(N).zip(hus) {
+            bytes.copy_from_slice(&bytes_of(*hu));
+        }
+        put(&part[..hus.len() * N]);
+    }
+}
+
+/// Writes a batch's tensors into a payload, every byte once where nothing is compressed.
+///
+/// # Shape
+/// Each `[B, 1, D, H, W]`, with the patch size given: a batch may hold no patches.
+///
+/// # Errors
+/// [`FrameError`] where a patch differs in shape, or the compressor runs out of memory.
+pub fn payload<P: Borrow<StreamedPatch>>(
+    patches: &[P],
+    patch: Shape,
+    encoding: &Encoding,
+) -> Result<(Vec<proto::Tensor>, Bytes), FrameError> {
+    let [d, h, w] = patch;
+    let shape = [patches.len(), 1, d, h, w];
+    if encoding.codec != Codec::Raw {
+        let mut tensors = tensors(patches, encoding)?;
+        tensors.iter_mut().for_each(|tensor| tensor.shape = shape);
+        let (described, payload) = pack(&tensors, encoding.codec)?;
+        return Ok((described, payload.freeze()));
+    }
+    let voxels: usize = shape.iter().product();
+    let layout = layout(encoding);
+    let room = layout.iter().map(|(_, element)| voxels * element.bytes() + ALIGNMENT);
+    let mut payload = Vec::with_capacity(room.sum());
+    let mut described = Vec::with_capacity(layout.len());
+    for (name, element) in layout {
+        payload.resize(payload.len().next_multiple_of(ALIGNMENT), 0);
+        let offset = payload.len();
+        let mut crc32 = crc32fast::Hasher::new();
+        let tensor = Elements {
+            name,
+            element,
+            window_hu: encoding.window_hu,
+            shape: patch,
+        };
+        tensor.write(patches, |part| {
+            crc32.update(part);
+            payload.extend_from_slice(part);
+        })?;
+        let length = (payload.len() - offset) as u64;
+        described.push(proto::Tensor {
+            name: name.into(),
+            element: element.proto().into(),
+            shape: shape.iter().map(|n| *n as u32).collect(),
+            offset: offset as u64,
+            stored_length: length,
+            raw_length: length,
+            codec: proto::Codec::Raw.into(),
+            crc32: crc32.finalize(),
+        });
+    }
+    Ok((described, payload.into()))
 }
 
 /// Compresses tensors and lays them out in a payload.
