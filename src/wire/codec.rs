@@ -191,29 +191,23 @@ fn write_bytes(array: &Array3<u8>, put: &mut impl FnMut(&[u8])) -> (usize, usize
     array.dim()
 }
 
-/// What becomes of every HU: computed once per batch, because a window has far fewer values than a patch has voxels.
+/// How many values an HU can have.
+const HUS: usize = 1 << 16;
+
+/// What becomes of every HU, at the place that its 16 bits name: a look-up without a comparison, of which only the window's
+/// few hundred values are ever in the cache.
 enum Table {
     Integer,
-    Half { lowest: i16, values: Vec<u16> },
-    Single { lowest: i16, values: Vec<u32> },
+    Half(Box<[u16; HUS]>),
+    Single(Box<[u32; HUS]>),
 }
 
 impl Table {
     fn new(element: Element, window: HuWindow) -> Self {
-        // Beyond the window every HU is what its ends are.
-        let end = |hu: f32| hu.clamp(f32::from(i16::MIN), f32::from(i16::MAX)) as i16;
-        let (lowest, highest) = (end(window.low.floor() - 1.0), end(window.high.ceil() + 1.0));
-        let values = (lowest..=highest).map(|hu| window.normalise(hu));
         match element {
             Element::I16 | Element::U8 => Self::Integer,
-            Element::F16 => Self::Half {
-                lowest,
-                values: values.map(|value| f16::from_f32(value).to_bits()).collect(),
-            },
-            Element::F32 => Self::Single {
-                lowest,
-                values: values.map(f32::to_bits).collect(),
-            },
+            Element::F16 => Self::Half(filled(window, |value| f16::from_f32(value).to_bits())),
+            Element::F32 => Self::Single(filled(window, f32::to_bits)),
         }
     }
 
@@ -222,18 +216,31 @@ impl Table {
         let hus = whole.as_slice().expect("the standard layout is contiguous");
         match self {
             Self::Integer => write_parts(hus, put, i16::to_le_bytes),
-            Self::Half { lowest, values } => write_parts(hus, put, |hu| looked_up(values, *lowest, hu).to_le_bytes()),
-            Self::Single { lowest, values } => {
-                write_parts(hus, put, |hu| looked_up(values, *lowest, hu).to_le_bytes());
-            }
+            Self::Half(values) => write_parts(hus, put, |hu| values[usize::from(hu as u16)].to_le_bytes()),
+            Self::Single(values) => write_parts(hus, put, |hu| values[usize::from(hu as u16)].to_le_bytes()),
         }
         array.dim()
     }
 }
 
-fn looked_up<V: Copy>(values: &[V], lowest: i16, hu: i16) -> V {
-    let at = i32::from(hu) - i32::from(lowest);
-    values[at.clamp(0, values.len() as i32 - 1) as usize]
+/// Fills a table; beyond the window every HU is what the window's ends are.
+fn filled<V: Copy>(window: HuWindow, value_of: impl Fn(f32) -> V) -> Box<[V; HUS]> {
+    let below = value_of(window.normalise(i16::MIN));
+    let mut values = vec![below; HUS];
+    let hu = |hu: f32| hu.clamp(f32::from(i16::MIN), f32::from(i16::MAX)) as i16;
+    let (lowest, highest) = (hu(window.low.floor() - 1.0), hu(window.high.ceil() + 1.0));
+    for hu in lowest..=highest {
+        values[usize::from(hu as u16)] = value_of(window.normalise(hu));
+    }
+    // The positive HU above the window lie together in the table.
+    let above = value_of(window.normalise(i16::MAX));
+    for hu in (highest..=i16::MAX).skip(1) {
+        values[usize::from(hu as u16)] = above;
+    }
+    let values: Box<[V]> = values.into();
+    values
+        .try_into()
+        .unwrap_or_else(|_| unreachable!("the table has a place for every HU"))
 }
 
 fn write_parts<const N: usize>(hus: &[i16], put: &mut impl FnMut(&[u8]), bytes_of: impl Fn(i16) -> [u8; N]) {
@@ -389,4 +396,31 @@ pub fn unpack(tensor: &proto::Tensor, payload: &[u8]) -> Result<Vec<u8>, FrameEr
 
 fn shorten(name: &str) -> String {
     name.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_hold_what_the_window_says_of_every_hu() {
+        for (low, high) in [
+            (-175.0, 250.0),
+            (-1000.5, 3000.25),
+            (10.0, 40.0),
+            (-900.0, -850.0),
+            (-40_000.0, 40_000.0),
+        ] {
+            let window = HuWindow { low, high };
+            let (half, single) = (Table::new(Element::F16, window), Table::new(Element::F32, window));
+            let (Table::Half(half), Table::Single(single)) = (half, single) else {
+                panic!("tables of another type");
+            };
+            for hu in i16::MIN..=i16::MAX {
+                let (at, value) = (usize::from(hu as u16), window.normalise(hu));
+                assert_eq!(single[at], value.to_bits(), "{hu} in {low} to {high}");
+                assert_eq!(half[at], f16::from_f32(value).to_bits());
+            }
+        }
+    }
 }
