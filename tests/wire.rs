@@ -117,6 +117,37 @@ fn a_stream_reads_back_and_unknown_kinds_are_skipped() {
 }
 
 #[test]
+fn reuse_is_declared_and_a_batch_of_no_patches_keeps_its_shape() {
+    let (_, delivery, mut batches) = batches(1);
+    let mut batch = batches.remove(0);
+    for codec in [Codec::Raw, Codec::Zstd] {
+        let encoding = Encoding {
+            codec,
+            ..Encoding::of(&delivery, HuWindow::default())
+        };
+        batch.reused = vec![0];
+        let whole = batch_frame(&batch, &encoding).unwrap().to_vec();
+        let Message::Batch { header, .. } = reader::read(&mut &whole[..]).unwrap().unwrap() else {
+            panic!("no batch");
+        };
+        assert_eq!((header.reused, header.patches.len()), (vec![0], 1));
+        let empty = Batch {
+            step: batch.step,
+            patches: Vec::new(),
+            reused: Vec::new(),
+            shape: batch.shape,
+            next: batch.next.clone(),
+        };
+        let bytes = batch_frame(&empty, &encoding).unwrap().to_vec();
+        let Message::Batch { header, tensors } = reader::read(&mut &bytes[..]).unwrap().unwrap() else {
+            panic!("no batch");
+        };
+        assert!(header.patches.is_empty() && tensors.iter().all(|tensor| tensor.bytes.is_empty()));
+        assert!(tensors.iter().all(|tensor| tensor.shape == [0, 1, 16, 16, 16]));
+    }
+}
+
+#[test]
 fn every_cut_is_an_error_or_an_end_without_an_end_frame() {
     let bytes = small_stream();
     for cut in (0..bytes.len()).step_by(97) {
