@@ -24,7 +24,10 @@ use crate::synth::Cancelled;
 /// What a patch is taken to cost before any was made.
 const FIRST_COST: Duration = Duration::from_millis(10);
 /// How much a new measurement changes what a recipe's patches are taken to cost: one part in so many.
-const COST_MEMORY: u64 = 8;
+const COST_MEMORY: u64 = 32;
+/// Recipes whose patches cost no more and no less than the median by this factor count as equals: single patches scatter
+/// far more, and streams that differ in their seed alone would drift apart by what was measured of them.
+const ALIKE: u64 = 2;
 
 /// What bounds the memory, and who gets which share.
 #[derive(Clone, Copy, Debug)]
@@ -248,6 +251,16 @@ impl<W: Clone, T: Clone> State<W, T> {
         self.lanes.values().filter(|lane| lane.is_reading).count()
     }
 
+    /// Returns the median of what patches of the streamed recipes cost.
+    fn typical_cost(&self) -> u64 {
+        let mut costs: Vec<u64> = self.groups.values().map(|group| group.cost).collect();
+        let middle = costs.len() / 2;
+        if costs.is_empty() {
+            return 0;
+        }
+        *costs.select_nth_unstable(middle).1
+    }
+
     /// Returns the next patch to be made, handing out on the way what is made already.
     fn next(&mut self, limits: &Limits) -> Option<Order<W>> {
         let reading = self.reading();
@@ -279,7 +292,7 @@ impl<W: Clone, T: Clone> State<W, T> {
 
     /// Asks for a stream's next patch; returns an order where nobody had asked for it yet.
     fn ask(&mut self, id: u64) -> Option<Order<W>> {
-        let number = self.number();
+        let (number, typical) = (self.number(), self.typical_cost());
         let lane = self.lanes.get_mut(&id)?;
         let group = self.groups.get_mut(&lane.key)?;
         let (ordinal, key, index) = (lane.asked, lane.key, lane.course.index(lane.asked));
@@ -300,7 +313,8 @@ impl<W: Clone, T: Clone> State<W, T> {
                     waiting: vec![(id, ordinal)],
                 };
                 group.made.insert(index, running);
-                self.fair.charge(id, group.cost);
+                let is_alike = group.cost <= typical.saturating_mul(ALIKE) && group.cost >= typical / ALIKE;
+                self.fair.charge(id, if is_alike { typical } else { group.cost });
                 return Some(Order {
                     work: group.work.clone(),
                     index,
