@@ -29,6 +29,9 @@ step "Python tests"
 cargo build --release --quiet
 .venv/bin/python -m pytest -q -rs python/tests
 
+step "faults"
+.venv/bin/python -m pytest -q -rs tests/faults
+
 if [ "${FREETUMOR_TEST_FRAMEWORKS:-0}" = 1 ]; then
     step "Python tests with the frameworks"
     [ -x .venv-frameworks/bin/python ] || python3 -m venv .venv-frameworks

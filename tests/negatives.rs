@@ -124,6 +124,7 @@ fn read(streams: &Streams, recipe: Recipe, batch_size: u32) -> Vec<StreamedPatch
     let mut stream = streams.open(&resolved, &delivery).unwrap();
     std::iter::from_fn(|| stream.next_batch())
         .flat_map(|batch| batch.unwrap().patches)
+        .map(Arc::unwrap_or_clone)
         .collect()
 }
 

@@ -187,6 +187,7 @@ fn config(preparation_threads: usize) -> StreamConfig {
         preparation_threads,
         window: 6,
         max_patches: 32,
+        ..StreamConfig::default()
     }
 }
 
@@ -238,6 +239,7 @@ fn batches(delivery: Delivery, count: u64) -> Delivery {
 fn drain(stream: &mut dyn PatchStream) -> Vec<StreamedPatch> {
     std::iter::from_fn(|| stream.next_batch())
         .flat_map(|batch| batch.unwrap().patches)
+        .map(Arc::unwrap_or_clone)
         .collect()
 }
 
@@ -318,7 +320,8 @@ fn p2_a_cursor_goes_on_where_the_stream_stopped() {
     assert_eq!((first[4].step, cursor.next_index), (4, 10));
     // Another process, another world: the rest of the epoch is the same.
     let streams = start(1, None);
-    let mut pieces = digests(&first.into_iter().flat_map(|batch| batch.patches).collect::<Vec<_>>());
+    let first = first.into_iter().flat_map(|batch| batch.patches);
+    let mut pieces = digests(&first.map(Arc::unwrap_or_clone).collect::<Vec<_>>());
     for rank in 0..2 {
         let delivery = Delivery {
             rank,
@@ -391,7 +394,7 @@ fn p2_every_rank_gets_as_many_batches_and_epochs_end() {
             ..analytic()
         })
         .unwrap();
-    for (last_batch, expected) in [(LastBatch::Fill, 2), (LastBatch::Drop, 1)] {
+    for (last_batch, expected) in [(LastBatch::Fill, 2), (LastBatch::Drop, 1), (LastBatch::Partial, 2)] {
         for rank in 0..2 {
             let delivery = Delivery {
                 rank,
@@ -955,4 +958,108 @@ fn a_damaged_case_is_an_error_or_a_failed_item() {
         assert!(patch.meta.failed.is_none() || patch.label.iter().all(|label| *label == 255));
     }
     assert!(patches.iter().any(|patch| patch.meta.failed.is_some()));
+}
+
+#[test]
+fn streams_of_one_recipe_are_one_computation_and_a_laggard_skips_nothing() {
+    let streams = start(2, None);
+    let recipe = analytic();
+    let resolved = streams.resolve(recipe.clone()).unwrap();
+    let reference = digests(&read(&start(1, None), &recipe, &Delivery::default()));
+    let made = || streams.stats().snapshot().patches;
+    let both: Vec<_> = (0..2)
+        .map(|_| streams.open(&resolved, &Delivery::default()).unwrap())
+        .collect();
+    // In step: every patch is made once, and each stream is told which of its patches were made for the other.
+    let reused = std::thread::scope(|scope| {
+        let readers: Vec<_> = (both.into_iter())
+            .map(|mut stream| {
+                scope.spawn(move || {
+                    let batches: Vec<_> = std::iter::from_fn(|| stream.next_batch()).map(Result::unwrap).collect();
+                    let reused: usize = batches.iter().map(|batch| batch.reused.len()).sum();
+                    let patches = batches.into_iter().flat_map(|batch| batch.patches);
+                    (digests(&patches.map(Arc::unwrap_or_clone).collect::<Vec<_>>()), reused)
+                })
+            })
+            .collect();
+        let read: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+        assert!(read.iter().all(|(digests, _)| *digests == reference));
+        read.iter().map(|(_, reused)| *reused as u64).sum::<u64>()
+    });
+    assert_eq!(
+        (made() + reused, made() < 30),
+        (48, true),
+        "{} made, {reused} reused",
+        made()
+    );
+    // Far apart: what is no longer kept is made again, equal.
+    assert_eq!(digests(&read(&streams, &recipe, &Delivery::default())), reference);
+    assert_eq!(streams.in_flight(), 0);
+}
+
+#[test]
+fn a_stream_that_left_is_woken_and_costs_nothing_more() {
+    let streams = start(1, Some(bundle(known())));
+    let resolved = streams.resolve(judged(1.0, Fallback::Healthy)).unwrap();
+    let mut stream = streams
+        .open(
+            &resolved,
+            &batches(
+                Delivery {
+                    batch_size: 64,
+                    ..Delivery::default()
+                },
+                100,
+            ),
+        )
+        .unwrap();
+    let leave = stream.leave();
+    let waiting = std::thread::spawn(move || matches!(stream.next_batch(), Some(Err(StreamError::Stopped))));
+    std::thread::sleep(Duration::from_millis(100));
+    leave.now();
+    assert!(waiting.join().unwrap());
+    std::thread::sleep(Duration::from_millis(200));
+    let made = streams.stats().snapshot().patches;
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!((streams.stats().snapshot().patches, streams.in_flight()), (made, 0));
+}
+
+#[test]
+fn p2_a_partial_epoch_ends_with_what_is_left_on_every_rank() {
+    let streams = start(2, None);
+    let recipe = Recipe {
+        patches_per_epoch: Some(10),
+        ..analytic()
+    };
+    let reference = digests(&read(
+        &streams,
+        &recipe,
+        &batches(
+            Delivery {
+                batch_size: 1,
+                ..Delivery::default()
+            },
+            10,
+        ),
+    ));
+    let mut pieces = BTreeMap::new();
+    for rank in 0..3 {
+        let delivery = Delivery {
+            rank,
+            world: 3,
+            batch_size: 3,
+            last_batch: LastBatch::Partial,
+            ..Delivery::default()
+        };
+        let resolved = streams.resolve(recipe.clone()).unwrap();
+        let mut stream = streams.open(&resolved, &delivery).unwrap();
+        let read: Vec<_> = std::iter::from_fn(|| stream.next_batch()).map(Result::unwrap).collect();
+        let sizes: Vec<usize> = read.iter().map(|batch| batch.patches.len()).collect();
+        // One index is left for three ranks: two get a batch without patches, so that all take two steps.
+        assert_eq!(sizes, [3, usize::from(rank == 0)]);
+        assert_eq!(read[1].next.next_index, 10);
+        let patches = read.into_iter().flat_map(|batch| batch.patches);
+        pieces.extend(digests(&patches.map(Arc::unwrap_or_clone).collect::<Vec<_>>()));
+    }
+    assert_eq!(pieces, reference);
 }

@@ -40,6 +40,7 @@ fn flags() {
         "bench nn",
         "bench store",
         "bench sampler",
+        "bench serve",
         "info",
         "check-config",
         "healthcheck",

@@ -48,9 +48,9 @@ fn small_stream() -> Vec<u8> {
     let header = stream_header(&resolved, service.plan(), &delivery, 0, 2);
     let mut bytes = frame::encode(Kind::Header, &header, &[]).unwrap().to_vec();
     bytes.extend_from_slice(&heartbeat_frame(15));
-    bytes.extend_from_slice(&batch_frame(&batches[0], &encoding).unwrap());
+    bytes.extend_from_slice(&batch_frame(&batches[0], &encoding).unwrap().to_vec());
     bytes.extend_from_slice(&frame::encode(Kind::Unknown(99), &header, b"later").unwrap());
-    bytes.extend_from_slice(&batch_frame(&batches[1], &encoding).unwrap());
+    bytes.extend_from_slice(&batch_frame(&batches[1], &encoding).unwrap().to_vec());
     bytes.extend_from_slice(&end_frame(EndReason::Count, &batches[1].next));
     bytes
 }
@@ -114,6 +114,37 @@ fn a_stream_reads_back_and_unknown_kinds_are_skipped() {
         });
     }
     assert_eq!(String::from_iter(kinds), "h.bbe");
+}
+
+#[test]
+fn reuse_is_declared_and_a_batch_of_no_patches_keeps_its_shape() {
+    let (_, delivery, mut batches) = batches(1);
+    let mut batch = batches.remove(0);
+    for codec in [Codec::Raw, Codec::Zstd] {
+        let encoding = Encoding {
+            codec,
+            ..Encoding::of(&delivery, HuWindow::default())
+        };
+        batch.reused = vec![0];
+        let whole = batch_frame(&batch, &encoding).unwrap().to_vec();
+        let Message::Batch { header, .. } = reader::read(&mut &whole[..]).unwrap().unwrap() else {
+            panic!("no batch");
+        };
+        assert_eq!((header.reused, header.patches.len()), (vec![0], 1));
+        let empty = Batch {
+            step: batch.step,
+            patches: Vec::new(),
+            reused: Vec::new(),
+            shape: batch.shape,
+            next: batch.next.clone(),
+        };
+        let bytes = batch_frame(&empty, &encoding).unwrap().to_vec();
+        let Message::Batch { header, tensors } = reader::read(&mut &bytes[..]).unwrap().unwrap() else {
+            panic!("no batch");
+        };
+        assert!(header.patches.is_empty() && tensors.iter().all(|tensor| tensor.bytes.is_empty()));
+        assert!(tensors.iter().all(|tensor| tensor.shape == [0, 1, 16, 16, 16]));
+    }
 }
 
 #[test]

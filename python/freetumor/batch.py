@@ -23,6 +23,7 @@ class Batch:
         meta: the patches' provenance, one per patch.
         cursor: where to go on once this batch is consumed.
         step: position in the run.
+        reused: places in ``meta`` of patches that the server made once, for another stream of the same recipe as well.
 
     All arrays are writable and belong to the caller.
     """
@@ -34,12 +35,14 @@ class Batch:
     lesion_instance: NDArray[np.uint8]
 
     def __init__(
-        self, arrays: dict[str, NDArray[Any]], meta: list[PatchMeta], cursor: Cursor, step: int
+        self, arrays: dict[str, NDArray[Any]], meta: list[PatchMeta], cursor: Cursor, step: int,
+        reused: tuple[int, ...] = (),
     ) -> None:
         self.arrays = arrays
         self.meta = meta
         self.cursor = cursor
         self.step = step
+        self.reused = reused
         for name, array in arrays.items():
             setattr(self, name, array)
 

@@ -96,6 +96,7 @@ def stream(
     start: int = 0,
     api_key: str | None = None,
     on_failed: str = "error",
+    last_batch: str = "fill",
     timeout: float = 60.0,
     prefetch: int = 2,
     patience: float = 300.0,
@@ -117,12 +118,15 @@ def stream(
         api_key: the server's key, where it asks for one.
         on_failed: ``error`` raises :class:`PatchError` for a patch that could not be made; ``skip`` delivers it with
             ``meta.failed``, 0 HU and the label 255 everywhere.
+        last_batch: what an epoch's end does with an incomplete batch, alike on every rank: ``fill`` goes on into the next
+            epoch, ``drop`` leaves it out, ``partial`` sends what is left: a smaller batch, on some ranks an empty one.
         timeout: seconds without any byte after which the connection counts as cut; the server sends a sign of life
             every 15 s.
         prefetch: batches that a background thread reads and decodes ahead; 0: none, the caller reads.
         patience: seconds that an outage of the server may last before the iterator raises. Within them the stream
             connects again, waiting longer each time (0.25 s to 15 s, or what ``Retry-After`` asks for), and goes on
-            at the batch that is due: nothing is lost or repeated. 0: the first cut raises.
+            at the batch that is due: nothing is lost or repeated. A frame whose checksum does not match is asked for
+            again, three times at most. 0: the first cut raises.
         connect_patience: the same for the first connection; 0, so that a wrong URL is told at once.
 
     Raises:
@@ -138,6 +142,7 @@ def stream(
         "codec": codec,
         "outputs": list(outputs),
         "on_failed": on_failed,
+        "last_batch": last_batch,
     }
     if count is not None:
         delivery["count"] = count

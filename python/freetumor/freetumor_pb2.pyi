@@ -256,16 +256,18 @@ class PatchMeta(_message.Message):
     def __init__(self, index: _Optional[int] = ..., case_id: _Optional[str] = ..., pool: _Optional[_Union[Pool, str]] = ..., organ: _Optional[str] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., affine: _Optional[_Iterable[float]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., attempts: _Optional[int] = ..., host_suspect: _Optional[int] = ..., borderline: bool = ..., lesions: _Optional[_Iterable[_Union[Lesion, _Mapping]]] = ..., failed: _Optional[str] = ..., ignored_voxels: _Optional[int] = ..., labels_by: _Optional[str] = ...) -> None: ...
 
 class BatchHeader(_message.Message):
-    __slots__ = ("step", "tensors", "patches", "next")
+    __slots__ = ("step", "tensors", "patches", "next", "reused")
     STEP_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     PATCHES_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
+    REUSED_FIELD_NUMBER: _ClassVar[int]
     step: int
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     patches: _containers.RepeatedCompositeFieldContainer[PatchMeta]
     next: Cursor
-    def __init__(self, step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., patches: _Optional[_Iterable[_Union[PatchMeta, _Mapping]]] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ...) -> None: ...
+    reused: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., patches: _Optional[_Iterable[_Union[PatchMeta, _Mapping]]] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., reused: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("waiting_seconds",)

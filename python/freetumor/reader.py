@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .batch import Batch
-from .errors import FreeTumorError, ProblemError, StreamCut
+from .errors import FrameError, FreeTumorError, ProblemError, StreamCut
 from .meta import Cursor, Header
 from .transport import Connection, End
 
@@ -19,6 +19,8 @@ _LONGEST_WAIT_SECONDS: Final = 15.0
 #: Too many streams, a proxy without a server behind it, shutting down, a proxy that waited too long.
 _PASSING_STATUSES: Final = (429, 502, 503, 504)
 _EARLY_ENDS: Final = ("shutdown", "rebalance")
+#: A network that damages a frame is asked again; a server that sends a batch damaged so often is at fault itself.
+_DAMAGED_IN_A_ROW: Final = 3
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Reader:
         self._cursor: Cursor = self.header.cursor
         self._left = self.header.batches
         self._is_counted = "count" in self._request["delivery"]
+        self._damaged = 0
 
     def read(self) -> Batch | End:
         """Blocks for the next batch or the end, through outages as long as patience lasts."""
@@ -90,7 +93,7 @@ class Reader:
                 raise StreamCut(f"the server ended the stream early: {item}", self._cursor)
             except FreeTumorError as error:
                 self._drop()
-                if not is_passing(error) or self._stopped.is_set():
+                if not self._may_pass(error) or self._stopped.is_set():
                     raise
                 if self._left == 0 and self._patience.outage_seconds > 0:
                     # Only the end frame was lost: a cursor at an epoch's end would begin the next epoch.
@@ -117,8 +120,16 @@ class Reader:
         if isinstance(item, Batch):
             self._cursor = item.cursor
             self._left -= 1
+            self._damaged = 0
         # A connection that went on with an epoch counts its batches; the stream still ends with the epoch.
         return self._end() if item == "count" and self.reconnects else item
+
+    def _may_pass(self, error: FreeTumorError) -> bool:
+        """Tells whether a new connection can help: also where bytes changed on the way, for which no batch was taken."""
+        if isinstance(error, FrameError):
+            self._damaged += 1
+            return self._patience.outage_seconds > 0 and self._damaged <= _DAMAGED_IN_A_ROW
+        return is_passing(error)
 
     def _end(self) -> End:
         return End("count" if self._is_counted else "end_of_epoch")

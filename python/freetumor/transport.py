@@ -58,7 +58,8 @@ class Connection:
             if frame.kind == BATCH:
                 header = pb.BatchHeader.FromString(frame.header)
                 meta = [patch_of(patch) for patch in header.patches]
-                return Batch(tensors_of(header, frame.payload), meta, cursor_of(header.next), header.step)
+                arrays = tensors_of(header, frame.payload)
+                return Batch(arrays, meta, cursor_of(header.next), header.step, tuple(header.reused))
             if frame.kind == END:
                 return End(reason_of(pb.End.FromString(frame.header).reason))
             # Heartbeats and kinds of later versions say nothing that a trainer needs.

@@ -106,6 +106,34 @@ def test_p2_an_epoch_ends_with_a_frame_and_covers_every_index(server: Server) ->
     assert sorted(seen) == list(range(6)), "filled to the same number of batches on both ranks"
 
 
+def test_p2_a_partial_epoch_has_every_index_once_and_as_many_batches_on_every_rank(server: Server) -> None:
+    recipe, indices = {**ANALYTIC, "patches_per_epoch": 10}, []
+    for rank in range(3):
+        stream = freetumor.stream(server.url, recipe, rank=rank, world=3, batch_size=3, last_batch="partial")
+        batches = list(stream)
+        # One index is left for three ranks.
+        assert [len(batch) for batch in batches] == [3, 1 if rank == 0 else 0]
+        assert batches[1].image.shape[1:] == batches[0].image.shape[1:]
+        assert stream.end_reason == "end_of_epoch" and batches[1].cursor.next_index == 10
+        indices += [meta.index for batch in batches for meta in batch.meta]
+    assert sorted(indices) == list(range(10))
+
+
+def test_p3_two_trainers_of_a_recipe_share_what_is_made(server: Server) -> None:
+    recipe = {**ANALYTIC, "seed": 77}
+    alone = fetch(server.url, 12, recipe=recipe)
+    streams = [freetumor.stream(server.url, recipe, count=12, image="i16", prefetch=0) for _ in range(2)]
+    got: list[dict[int, tuple]] = [{}, {}]
+    reused = 0
+    for batches in zip(*streams):
+        for mine, batch in zip(got, batches):
+            mine |= content(batch)
+            reused += len(batch.reused)
+    assert got == [alone, alone]
+    assert reused >= 6, "two streams in step made their patches twice"
+    assert b"freetumor_patches_reused_total" in server.get("/metrics")[1]
+
+
 def test_p2_another_streams_cursor_is_refused(server: Server) -> None:
     cursor = next(freetumor.stream(server.url, ANALYTIC)).cursor
     for change, status, field in [("recipe", 409, "recipe"), ("snapshot", 409, "snapshot"), ("bundle", 410, None)]:

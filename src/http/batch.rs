@@ -1,16 +1,19 @@
 //! `GET /v1/batch`: one batch as a file, the same bytes for the same request.
 
+use std::sync::{Arc, OnceLock};
+
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use metrics::counter;
 
 use super::app::{Shared, on_thread};
 use super::problem::Problem;
 use super::provenance;
 use super::query::{self, BatchQuery, Format};
-use crate::stream::PatchService;
-use crate::telemetry::metrics::Stage;
+use crate::stream::{Leave, PatchService};
+use crate::telemetry::metrics::{PATCHES_REUSED_TOTAL, Stage};
 use crate::wire::codec::{Encoding, tensors};
 use crate::wire::{limits, npz, safetensors};
 
@@ -43,9 +46,12 @@ pub(super) async fn get(State(app): State<Shared>, pairs: Pairs) -> Result<Respo
     let query = query::parse(pairs, &app.default_recipe)?;
     let permit = app.admit_batch()?;
     let (format, index) = (query.format, query.delivery.from);
+    // Dropped with this future where the client leaves before its answer.
+    let waiting = Waiting::default();
+    let opened = waiting.0.clone();
     let bytes = on_thread("batch", move || {
         let _permit = permit;
-        make(&*app.service, query)
+        make(&*app.service, query, &opened)
     })
     .await?;
     let extension = match format {
@@ -63,11 +69,24 @@ pub(super) async fn get(State(app): State<Shared>, pairs: Pairs) -> Result<Respo
     Ok((headers, bytes).into_response())
 }
 
-fn make(service: &dyn PatchService, query: BatchQuery) -> Result<Vec<u8>, Problem> {
+/// The client that waits for a batch.
+#[derive(Default)]
+struct Waiting(Arc<OnceLock<Leave>>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(leave) = self.0.get() {
+            leave.now();
+        }
+    }
+}
+
+fn make(service: &dyn PatchService, query: BatchQuery, opened: &OnceLock<Leave>) -> Result<Vec<u8>, Problem> {
     let resolved = service.resolve(query.recipe)?;
     limits::check(&query.delivery, resolved.patch)?;
-    let batch = service
-        .open(&resolved, &query.delivery)?
+    let mut stream = service.open(&resolved, &query.delivery)?;
+    opened.get_or_init(|| stream.leave());
+    let batch = stream
         .next_batch()
         .ok_or_else(|| Problem::field("index", "query field index: the stream holds no batch there"))??;
     let encoding = Encoding::of(&query.delivery, service.plan().window_hu);
@@ -82,5 +101,6 @@ fn make(service: &dyn PatchService, query: BatchQuery) -> Result<Vec<u8>, Proble
         }
     })?;
     provenance::count(batch.patches.iter().map(|patch| &patch.meta));
+    counter!(PATCHES_REUSED_TOTAL).increment(batch.reused.len() as u64);
     Ok(bytes)
 }

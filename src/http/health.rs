@@ -13,10 +13,24 @@ use crate::stream::{Resolved, StreamError};
 use crate::volume::Plan;
 use crate::wire::frame::{MAX_FRAME_BYTES, VERSION};
 
-/// Answers as long as the process serves requests.
-#[utoipa::path(get, path = "/livez", responses((status = 200, description = "the process is alive")))]
-pub(super) async fn livez() -> &'static str {
-    "alive\n"
+/// Answers as long as the process can serve streams: where the device is lost, only a restart helps.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    responses(
+        (status = 200, description = "the process is alive"),
+        (status = 503, description = "the device is lost; restart the server", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn livez(State(app): State<Shared>) -> Result<&'static str, Problem> {
+    match app.service.failure() {
+        None => Ok("alive\n"),
+        Some(what) => {
+            let title = "the server can make no more patches; restart it";
+            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "lost", title, what))
+        }
+    }
 }
 
 /// Answers whether new streams are taken.

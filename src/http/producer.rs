@@ -14,11 +14,11 @@ use super::problem::Problem;
 use super::provenance;
 use crate::stream::cursor::Cursor;
 use crate::stream::delivery::Delivery;
-use crate::stream::patch::PatchMeta;
-use crate::stream::{Batch, PatchService, PatchStream, Resolved, StreamError};
-use crate::telemetry::metrics::{SENT_BYTES_TOTAL, STREAMS_ENDED_TOTAL, Stage};
+use crate::stream::patch::{PatchMeta, StreamedPatch};
+use crate::stream::{Batch, Leave, PatchService, PatchStream, Resolved, StreamError};
+use crate::telemetry::metrics::{PATCHES_REUSED_TOTAL, SENT_BYTES_TOTAL, STREAMS_ENDED_TOTAL, Stage};
 use crate::wire::codec::Encoding;
-use crate::wire::frame::{self, Kind};
+use crate::wire::frame::{self, Kind, Parts};
 use crate::wire::header::{batch_frame, end_frame, stream_header};
 use crate::wire::limits;
 use crate::wire::proto::EndReason;
@@ -26,7 +26,7 @@ use crate::wire::proto::EndReason;
 /// What a stream's thread hands to its connection.
 pub(super) enum Item {
     /// More follows.
-    Frame(Bytes),
+    Frame(Parts),
     /// The last frame. A channel that closes without one was cut.
     Last(Bytes),
 }
@@ -34,7 +34,7 @@ pub(super) enum Item {
 /// A stream that the service opened.
 pub(super) struct Producer {
     patches: Box<dyn PatchStream>,
-    header: Bytes,
+    header: Parts,
     encoding: Encoding,
     count: Option<u64>,
     cursor: Cursor,
@@ -67,13 +67,18 @@ impl Producer {
         let header = stream_header(resolved, service.plan(), delivery, first, patches.batches());
         Ok(Self {
             patches,
-            header: frame::encode(Kind::Header, &header, &[])?,
+            header: frame::parts(Kind::Header, &header, Bytes::new())?,
             encoding: Encoding::of(delivery, service.plan().window_hu),
             count: delivery.count,
             cursor: resolved.cursor(first),
             draining,
             ends_at,
         })
+    }
+
+    /// Returns what ends the stream while it waits for its next batch.
+    pub fn leave(&self) -> Leave {
+        self.patches.leave()
     }
 
     /// Sends frames until the end, a failure, a shutdown, or until the client leaves.
@@ -111,31 +116,40 @@ impl Producer {
             }
             let batch = match Stage::WaitForBatch.time(|| self.patches.next_batch()) {
                 Some(Ok(batch)) => batch,
+                Some(Err(StreamError::Stopped)) if frames.is_closed() => return Stop::ClientLeft,
                 Some(Err(StreamError::Stopped)) => return Stop::End(EndReason::Shutdown),
                 Some(Err(error)) => return Stop::Failed(error.into()),
                 None if self.count.is_some_and(|count| sent >= count) => return Stop::End(EndReason::Count),
                 None => return Stop::End(EndReason::EndOfEpoch),
             };
-            let bytes = match Stage::Encode.time(|| batch_frame(&batch, &self.encoding)) {
-                Ok(bytes) => bytes,
+            let frame = match Stage::Encode.time(|| batch_frame(&batch, &self.encoding)) {
+                Ok(frame) => frame,
                 Err(error) => return Stop::Failed(error.into()),
             };
-            let Batch { patches, next, .. } = batch;
+            let Batch {
+                patches, reused, next, ..
+            } = batch;
             // The voxels go before the frame waits for its client: one that stopped reading holds no batch beside it.
-            let metas: Vec<PatchMeta> = patches.into_iter().map(|patch| patch.meta).collect();
-            if !send(frames, bytes) {
+            let metas: Vec<PatchMeta> = patches.into_iter().map(meta_of).collect();
+            if !send(frames, frame) {
                 return Stop::ClientLeft;
             }
             provenance::count(&metas);
+            counter!(PATCHES_REUSED_TOTAL).increment(reused.len() as u64);
             self.cursor = next;
         }
         Stop::End(EndReason::Count)
     }
 }
 
-fn send(frames: &Sender<Item>, bytes: Bytes) -> bool {
-    let length = bytes.len() as u64;
-    let is_sent = Stage::WaitForClient.time(|| frames.blocking_send(Item::Frame(bytes)).is_ok());
+/// Keeps a patch's provenance; its voxels stay only where another stream holds them too.
+fn meta_of(patch: Arc<StreamedPatch>) -> PatchMeta {
+    Arc::try_unwrap(patch).map_or_else(|shared| shared.meta.clone(), |own| own.meta)
+}
+
+fn send(frames: &Sender<Item>, frame: Parts) -> bool {
+    let length = frame.length() as u64;
+    let is_sent = Stage::WaitForClient.time(|| frames.blocking_send(Item::Frame(frame)).is_ok());
     if is_sent {
         counter!(SENT_BYTES_TOTAL).increment(length);
     }

@@ -1,5 +1,7 @@
 //! Counts what is sent by its provenance (promise P4), and puts provenance into JSON.
 
+use std::sync::Arc;
+
 use metrics::counter;
 use serde::Serialize;
 
@@ -76,7 +78,7 @@ struct BatchMeta<'a> {
 pub(super) fn batch_json(
     service: &dyn PatchService,
     resolved: &Resolved,
-    patches: &[StreamedPatch],
+    patches: &[Arc<StreamedPatch>],
     next_index: u64,
 ) -> String {
     canonical_json(&BatchMeta {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::problem::Problem;
 use crate::sampler::Augmentation;
-use crate::stream::delivery::Delivery;
+use crate::stream::delivery::{Delivery, Priority};
 use crate::stream::recipe::Recipe;
 
 /// The file formats of a single batch.
@@ -67,6 +67,7 @@ pub(super) fn parse(pairs: Vec<(String, String)>, default_recipe: &Recipe) -> Re
         recipe: default_recipe.clone(),
         delivery: Delivery {
             count: Some(1),
+            priority: Priority::Preview,
             ..Delivery::default()
         },
         format: Format::Npz,

@@ -23,10 +23,11 @@ use super::body::{self, StreamRequest};
 use super::problem::Problem;
 use super::producer::{Item, Producer};
 use super::settings::FRAMES_IN_FLIGHT;
-use crate::stream::Resolved;
+use crate::stream::{Leave, Resolved};
 use crate::telemetry::metrics::STREAMS_OPEN;
 use crate::volume::HuWindow;
 use crate::wire::codec::Encoding;
+use crate::wire::frame::Parts;
 use crate::wire::header::heartbeat_frame;
 use crate::wire::{MEDIA_TYPE, limits};
 
@@ -71,7 +72,7 @@ pub(super) async fn open(State(app): State<Shared>, body: Result<Bytes, BytesRej
         });
         match producer {
             Ok(producer) => {
-                if opened.send(Ok(())).is_ok() {
+                if opened.send(Ok(producer.leave())).is_ok() {
                     producer.run(&frames);
                 }
             }
@@ -80,10 +81,19 @@ pub(super) async fn open(State(app): State<Shared>, body: Result<Bytes, BytesRej
         }
         drop(thread_slot);
     })?;
-    is_open
+    let leave = is_open
         .await
         .unwrap_or_else(|_| Err(Problem::internal("the stream's thread panicked; the log says why")))?;
-    let mut response = Body::from_stream(frames_of(receiver, heartbeat, slot)).into_response();
+    let connection = Connection {
+        receiver,
+        heartbeat,
+        last: Instant::now(),
+        payload: None,
+        is_done: false,
+        leave,
+        _slot: slot,
+    };
+    let mut response = Body::from_stream(frames_of(connection)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
     headers.insert(
@@ -124,27 +134,34 @@ struct Connection {
     receiver: Receiver<Item>,
     heartbeat: Duration,
     last: Instant,
+    /// What follows the head that was sent last.
+    payload: Option<Bytes>,
     is_done: bool,
+    leave: Leave,
     _slot: Slot,
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // A client that left costs no more work, also where the stream waits for its next batch.
+        self.leave.now();
+    }
+}
+
 /// Returns the frames of a stream, with heartbeats while none is ready.
-fn frames_of(receiver: Receiver<Item>, heartbeat: Duration, slot: Slot) -> impl Stream<Item = io::Result<Bytes>> {
-    let connection = Connection {
-        receiver,
-        heartbeat,
-        last: Instant::now(),
-        is_done: false,
-        _slot: slot,
-    };
+fn frames_of(connection: Connection) -> impl Stream<Item = io::Result<Bytes>> {
     unfold(connection, async |mut connection| {
+        if let Some(payload) = connection.payload.take() {
+            return Some((Ok(payload), connection));
+        }
         if connection.is_done {
             return None;
         }
         let bytes = match timeout(connection.heartbeat, connection.receiver.recv()).await {
-            Ok(Some(Item::Frame(bytes))) => {
+            Ok(Some(Item::Frame(Parts { head, payload }))) => {
                 connection.last = Instant::now();
-                Ok(bytes)
+                connection.payload = (!payload.is_empty()).then_some(payload);
+                Ok(head)
             }
             Ok(Some(Item::Last(bytes))) => {
                 connection.is_done = true;

@@ -23,7 +23,7 @@ use crate::evaluate::{HeldOut, HeldOutSettings};
 use crate::kernel::ComputeDtype;
 use crate::nn::{Adapter, LossForm, Network, Targets, deep_supervision_loss};
 use crate::rng::{Purpose, Rng};
-use crate::stream::delivery::Delivery;
+use crate::stream::delivery::{Delivery, Priority};
 use crate::stream::patch::{Outcome, StreamedPatch};
 use crate::stream::recipe::{Recipe, Selection};
 use crate::stream::{PatchService, PatchStream, Resolved, held_out_cases};
@@ -128,7 +128,7 @@ struct SegmentorTrainee<'a> {
 
 impl SegmentorTrainee<'_> {
     /// Returns a step's patches: those at its indices, whatever was read before.
-    fn patches(&mut self, step: u64) -> Result<Vec<StreamedPatch>, LearnError> {
+    fn patches(&mut self, step: u64) -> Result<Vec<Arc<StreamedPatch>>, LearnError> {
         // The second round opens a stream where the first found none, or its end: an epoch's end is not the run's.
         for _ in 0..2 {
             if let Some((at, stream)) = &mut self.stream
@@ -143,6 +143,7 @@ impl SegmentorTrainee<'_> {
                 from: step * u64::from(self.config.batch_size),
                 count: Some(self.config.steps - step),
                 batch_size: self.config.batch_size,
+                priority: Priority::Training,
                 ..Delivery::default()
             };
             self.stream = Some((step, self.service.open(&self.recipe, &delivery)?));
@@ -153,7 +154,7 @@ impl SegmentorTrainee<'_> {
         )))
     }
 
-    fn loss(&self, step: u64, patches: &[StreamedPatch]) -> burn::tensor::Tensor<1> {
+    fn loss(&self, step: u64, patches: &[Arc<StreamedPatch>]) -> burn::tensor::Tensor<1> {
         let mut images: Vec<_> = patches.iter().map(|patch| patch.image.mapv(f32::from)).collect();
         let mut labels: Vec<_> = patches.iter().map(|patch| patch.label.clone()).collect();
         let mut rng = Rng::keyed(self.config.seed, step, 0, Purpose::Training);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::cursor::Cursor;
+pub use super::fair::Priority;
 
 /// How intensities are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -49,6 +50,9 @@ pub enum LastBatch {
     Fill,
     /// The incomplete step is left out, on every rank.
     Drop,
+    /// The last step holds what is left, on every rank: fewer patches, or none where a rank's share is empty. The stream
+    /// ends with the epoch, also where `count` is more.
+    Partial,
 }
 
 /// What a patch that cannot be made does.
@@ -89,6 +93,9 @@ pub struct Delivery {
     pub last_batch: LastBatch,
     /// What a patch that cannot be made does.
     pub on_failed: OnFailed,
+    /// What the stream is for. Not a client's to say: the route decides.
+    #[serde(skip)]
+    pub priority: Priority,
 }
 
 impl Default for Delivery {
@@ -105,6 +112,7 @@ impl Default for Delivery {
             outputs: Vec::new(),
             last_batch: LastBatch::default(),
             on_failed: OnFailed::default(),
+            priority: Priority::default(),
         }
     }
 }

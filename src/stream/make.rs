@@ -95,6 +95,10 @@ impl Maker {
             Pool::LabelledReal => self.real(order, &draw, draw.case, draw.centre, Outcome::Real),
             Pool::LabelledHost | Pool::UnlabelledHost => self.host(order, &draw),
         };
+        if order.cancelled.is_set() {
+            // Nobody waits: neither made nor failed.
+            return Err(StreamError::Stopped);
+        }
         self.stats.count_patch();
         let error = match made {
             Ok(patch) => return Ok(patch),

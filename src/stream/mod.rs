@@ -1,8 +1,10 @@
 //! Recipe + index -> patches, ordered and bounded. Knows nothing of HTTP.
 
+mod course;
 pub mod cursor;
 pub mod delivery;
 mod donors;
+mod fair;
 mod judge;
 mod leak;
 mod make;
@@ -12,6 +14,7 @@ pub mod patch;
 pub mod recipe;
 mod resolve;
 mod scene;
+mod scheduler;
 mod service;
 mod stats;
 mod window;
@@ -30,6 +33,7 @@ use delivery::Delivery;
 use patch::StreamedPatch;
 use recipe::{Recipe, RecipeError};
 
+pub use fair::Weights;
 pub use leak::{held_out_cases, seen_cases};
 pub use service::{StartError, StreamConfig, Streams};
 pub use stats::{BinCounts, StatsSnapshot, StreamStats};
@@ -90,6 +94,27 @@ pub trait PatchStream: Send {
 
     /// Returns how many batches the stream holds in all.
     fn batches(&self) -> u64;
+
+    /// Returns what ends the stream from another thread, also while it waits for its next batch: by default nothing,
+    /// and it ends when it is dropped.
+    fn leave(&self) -> Leave {
+        Leave::new(|| {})
+    }
+}
+
+/// Tells a stream that its client left; may be called again.
+pub struct Leave(Box<dyn Fn() + Send + Sync>);
+
+impl Leave {
+    /// Makes the handle from what it does.
+    pub fn new(leave: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Box::new(leave))
+    }
+
+    /// Ends the stream: what only it waited for is not made.
+    pub fn now(&self) {
+        (self.0)();
+    }
 }
 
 /// The patches of one step of one rank.
@@ -97,8 +122,12 @@ pub trait PatchStream: Send {
 pub struct Batch {
     /// Position in the run: global indices `step * world * batch_size` and up.
     pub step: u64,
-    /// The patches, in order.
-    pub patches: Vec<StreamedPatch>,
+    /// The patches, in order; fewer than the batch size, or none, in the last step of a partial epoch.
+    pub patches: Vec<Arc<StreamedPatch>>,
+    /// Places among `patches` of those that were made once, for another stream as well.
+    pub reused: Vec<u32>,
+    /// Size (z, y, x) of every patch in voxels.
+    pub shape: Shape,
     /// Where to go on after this step.
     pub next: Cursor,
 }
@@ -119,10 +148,15 @@ pub trait PatchService: Send + Sync {
     /// # Errors
     /// [`StreamError`] names the field of the delivery or cursor.
     fn open(&self, recipe: &Arc<Resolved>, delivery: &Delivery) -> Result<Box<dyn PatchStream>, StreamError>;
+
+    /// Tells why no stream can be served any more, such as a device that is gone; nothing while all is well.
+    fn failure(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Why a stream is refused or ends early.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StreamError {
     /// A recipe field outside its range.
     #[error(transparent)]

@@ -114,7 +114,7 @@ impl Default for Recipe {
 }
 
 /// A field outside its range.
-#[derive(Debug, thiserror::Error, PartialEq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
 #[error("recipe field {field}: expected {expected}, got {got}")]
 pub struct RecipeError {
     /// The field's path in the recipe.

@@ -2,20 +2,21 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
-use super::delivery::Delivery;
+use super::course::Course;
+use super::delivery::{Delivery, OnFailed};
+use super::fair::Weights;
 use super::leak::Seen;
 use super::make::{Maker, Order};
-use super::open::{Course, Opened};
+use super::open::Opened;
 use super::patch::StreamedPatch;
 use super::recipe::Recipe;
-use super::resolve::resolve;
+use super::resolve::{Prepared, resolve};
+use super::scheduler::{Limits, Opening, Scheduler};
 use super::stats::StreamStats;
-use super::window::OrderedWindow;
 use super::{PatchService, PatchStream, Resolved, StreamError};
 use crate::checkpoint::Bundle;
 use crate::panic::panic_text;
@@ -29,10 +30,15 @@ use crate::volume::Plan;
 pub struct StreamConfig {
     /// Threads that read, plant, compose and augment.
     pub preparation_threads: usize,
-    /// Patches that one stream may be ahead of its reader.
+    /// Patches that one stream may be ahead of its reader; fewer where many streams share `max_patches`.
     pub window: usize,
     /// Patches that all streams together may be ahead of their readers; each may always be ahead by one.
     pub max_patches: usize,
+    /// Patches kept in all for streams of the same recipe that are behind: made once, sent to each. A stream further
+    /// behind gets them made again. 0 keeps none.
+    pub share_patches: usize,
+    /// Shares of the threads and of the device while several kinds of work wait.
+    pub weights: Weights,
 }
 
 impl Default for StreamConfig {
@@ -41,6 +47,8 @@ impl Default for StreamConfig {
             preparation_threads: 2,
             window: 8,
             max_patches: 64,
+            share_patches: 32,
+            weights: Weights::default(),
         }
     }
 }
@@ -51,13 +59,51 @@ impl StreamConfig {
     /// # Errors
     /// [`StartError::Config`] names the key and its range.
     pub fn check(&self) -> Result<(), StartError> {
-        let check = |key, most: usize, expected, got: usize| {
-            let ok = (1..=most).contains(&got);
-            ok.then_some(()).ok_or(StartError::Config { key, expected, got })
-        };
-        check("preparation_threads", 1024, "1 to 1024", self.preparation_threads)?;
-        check("window", 1024, "1 to 1024", self.window)?;
-        check("max_patches", 65_536, "1 to 65536", self.max_patches)
+        let check =
+            |key, ok: bool, expected, got: usize| ok.then_some(()).ok_or(StartError::Config { key, expected, got });
+        let threads = self.preparation_threads;
+        check(
+            "preparation_threads",
+            (1..=1024).contains(&threads),
+            "1 to 1024",
+            threads,
+        )?;
+        check("window", (1..=1024).contains(&self.window), "1 to 1024", self.window)?;
+        let most = 1..=65_536;
+        check(
+            "max_patches",
+            most.contains(&self.max_patches),
+            "1 to 65536",
+            self.max_patches,
+        )?;
+        check(
+            "share_patches",
+            self.share_patches <= 65_536,
+            "0 to 65536",
+            self.share_patches,
+        )?;
+        let Weights {
+            preview,
+            stream,
+            training,
+        } = self.weights;
+        for (key, weight) in [
+            ("weights.preview", preview),
+            ("weights.stream", stream),
+            ("weights.training", training),
+        ] {
+            check(key, (1..=1000).contains(&weight), "1 to 1000", weight as usize)?;
+        }
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            window: self.window,
+            max_patches: self.max_patches,
+            share_patches: self.share_patches,
+            weights: self.weights,
+        }
     }
 }
 
@@ -89,19 +135,25 @@ pub enum StartError {
     Thread(#[from] std::io::Error),
 }
 
-/// A patch to be made, and where it goes.
-pub(super) struct Task {
-    pub(super) order: Order,
-    pub(super) ordinal: u64,
-    pub(super) window: Arc<OrderedWindow<Result<StreamedPatch, StreamError>>>,
+/// What a preparation thread needs beside the index.
+#[derive(Clone)]
+pub(super) struct Work {
+    prepared: Arc<Prepared>,
+    on_failed: OnFailed,
 }
 
-/// What every stream shares. When the service and the last stream are gone, so is the queue, and the threads end.
+/// A patch, or why it could not be made.
+pub(super) type Made = Result<Arc<StreamedPatch>, StreamError>;
+
+/// What every stream shares. When the service and the last stream are gone, the threads end.
 pub(super) struct Core {
-    pub(super) config: StreamConfig,
-    pub(super) tasks: Sender<Task>,
-    pub(super) in_flight: AtomicUsize,
-    pub(super) stopped: AtomicBool,
+    pub(super) scheduler: Arc<Scheduler<Work, Made>>,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.scheduler.close();
+    }
 }
 
 /// Serves streams from a store and, where given, a bundle of models.
@@ -136,19 +188,15 @@ impl Streams {
             engine: engine.map(Arc::new),
             stats,
         });
-        let (tasks, queue) = bounded(config.max_patches);
+        let core = Core {
+            scheduler: Arc::new(Scheduler::new(config.limits())),
+        };
         for number in 0..config.preparation_threads {
-            let (maker, queue) = (maker.clone(), queue.clone());
+            let (maker, scheduler) = (maker.clone(), core.scheduler.clone());
             std::thread::Builder::new()
                 .name(format!("freetumor-prepare-{number}"))
-                .spawn(move || prepare(&maker, &queue))?;
+                .spawn(move || prepare(&maker, &scheduler))?;
         }
-        let core = Core {
-            config,
-            tasks,
-            in_flight: AtomicUsize::new(0),
-            stopped: AtomicBool::new(false),
-        };
         Ok(Arc::new(Self {
             core: Arc::new(core),
             maker,
@@ -163,12 +211,12 @@ impl Streams {
 
     /// Returns how many patches streams are ahead of their readers.
     pub fn in_flight(&self) -> usize {
-        self.core.in_flight.load(Ordering::Relaxed)
+        self.core.scheduler.in_flight()
     }
 
     /// Ends every stream with [`StreamError::Stopped`] at its next patch.
     pub fn stop(&self) {
-        self.core.stopped.store(true, Ordering::Release);
+        self.core.scheduler.close();
     }
 }
 
@@ -197,20 +245,25 @@ fn check_plans(models: &Plan, store: &Plan) -> Result<(), StartError> {
 }
 
 /// A preparation thread: it never waits for a reader, because every window has room for what was asked.
-fn prepare(maker: &Maker, queue: &Receiver<Task>) {
-    for Task { order, ordinal, window } in queue {
-        let made = if order.cancelled.is_set() {
-            Err(StreamError::Stopped)
-        } else {
-            let make = AssertUnwindSafe(|| maker.make(&order));
-            catch_unwind(make).unwrap_or_else(|panic| {
-                Err(StreamError::Failed {
-                    index: order.index,
-                    what: format!("internal error: {}", panic_text(&*panic)),
-                })
-            })
+fn prepare(maker: &Maker, scheduler: &Scheduler<Work, Made>) {
+    while let Some(order) = scheduler.next() {
+        let began = Instant::now();
+        let Work { prepared, on_failed } = order.work.clone();
+        let wanted = Order {
+            prepared,
+            index: order.index,
+            on_failed,
+            cancelled: order.cancelled.clone(),
         };
-        window.put(ordinal, made);
+        let made = catch_unwind(AssertUnwindSafe(|| maker.make(&wanted))).unwrap_or_else(|panic| {
+            Err(StreamError::Failed {
+                index: order.index,
+                what: format!("internal error: {}", panic_text(&*panic)),
+            })
+        });
+        // What failed may be a passing fault of the device: streams that are behind try again.
+        let is_whole = made.as_ref().is_ok_and(|patch| patch.meta.failed.is_none());
+        scheduler.finish(&order, made.map(Arc::new), began.elapsed(), is_whole);
     }
 }
 
@@ -229,7 +282,21 @@ impl PatchService for Streams {
         // The schedule follows from the resolved recipe; making it again costs one pass over the case records.
         let models = (self.maker.bundle.as_deref(), &self.seen);
         let prepared = resolve(&*self.maker.cases, models, recipe.recipe.clone())?;
-        let opened = Opened::new(self.core.clone(), Arc::new(prepared), course, delivery.clone());
-        Ok(Box::new(opened))
+        let work = Work {
+            prepared: Arc::new(prepared),
+            on_failed: delivery.on_failed,
+        };
+        let prepared = work.prepared.clone();
+        let lane = self.core.scheduler.open(Opening {
+            key: (prepared.resolved.hash, delivery.on_failed == OnFailed::Skip),
+            work,
+            course,
+            priority: delivery.priority,
+        });
+        Ok(Box::new(Opened::new(self.core.clone(), prepared, course, lane)))
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.maker.engine.as_ref().and_then(|engine| engine.failure())
     }
 }

@@ -4,6 +4,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -47,9 +48,30 @@ struct Job {
     reply: Sender<Result<Answer, SynthError>>,
 }
 
+/// Jobs that fail one after the other before the device counts as lost: a fault of one lesion does not repeat on others,
+/// that of a device does.
+const LOST_AFTER: u32 = 16;
+
+/// How the device thread is.
+#[derive(Default)]
+struct Health {
+    failures_in_a_row: AtomicU32,
+    is_ended: AtomicBool,
+}
+
+/// Marks the thread as ended, however it ends.
+struct EndsWith(Arc<Health>);
+
+impl Drop for EndsWith {
+    fn drop(&mut self) {
+        self.0.is_ended.store(true, Ordering::Release);
+    }
+}
+
 /// The way to the device thread. The thread ends when the last handle is dropped.
 pub struct Engine {
     jobs: Sender<Job>,
+    health: Arc<Health>,
 }
 
 impl Engine {
@@ -59,10 +81,21 @@ impl Engine {
     /// The operating system's, where it refuses the thread.
     pub fn start(bundle: Arc<Bundle>, waiting: usize) -> std::io::Result<Self> {
         let (jobs, queue) = bounded(waiting.max(1));
+        let health = Arc::<Health>::default();
+        let ends_with = EndsWith(health.clone());
         std::thread::Builder::new()
             .name("freetumor-device".into())
-            .spawn(move || serve(&bundle, &queue))?;
-        Ok(Self { jobs })
+            .spawn(move || serve(&bundle, &queue, &ends_with.0))?;
+        Ok(Self { jobs, health })
+    }
+
+    /// Tells why the device can do no more work; nothing while it can.
+    pub fn failure(&self) -> Option<String> {
+        if self.health.is_ended.load(Ordering::Acquire) {
+            return Some("the device thread has ended".into());
+        }
+        let failures = self.health.failures_in_a_row.load(Ordering::Acquire);
+        (failures >= LOST_AFTER).then(|| format!("the last {failures} jobs of the device failed"))
     }
 
     /// Returns the generator's residual in HU.
@@ -111,15 +144,20 @@ impl Engine {
     }
 }
 
-fn serve(bundle: &Bundle, queue: &Receiver<Job>) {
+fn serve(bundle: &Bundle, queue: &Receiver<Job>, health: &Health) {
     let device = bundle.device();
     for Job { task, cancelled, reply } in queue {
         let answer = if cancelled.is_set() {
             Err(SynthError::Cancelled)
         } else {
             // A panic inside a network costs this lesion, not the server: the models are only read.
-            catch_unwind(AssertUnwindSafe(|| answer(bundle, &device, task)))
-                .unwrap_or_else(|panic| Err(SynthError::Device(panic_text(&*panic))))
+            let answer = catch_unwind(AssertUnwindSafe(|| answer(bundle, &device, task)))
+                .unwrap_or_else(|panic| Err(SynthError::Device(panic_text(&*panic))));
+            match &answer {
+                Err(SynthError::Device(_)) => health.failures_in_a_row.fetch_add(1, Ordering::AcqRel),
+                _ => health.failures_in_a_row.swap(0, Ordering::AcqRel),
+            };
+            answer
         };
         report_memory(&device);
         // Who asked may be gone; then nobody misses the answer.

@@ -10,6 +10,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 pub const PATCHES_TOTAL: &str = "freetumor_patches_total";
 /// Patches that could not be made and were sent marked `failed`.
 pub const PATCHES_FAILED_TOTAL: &str = "freetumor_patches_failed_total";
+/// Patches that were made once and sent to more than one stream, counted for each but the first.
+pub const PATCHES_REUSED_TOTAL: &str = "freetumor_patches_reused_total";
 /// Synthesis attempts behind the patches sent, by `organ`.
 pub const ATTEMPTS_TOTAL: &str = "freetumor_attempts_total";
 /// Lesions that passed the gate, by `organ`, `size` and `contrast`.
@@ -99,7 +101,7 @@ pub enum MetricKind {
 }
 
 /// Every metric with its kind, labels and meaning; the documentation's table is made from it.
-pub const METRICS: [(&str, MetricKind, &[&str], &str); 16] = {
+pub const METRICS: [(&str, MetricKind, &[&str], &str); 17] = {
     use MetricKind::{Counter, Gauge, Histogram};
     [
         (
@@ -109,6 +111,12 @@ pub const METRICS: [(&str, MetricKind, &[&str], &str); 16] = {
             "patches sent",
         ),
         (PATCHES_FAILED_TOTAL, Counter, &[], "patches that could not be made"),
+        (
+            PATCHES_REUSED_TOTAL,
+            Counter,
+            &[],
+            "patches sent that had been made for another stream of the same recipe",
+        ),
         (
             ATTEMPTS_TOTAL,
             Counter,

@@ -1,6 +1,8 @@
 //! Patches -> tensors: windowing, element types, compression and checksums.
 
-use bytes::{BufMut, BytesMut};
+use std::borrow::Borrow;
+
+use bytes::{BufMut, Bytes, BytesMut};
 use half::f16;
 use ndarray::Array3;
 
@@ -8,7 +10,7 @@ use super::frame::FrameError;
 use super::proto;
 use crate::stream::delivery::{Codec, Delivery, ImageType, Output};
 use crate::stream::patch::StreamedPatch;
-use crate::volume::HuWindow;
+use crate::volume::{HuWindow, Shape};
 
 /// Tensors start at multiples of this, so that a reader may view them with any alignment a CPU or GPU wants.
 pub const ALIGNMENT: usize = 64;
@@ -119,29 +121,20 @@ pub(crate) fn layout(encoding: &Encoding) -> Vec<(&'static str, Element)> {
 ///
 /// # Errors
 /// [`FrameError::Header`] where a patch or one of its arrays differs in shape from the first image.
-pub fn tensors(patches: &[StreamedPatch], encoding: &Encoding) -> Result<Vec<RawTensor>, FrameError> {
-    let (d, h, w) = patches.first().map_or((0, 0, 0), |patch| patch.image.dim());
+pub fn tensors<P: Borrow<StreamedPatch>>(patches: &[P], encoding: &Encoding) -> Result<Vec<RawTensor>, FrameError> {
+    let (d, h, w) = patches.first().map_or((0, 0, 0), |patch| patch.borrow().image.dim());
     let shape = [patches.len(), 1, d, h, w];
-    let voxels = d * h * w;
+    let voxels: usize = shape.iter().product();
     let mut out = Vec::new();
     for (name, element) in layout(encoding) {
-        let mut bytes = Vec::with_capacity(patches.len() * voxels * element.bytes());
-        for patch in patches {
-            let dim = match name {
-                "image" => put_image(&mut bytes, &patch.image, element, encoding.window_hu),
-                "source" => put_image(&mut bytes, &patch.source, element, encoding.window_hu),
-                "label" => put_bytes(&mut bytes, &patch.label),
-                "soft_mask" => put_bytes(&mut bytes, &patch.soft_mask),
-                _ => put_bytes(&mut bytes, &patch.lesion_instance),
-            };
-            if dim != (d, h, w) {
-                return Err(FrameError::Header(format!(
-                    "{name} of patch {}: expected shape {:?}, got {dim:?}",
-                    patch.meta.index,
-                    (d, h, w)
-                )));
-            }
-        }
+        let mut bytes = Vec::with_capacity(voxels * element.bytes());
+        let tensor = Elements {
+            name,
+            element,
+            window_hu: encoding.window_hu,
+            shape: [d, h, w],
+        };
+        tensor.write(patches, |part| bytes.extend_from_slice(part))?;
         out.push(RawTensor {
             name,
             element,
@@ -152,23 +145,166 @@ pub fn tensors(patches: &[StreamedPatch], encoding: &Encoding) -> Result<Vec<Raw
     Ok(out)
 }
 
-fn put_bytes(out: &mut Vec<u8>, array: &Array3<u8>) -> (usize, usize, usize) {
-    match array.as_slice() {
-        Some(slice) => out.extend_from_slice(slice),
-        None => out.extend(array.iter()),
+/// Bytes that are made, hashed and copied while they are in the nearest cache.
+const PART_BYTES: usize = 16 << 10;
+
+/// One tensor of a batch, about to be written.
+struct Elements {
+    name: &'static str,
+    element: Element,
+    window_hu: HuWindow,
+    /// Of every patch.
+    shape: Shape,
+}
+
+impl Elements {
+    /// Hands the tensor's bytes to `put`, part by part.
+    fn write<P: Borrow<StreamedPatch>>(&self, patches: &[P], mut put: impl FnMut(&[u8])) -> Result<(), FrameError> {
+        let table = Table::new(self.element, self.window_hu);
+        for patch in patches {
+            let patch = patch.borrow();
+            let dim = match self.name {
+                "image" => table.write(&patch.image, &mut put),
+                "source" => table.write(&patch.source, &mut put),
+                "label" => write_bytes(&patch.label, &mut put),
+                "soft_mask" => write_bytes(&patch.soft_mask, &mut put),
+                _ => write_bytes(&patch.lesion_instance, &mut put),
+            };
+            let [d, h, w] = self.shape;
+            if dim != (d, h, w) {
+                return Err(FrameError::Header(format!(
+                    "{} of patch {}: expected shape {:?}, got {dim:?}",
+                    self.name,
+                    patch.meta.index,
+                    (d, h, w)
+                )));
+            }
+        }
+        Ok(())
     }
+}
+
+fn write_bytes(array: &Array3<u8>, put: &mut impl FnMut(&[u8])) -> (usize, usize, usize) {
+    let whole = array.as_standard_layout();
+    let bytes = whole.as_slice().expect("the standard layout is contiguous");
+    bytes.chunks(PART_BYTES).for_each(put);
     array.dim()
 }
 
-fn put_image(out: &mut Vec<u8>, array: &Array3<i16>, element: Element, window: HuWindow) -> (usize, usize, usize) {
-    match element {
-        Element::F32 => array.iter().for_each(|hu| out.put_f32_le(window.normalise(*hu))),
-        Element::F16 => array
-            .iter()
-            .for_each(|hu| out.extend_from_slice(&f16::from_f32(window.normalise(*hu)).to_le_bytes())),
-        Element::I16 | Element::U8 => array.iter().for_each(|hu| out.put_i16_le(*hu)),
+/// How many values an HU can have.
+const HUS: usize = 1 << 16;
+
+/// What becomes of every HU, at the place that its 16 bits name: a look-up without a comparison, of which only the window's
+/// few hundred values are ever in the cache.
+enum Table {
+    Integer,
+    Half(Box<[u16; HUS]>),
+    Single(Box<[u32; HUS]>),
+}
+
+impl Table {
+    fn new(element: Element, window: HuWindow) -> Self {
+        match element {
+            Element::I16 | Element::U8 => Self::Integer,
+            Element::F16 => Self::Half(filled(window, |value| f16::from_f32(value).to_bits())),
+            Element::F32 => Self::Single(filled(window, f32::to_bits)),
+        }
     }
-    array.dim()
+
+    fn write(&self, array: &Array3<i16>, put: &mut impl FnMut(&[u8])) -> (usize, usize, usize) {
+        let whole = array.as_standard_layout();
+        let hus = whole.as_slice().expect("the standard layout is contiguous");
+        match self {
+            Self::Integer => write_parts(hus, put, i16::to_le_bytes),
+            Self::Half(values) => write_parts(hus, put, |hu| values[usize::from(hu as u16)].to_le_bytes()),
+            Self::Single(values) => write_parts(hus, put, |hu| values[usize::from(hu as u16)].to_le_bytes()),
+        }
+        array.dim()
+    }
+}
+
+/// Fills a table; beyond the window every HU is what the window's ends are.
+fn filled<V: Copy>(window: HuWindow, value_of: impl Fn(f32) -> V) -> Box<[V; HUS]> {
+    let below = value_of(window.normalise(i16::MIN));
+    let mut values = vec![below; HUS];
+    let hu = |hu: f32| hu.clamp(f32::from(i16::MIN), f32::from(i16::MAX)) as i16;
+    let (lowest, highest) = (hu(window.low.floor() - 1.0), hu(window.high.ceil() + 1.0));
+    for hu in lowest..=highest {
+        values[usize::from(hu as u16)] = value_of(window.normalise(hu));
+    }
+    // The positive HU above the window lie together in the table.
+    let above = value_of(window.normalise(i16::MAX));
+    for hu in (highest..=i16::MAX).skip(1) {
+        values[usize::from(hu as u16)] = above;
+    }
+    let values: Box<[V]> = values.into();
+    values
+        .try_into()
+        .unwrap_or_else(|_| unreachable!("the table has a place for every HU"))
+}
+
+fn write_parts<const N: usize>(hus: &[i16], put: &mut impl FnMut(&[u8]), bytes_of: impl Fn(i16) -> [u8; N]) {
+    let mut part = [0; PART_BYTES];
+    for hus in hus.chunks(PART_BYTES / N) {
+        for (bytes, hu) in part.chunks_exact_mut(N).zip(hus) {
+            bytes.copy_from_slice(&bytes_of(*hu));
+        }
+        put(&part[..hus.len() * N]);
+    }
+}
+
+/// Writes a batch's tensors into a payload, every byte once where nothing is compressed.
+///
+/// # Shape
+/// Each `[B, 1, D, H, W]`, with the patch size given: a batch may hold no patches.
+///
+/// # Errors
+/// [`FrameError`] where a patch differs in shape, or the compressor runs out of memory.
+pub fn payload<P: Borrow<StreamedPatch>>(
+    patches: &[P],
+    patch: Shape,
+    encoding: &Encoding,
+) -> Result<(Vec<proto::Tensor>, Bytes), FrameError> {
+    let [d, h, w] = patch;
+    let shape = [patches.len(), 1, d, h, w];
+    if encoding.codec != Codec::Raw {
+        let mut tensors = tensors(patches, encoding)?;
+        tensors.iter_mut().for_each(|tensor| tensor.shape = shape);
+        let (described, payload) = pack(&tensors, encoding.codec)?;
+        return Ok((described, payload.freeze()));
+    }
+    let voxels: usize = shape.iter().product();
+    let layout = layout(encoding);
+    let room = layout.iter().map(|(_, element)| voxels * element.bytes() + ALIGNMENT);
+    let mut payload = Vec::with_capacity(room.sum());
+    let mut described = Vec::with_capacity(layout.len());
+    for (name, element) in layout {
+        payload.resize(payload.len().next_multiple_of(ALIGNMENT), 0);
+        let offset = payload.len();
+        let mut crc32 = crc32fast::Hasher::new();
+        let tensor = Elements {
+            name,
+            element,
+            window_hu: encoding.window_hu,
+            shape: patch,
+        };
+        tensor.write(patches, |part| {
+            crc32.update(part);
+            payload.extend_from_slice(part);
+        })?;
+        let length = (payload.len() - offset) as u64;
+        described.push(proto::Tensor {
+            name: name.into(),
+            element: element.proto().into(),
+            shape: shape.iter().map(|n| *n as u32).collect(),
+            offset: offset as u64,
+            stored_length: length,
+            raw_length: length,
+            codec: proto::Codec::Raw.into(),
+            crc32: crc32.finalize(),
+        });
+    }
+    Ok((described, payload.into()))
 }
 
 /// Compresses tensors and lays them out in a payload.
@@ -260,4 +396,31 @@ pub fn unpack(tensor: &proto::Tensor, payload: &[u8]) -> Result<Vec<u8>, FrameEr
 
 fn shorten(name: &str) -> String {
     name.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_hold_what_the_window_says_of_every_hu() {
+        for (low, high) in [
+            (-175.0, 250.0),
+            (-1000.5, 3000.25),
+            (10.0, 40.0),
+            (-900.0, -850.0),
+            (-40_000.0, 40_000.0),
+        ] {
+            let window = HuWindow { low, high };
+            let (half, single) = (Table::new(Element::F16, window), Table::new(Element::F32, window));
+            let (Table::Half(half), Table::Single(single)) = (half, single) else {
+                panic!("tables of another type");
+            };
+            for hu in i16::MIN..=i16::MAX {
+                let (at, value) = (usize::from(hu as u16), window.normalise(hu));
+                assert_eq!(single[at], value.to_bits(), "{hu} in {low} to {high}");
+                assert_eq!(half[at], f16::from_f32(value).to_bits());
+            }
+        }
+    }
 }

@@ -172,11 +172,48 @@ fn take<const N: usize>(bytes: &[u8; PREAMBLE_BYTES], at: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[at + i])
 }
 
+/// A frame in two pieces, so that a payload goes from the encoder to the socket without being copied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parts {
+    /// Preamble and header.
+    pub head: Bytes,
+    /// The tensors.
+    pub payload: Bytes,
+}
+
+impl Parts {
+    /// Returns how many bytes the frame has.
+    pub fn length(&self) -> usize {
+        self.head.len() + self.payload.len()
+    }
+
+    /// Returns the whole frame in one piece.
+    pub fn to_vec(&self) -> Vec<u8> {
+        [&self.head[..], &self.payload].concat()
+    }
+}
+
 /// Returns a whole frame.
 ///
 /// # Errors
 /// [`FrameError::TooLong`] where header or payload are over the limits.
 pub fn encode<M: Message>(kind: Kind, header: &M, payload: &[u8]) -> Result<Bytes, FrameError> {
+    let mut frame = head(kind, header, payload.len())?;
+    frame.put_slice(payload);
+    Ok(frame.freeze())
+}
+
+/// Returns a frame around a payload that is not copied.
+///
+/// # Errors
+/// [`FrameError::TooLong`] where header or payload are over the limits.
+pub fn parts<M: Message>(kind: Kind, header: &M, payload: Bytes) -> Result<Parts, FrameError> {
+    let head = head(kind, header, payload.len())?.freeze();
+    Ok(Parts { head, payload })
+}
+
+/// Returns preamble and header of a frame.
+fn head<M: Message>(kind: Kind, header: &M, payload_length: usize) -> Result<BytesMut, FrameError> {
     let too_long = |part, limit: u64, got: usize| FrameError::TooLong {
         part,
         limit,
@@ -187,11 +224,11 @@ pub fn encode<M: Message>(kind: Kind, header: &M, payload: &[u8]) -> Result<Byte
         .ok()
         .filter(|length| *length <= MAX_HEADER_BYTES)
         .ok_or(too_long("header", MAX_HEADER_BYTES.into(), length))?;
-    let total = PREAMBLE_BYTES + length + payload.len();
+    let total = PREAMBLE_BYTES + length + payload_length;
     if total as u64 > MAX_FRAME_BYTES {
         return Err(too_long("payload", MAX_FRAME_BYTES, total));
     }
-    let mut frame = BytesMut::with_capacity(total);
+    let mut frame = BytesMut::with_capacity(PREAMBLE_BYTES + length);
     frame.put_bytes(0, PREAMBLE_BYTES);
     header
         .encode(&mut frame)
@@ -199,12 +236,11 @@ pub fn encode<M: Message>(kind: Kind, header: &M, payload: &[u8]) -> Result<Byte
     let preamble = Preamble {
         kind,
         header_length,
-        payload_length: payload.len() as u64,
+        payload_length: payload_length as u64,
         header_crc32: crc32fast::hash(&frame[PREAMBLE_BYTES..]),
     };
     frame[..PREAMBLE_BYTES].copy_from_slice(&preamble.to_bytes());
-    frame.put_slice(payload);
-    Ok(frame.freeze())
+    Ok(frame)
 }
 
 /// A frame as it was read, its header's checksum verified.

@@ -1,7 +1,7 @@
 //! Our types <-> the protobuf headers.
 
-use super::codec::{Encoding, pack, tensors};
-use super::frame::{self, FrameError, Kind, VERSION};
+use super::codec::{Encoding, payload};
+use super::frame::{self, FrameError, Kind, Parts, VERSION};
 use super::proto;
 use crate::digest::canonical_json;
 use crate::sampler::Pool;
@@ -50,15 +50,16 @@ pub fn stream_header(
 ///
 /// # Errors
 /// [`FrameError`] where the patches differ in shape or the frame is over the limit.
-pub fn batch_frame(batch: &Batch, encoding: &Encoding) -> Result<Bytes, FrameError> {
-    let (tensors, payload) = pack(&tensors(&batch.patches, encoding)?, encoding.codec)?;
+pub fn batch_frame(batch: &Batch, encoding: &Encoding) -> Result<Parts, FrameError> {
+    let (tensors, payload) = payload(&batch.patches, batch.shape, encoding)?;
     let header = proto::BatchHeader {
         step: batch.step,
         tensors,
         patches: batch.patches.iter().map(|patch| (&patch.meta).into()).collect(),
         next: Some((&batch.next).into()),
+        reused: batch.reused.clone(),
     };
-    frame::encode(Kind::Batch, &header, &payload)
+    frame::parts(Kind::Batch, &header, payload)
 }
 
 /// Returns the last frame of a stream that ended as it should.

@@ -157,7 +157,12 @@ impl PatchStream for FakeStream {
         self.made.fetch_add(1, Ordering::SeqCst);
         Some(Ok(Batch {
             step: first / (size * world),
-            patches: indices.into_iter().map(|index| patch(&self.resolved, index)).collect(),
+            patches: indices
+                .into_iter()
+                .map(|index| Arc::new(patch(&self.resolved, index)))
+                .collect(),
+            reused: Vec::new(),
+            shape: self.resolved.patch,
             next: self.resolved.cursor(self.next),
         }))
     }

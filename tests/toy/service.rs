@@ -56,11 +56,15 @@ impl PatchService for ToyService {
 impl PatchStream for ToyStream {
     fn next_batch(&mut self) -> Option<Result<Batch, StreamError>> {
         self.left = self.left.checked_sub(1)?;
-        let patches = (self.next..self.next + self.batch_size).map(patch).collect();
+        let patches = (self.next..self.next + self.batch_size)
+            .map(|index| Arc::new(patch(index)))
+            .collect();
         self.next += self.batch_size;
         Some(Ok(Batch {
             step: self.next / self.batch_size - 1,
             patches,
+            reused: Vec::new(),
+            shape: [16; 3],
             next: self.recipe.cursor(self.next),
         }))
     }

@@ -2,6 +2,7 @@
 
 mod nn;
 mod sampler;
+mod serve;
 mod store;
 
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ enum What {
     Nn(nn::Args),
     Store(store::Args),
     Sampler(sampler::Args),
+    Serve(serve::Args),
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -30,5 +32,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         What::Nn(args) => nn::run(args),
         What::Store(args) => store::run(args),
         What::Sampler(args) => sampler::run(args),
+        What::Serve(args) => serve::run(args),
     }
 }

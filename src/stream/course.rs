@@ -1,0 +1,211 @@
+//! Which indices a rank gets, as arithmetic on the delivery.
+
+use super::cursor::Cursor;
+use super::delivery::{Delivery, LastBatch};
+use super::{Resolved, StreamError};
+
+/// The largest batch.
+const MAX_BATCH: u32 = 64;
+/// The largest index or count a client may name: far beyond any run, far below an overflow.
+const MAX_INDEX: u64 = 1 << 48;
+/// The largest world.
+const MAX_WORLD: u32 = 1 << 16;
+
+/// The indices of one rank, step after step. A rank's n-th patch has the ordinal n.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Course {
+    rank: u64,
+    world: u64,
+    batch: u64,
+    from: u64,
+    steps: u64,
+    /// The index before which the last step ends, whatever the batch size; no such index where steps are full.
+    end: u64,
+}
+
+impl Course {
+    /// Checks a delivery against a recipe.
+    ///
+    /// # Errors
+    /// [`StreamError`] names the field of the delivery or cursor.
+    pub(super) fn new(resolved: &Resolved, delivery: &Delivery) -> Result<Self, StreamError> {
+        check(delivery)?;
+        let from = match &delivery.cursor {
+            None => delivery.from,
+            Some(cursor) => {
+                check_cursor(resolved, cursor)?;
+                cursor.next_index
+            }
+        };
+        if from > MAX_INDEX {
+            return refuse("from", format!("at most {MAX_INDEX}"), from);
+        }
+        let (world, batch) = (u64::from(delivery.world), u64::from(delivery.batch_size));
+        let epoch = resolved.patches_per_epoch;
+        let left = epoch - from % epoch;
+        let to_the_end = match delivery.last_batch {
+            LastBatch::Fill | LastBatch::Partial => left.div_ceil(world * batch),
+            LastBatch::Drop => left / (world * batch),
+        };
+        let asked = delivery.count.unwrap_or(to_the_end);
+        let is_partial = delivery.last_batch == LastBatch::Partial;
+        Ok(Self {
+            rank: u64::from(delivery.rank),
+            world,
+            batch,
+            from,
+            steps: if is_partial { asked.min(to_the_end) } else { asked },
+            end: if is_partial { from + left } else { u64::MAX },
+        })
+    }
+
+    /// Returns how many batches every rank gets.
+    pub(super) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Returns how many patches this rank gets.
+    pub(super) fn patches(&self) -> u64 {
+        let full = self.steps.saturating_sub(1).saturating_mul(self.batch);
+        full.saturating_add(self.steps.checked_sub(1).map_or(0, |last| self.patches_in(last)))
+    }
+
+    /// Returns how many patches this rank gets in a step.
+    pub(super) fn patches_in(&self, step: u64) -> u64 {
+        let left = self.end.saturating_sub(self.start(step).saturating_add(self.rank));
+        left.div_ceil(self.world).min(self.batch)
+    }
+
+    /// Returns the index of this rank's n-th patch.
+    pub(super) fn index(&self, ordinal: u64) -> u64 {
+        self.start(ordinal / self.batch) + ordinal % self.batch * self.world + self.rank
+    }
+
+    /// Returns which of this rank's patches has an index; nothing where none has.
+    pub(super) fn ordinal(&self, index: u64) -> Option<u64> {
+        let (past, stride) = (index.checked_sub(self.from)?, self.world * self.batch);
+        let (step, within) = (past / stride, past % stride);
+        let is_ours = within % self.world == self.rank && step < self.steps && index < self.end;
+        is_ours.then(|| step * self.batch + within / self.world)
+    }
+
+    /// Returns the first index of a step; after the last step, where to go on.
+    pub(super) fn start(&self, step: u64) -> u64 {
+        (self.from + step * self.world * self.batch).min(self.end)
+    }
+
+    /// Returns a step's position in the run.
+    pub(super) fn position(&self, step: u64) -> u64 {
+        self.start(step) / (self.world * self.batch)
+    }
+}
+
+fn refuse<T>(field: &'static str, expected: String, got: impl ToString) -> Result<T, StreamError> {
+    let got = got.to_string();
+    Err(StreamError::Delivery { field, expected, got })
+}
+
+fn check(delivery: &Delivery) -> Result<(), StreamError> {
+    let Delivery {
+        batch_size,
+        world,
+        rank,
+        ..
+    } = *delivery;
+    if !(1..=MAX_BATCH).contains(&batch_size) {
+        return refuse("batch_size", format!("1 to {MAX_BATCH}"), batch_size);
+    }
+    if !(1..=MAX_WORLD).contains(&world) {
+        return refuse("world", format!("1 to {MAX_WORLD}"), world);
+    }
+    if rank >= world {
+        return refuse("rank", format!("0 to {}, below world", world - 1), rank);
+    }
+    match delivery.count {
+        Some(count) if count > MAX_INDEX => refuse("count", format!("at most {MAX_INDEX}"), count),
+        _ => Ok(()),
+    }
+}
+
+fn check_cursor(resolved: &Resolved, cursor: &Cursor) -> Result<(), StreamError> {
+    let server = resolved.cursor(cursor.next_index);
+    let fields = [
+        ("recipe", cursor.recipe.to_string(), server.recipe.to_string()),
+        ("snapshot", cursor.snapshot.to_string(), server.snapshot.to_string()),
+        ("revision", cursor.revision.to_string(), server.revision.to_string()),
+    ];
+    for (field, cursor, server) in fields {
+        if cursor != server {
+            return Err(StreamError::CursorMismatch { field, cursor, server });
+        }
+    }
+    if cursor.bundle != server.bundle {
+        return Err(StreamError::BundleGone(cursor.bundle));
+    }
+    Ok(())
+}
+
+/// Courses for other modules' tests.
+#[cfg(test)]
+pub(super) fn course(rank: u64, world: u64, batch: u64, from: u64, steps: u64) -> Course {
+    Course {
+        rank,
+        world,
+        batch,
+        from,
+        steps,
+        end: u64::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ranks_share_each_step_without_gap_or_repeat() {
+        for (world, batch) in [(1, 1), (2, 3), (3, 2), (5, 4)] {
+            let mut seen: Vec<u64> = (0..world)
+                .flat_map(|rank| {
+                    let course = course(rank, world, batch, 10, 4);
+                    (0..4 * batch).map(move |n| course.index(n))
+                })
+                .collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (10..10 + 4 * world * batch).collect::<Vec<_>>());
+        }
+        // Within a step the ranks are strided.
+        assert_eq!(course(1, 2, 2, 0, 1).index(1), 3);
+    }
+
+    proptest! {
+        /// A partial last step: as many batches on every rank, every index of the epoch once, and the cursor at its end.
+        #[test]
+        fn a_partial_epoch_is_tiled(world in 1u64..6, batch in 1u64..5, from in 0u64..20, left in 1u64..50) {
+            let (end, steps) = (from + left, left.div_ceil(world * batch));
+            let mut seen = Vec::new();
+            for rank in 0..world {
+                let course = Course { rank, world, batch, from, steps, end };
+                let sizes: u64 = (0..steps).map(|step| course.patches_in(step)).sum();
+                prop_assert_eq!(sizes, course.patches());
+                prop_assert_eq!(course.start(steps), end);
+                for ordinal in 0..course.patches() {
+                    prop_assert_eq!(course.ordinal(course.index(ordinal)), Some(ordinal));
+                    seen.push(course.index(ordinal));
+                }
+            }
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (from..end).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn ordinals_and_indices_are_inverse(rank in 0u64..4, more in 1u64..4, batch in 1u64..5, at in 0u64..200) {
+            let course = course(rank, rank + more, batch, 7, 10);
+            match course.ordinal(at) {
+                Some(ordinal) => prop_assert_eq!(course.index(ordinal), at),
+                None => prop_assert!((0..course.patches()).all(|ordinal| course.index(ordinal) != at)),
+            }
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! Where the requests of all streams meet: who asks for its next patch, who makes it, and who gets it.
+//!
+//! ```text
+//! stream: open, take, take, ... leave          preparation thread: next -> make -> finish
+//!            |  its lane: how far it has asked and taken                  |
+//!            +------------> fair pick <-----------------------------------+
+//!                           computations: made once, for every stream of the recipe that wants the index
+//! ```
+//!
+//! A stream asks for nothing itself: a thread that has nothing to do picks the stream whose turn it is, if that stream
+//! has room. What streams of one recipe want at the same time, or within `share_patches` of each other, is made once;
+//! a stream further behind gets its patches made again, equal by promise P1.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::course::Course;
+use super::fair::{Fair, Priority, Weights};
+use super::window::OrderedWindow;
+use crate::digest::Digest;
+use crate::synth::Cancelled;
+
+/// What a patch is taken to cost before any was made.
+const FIRST_COST: Duration = Duration::from_millis(10);
+/// How much a new measurement changes what a recipe's patches are taken to cost: one part in so many.
+const COST_MEMORY: u64 = 32;
+/// Recipes whose patches cost no more and no less than the median by this factor count as equals: single patches scatter
+/// far more, and streams that differ in their seed alone would drift apart by what was measured of them.
+const ALIKE: u64 = 2;
+
+/// What bounds the memory, and who gets which share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Patches that one stream may be ahead of its reader.
+    pub(super) window: usize,
+    /// Patches that all streams together may be ahead; each may always be ahead by one.
+    pub(super) max_patches: usize,
+    /// Patches kept for streams of the same recipe that are behind, in all.
+    pub(super) share_patches: usize,
+    pub(super) weights: Weights,
+}
+
+/// Streams of one key want the same patches: the recipe's hash, and whether failures are items.
+pub(super) type Key = (Digest, bool);
+
+/// A stream's request to be served.
+pub(super) struct Opening<W> {
+    pub(super) key: Key,
+    /// What a preparation thread needs to make one of the patches.
+    pub(super) work: W,
+    pub(super) course: Course,
+    pub(super) priority: Priority,
+}
+
+/// A patch as it reaches a stream.
+#[derive(Clone, Debug)]
+pub(super) struct Arrived<T> {
+    pub(super) value: T,
+    /// Whether it was made for another stream.
+    pub(super) is_reused: bool,
+}
+
+/// A patch to be made.
+pub(super) struct Order<W> {
+    pub(super) work: W,
+    pub(super) index: u64,
+    /// Set once nobody waits for it any more.
+    pub(super) cancelled: Cancelled,
+    key: Key,
+    number: u64,
+}
+
+struct Lane<T> {
+    key: Key,
+    course: Course,
+    window: Arc<OrderedWindow<Arrived<T>>>,
+    is_reading: bool,
+    asked: u64,
+    taken: u64,
+}
+
+/// What streams of one key share.
+struct Group<W, T> {
+    work: W,
+    lanes: usize,
+    /// What a patch costs, in nanoseconds.
+    cost: u64,
+    made: HashMap<u64, Computation<T>>,
+}
+
+enum Computation<T> {
+    Running {
+        number: u64,
+        cancelled: Cancelled,
+        /// Lane and ordinal; the first is who asked for it.
+        waiting: Vec<(u64, u64)>,
+    },
+    /// Kept for the lanes that are behind.
+    Kept { number: u64, value: T },
+}
+
+struct State<W, T> {
+    fair: Fair,
+    lanes: BTreeMap<u64, Lane<T>>,
+    groups: HashMap<Key, Group<W, T>>,
+    /// What is kept, oldest first.
+    kept: BTreeMap<u64, (Key, u64)>,
+    /// Patches asked for and not yet taken.
+    in_flight: usize,
+    numbers: u64,
+    is_closed: bool,
+}
+
+/// The meeting point of streams and preparation threads.
+pub(super) struct Scheduler<W, T> {
+    limits: Limits,
+    state: Mutex<State<W, T>>,
+    work: Condvar,
+}
+
+impl<W: Clone, T: Clone> Scheduler<W, T> {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            state: Mutex::new(State {
+                fair: Fair::new(limits.weights),
+                lanes: BTreeMap::new(),
+                groups: HashMap::new(),
+                kept: BTreeMap::new(),
+                in_flight: 0,
+                numbers: 0,
+                is_closed: false,
+            }),
+            work: Condvar::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<W, T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how many patches streams are ahead of their readers.
+    pub(super) fn in_flight(&self) -> usize {
+        self.state().in_flight
+    }
+
+    /// Takes a stream in; nothing is made for it before its first [`take`](Self::take).
+    pub(super) fn open(&self, opening: Opening<W>) -> u64 {
+        let mut state = self.state();
+        let id = state.number();
+        let group = state.groups.entry(opening.key).or_insert_with(|| Group {
+            work: opening.work,
+            lanes: 0,
+            cost: FIRST_COST.as_nanos() as u64,
+            made: HashMap::new(),
+        });
+        group.lanes += 1;
+        state.fair.add(id, opening.priority);
+        let lane = Lane {
+            key: opening.key,
+            course: opening.course,
+            window: Arc::new(OrderedWindow::new()),
+            is_reading: false,
+            asked: 0,
+            taken: 0,
+        };
+        if state.is_closed {
+            lane.window.close();
+        }
+        state.lanes.insert(id, lane);
+        id
+    }
+
+    /// Waits for a stream's next patch; nothing once the stream left or the scheduler closed.
+    pub(super) fn take(&self, id: u64) -> Option<Arrived<T>> {
+        let (window, ordinal) = {
+            let mut state = self.state();
+            let lane = state.lanes.get_mut(&id)?;
+            lane.is_reading = true;
+            let waiting = (lane.window.clone(), lane.taken);
+            state.reuse(id, &self.limits);
+            waiting
+        };
+        self.work.notify_all();
+        let arrived = window.take(ordinal)?;
+        let mut state = self.state();
+        if let Some(lane) = state.lanes.get_mut(&id) {
+            lane.taken += 1;
+            state.in_flight -= 1;
+            state.reuse(id, &self.limits);
+        }
+        drop(state);
+        self.work.notify_all();
+        Some(arrived)
+    }
+
+    /// Forgets a stream: what only it waited for is not made, and who waits in its [`take`](Self::take) is woken.
+    pub(super) fn leave(&self, id: u64) {
+        self.state().leave(id);
+        self.work.notify_all();
+    }
+
+    /// Waits for a patch to be made; nothing once the scheduler is closed.
+    pub(super) fn next(&self) -> Option<Order<W>> {
+        let mut state = self.state();
+        while !state.is_closed {
+            if let Some(order) = state.next(&self.limits) {
+                return Some(order);
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        None
+    }
+
+    /// Hands a patch that was made to who waits for it. Where `is_shareable`, it is kept for streams that are behind.
+    pub(super) fn finish(&self, order: &Order<W>, value: T, took: Duration, is_shareable: bool) {
+        let share_patches = if is_shareable { self.limits.share_patches } else { 0 };
+        self.state().finish(order, value, took, share_patches);
+        self.work.notify_all();
+    }
+
+    /// Ends every stream and every thread that waits for work.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.is_closed = true;
+        state.lanes.values().for_each(|lane| lane.window.close());
+        drop(state);
+        self.work.notify_all();
+    }
+}
+
+impl Limits {
+    /// Tells whether a stream may ask for another patch. The more streams read, the smaller the window of each, so that
+    /// those who came first do not hold all there is.
+    fn allow<T>(&self, lane: &Lane<T>, reading: usize, in_flight: usize) -> bool {
+        let ahead = lane.asked - lane.taken;
+        let window = self.window.min(self.max_patches / reading.max(1)).max(1) as u64;
+        let has_room = ahead == 0 || (ahead < window && in_flight < self.max_patches);
+        lane.is_reading && has_room && lane.asked < lane.course.patches()
+    }
+}
+
+impl<W: Clone, T: Clone> State<W, T> {
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    fn reading(&self) -> usize {
+        self.lanes.values().filter(|lane| lane.is_reading).count()
+    }
+
+    /// Returns the median of what patches of the streamed recipes cost.
+    fn typical_cost(&self) -> u64 {
+        let mut costs: Vec<u64> = self.groups.values().map(|group| group.cost).collect();
+        let middle = costs.len() / 2;
+        if costs.is_empty() {
+            return 0;
+        }
+        *costs.select_nth_unstable(middle).1
+    }
+
+    /// Returns the next patch to be made, handing out on the way what is made already.
+    fn next(&mut self, limits: &Limits) -> Option<Order<W>> {
+        let reading = self.reading();
+        loop {
+            let (lanes, in_flight) = (&self.lanes, self.in_flight);
+            let id = self.fair.pick(|id| {
+                let lane = lanes.get(&id);
+                lane.is_some_and(|lane| limits.allow(lane, reading, in_flight))
+            })?;
+            if let Some(order) = self.ask(id) {
+                return Some(order);
+            }
+        }
+    }
+
+    /// Gives a stream what others had made, as far as it goes.
+    fn reuse(&mut self, id: u64, limits: &Limits) {
+        let reading = self.reading();
+        while let Some(lane) = self.lanes.get(&id) {
+            let index = lane.course.index(lane.asked);
+            let group = self.groups.get(&lane.key);
+            let is_made = group.is_some_and(|group| group.made.contains_key(&index));
+            if !is_made || !limits.allow(lane, reading, self.in_flight) {
+                break;
+            }
+            self.ask(id);
+        }
+    }
+
+    /// Asks for a stream's next patch; returns an order where nobody had asked for it yet.
+    fn ask(&mut self, id: u64) -> Option<Order<W>> {
+        let (number, typical) = (self.number(), self.typical_cost());
+        let lane = self.lanes.get_mut(&id)?;
+        let group = self.groups.get_mut(&lane.key)?;
+        let (ordinal, key, index) = (lane.asked, lane.key, lane.course.index(lane.asked));
+        lane.asked += 1;
+        self.in_flight += 1;
+        match group.made.get_mut(&index) {
+            Some(Computation::Running { waiting, .. }) => waiting.push((id, ordinal)),
+            Some(Computation::Kept { value, .. }) => {
+                let value = value.clone();
+                lane.window.put(ordinal, Arrived { value, is_reused: true });
+                self.forget_unwanted(key, index);
+            }
+            None => {
+                let cancelled = Cancelled::default();
+                let running = Computation::Running {
+                    number,
+                    cancelled: cancelled.clone(),
+                    waiting: vec![(id, ordinal)],
+                };
+                group.made.insert(index, running);
+                let is_alike = group.cost <= typical.saturating_mul(ALIKE) && group.cost >= typical / ALIKE;
+                self.fair.charge(id, if is_alike { typical } else { group.cost });
+                return Some(Order {
+                    work: group.work.clone(),
+                    index,
+                    cancelled,
+                    key,
+                    number,
+                });
+            }
+        }
+        None
+    }
+
+    fn finish(&mut self, order: &Order<W>, value: T, took: Duration, share_patches: usize) {
+        let Some(group) = self.groups.get_mut(&order.key) else {
+            return;
+        };
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX / COST_MEMORY);
+        group.cost = (group.cost / COST_MEMORY * (COST_MEMORY - 1)).saturating_add(took / COST_MEMORY);
+        // Everybody may have left and somebody else may have asked anew.
+        let is_ours = matches!(group.made.get(&order.index),
+            Some(Computation::Running { number, .. }) if *number == order.number);
+        if !is_ours {
+            return;
+        }
+        if let Some(Computation::Running { waiting, .. }) = group.made.remove(&order.index) {
+            for (nth, (id, ordinal)) in waiting.into_iter().enumerate() {
+                if let Some(lane) = self.lanes.get(&id) {
+                    let arrived = Arrived {
+                        value: value.clone(),
+                        is_reused: nth > 0,
+                    };
+                    lane.window.put(ordinal, arrived);
+                }
+            }
+        }
+        if share_patches > 0 && self.is_wanted(order.key, order.index, share_patches) {
+            self.keep(order, value, share_patches);
+        }
+    }
+
+    /// Tells whether a stream of the key is behind an index, but not by more than is kept.
+    fn is_wanted(&self, key: Key, index: u64, share_patches: usize) -> bool {
+        let mut lanes = self.lanes.values().filter(|lane| lane.key == key);
+        lanes.any(|lane| {
+            let ordinal = lane.course.ordinal(index);
+            ordinal.is_some_and(|ordinal| ordinal >= lane.asked && ordinal - lane.asked < share_patches as u64)
+        })
+    }
+
+    fn keep(&mut self, order: &Order<W>, value: T, share_patches: usize) {
+        if let Some(group) = self.groups.get_mut(&order.key) {
+            let number = order.number;
+            group.made.insert(order.index, Computation::Kept { number, value });
+            self.kept.insert(number, (order.key, order.index));
+        }
+        while self.kept.len() > share_patches {
+            if let Some((_, (key, index))) = self.kept.pop_first()
+                && let Some(group) = self.groups.get_mut(&key)
+            {
+                group.made.remove(&index);
+            }
+        }
+    }
+
+    /// Drops a kept patch that no stream is behind any more.
+    fn forget_unwanted(&mut self, key: Key, index: u64) {
+        if self.is_wanted(key, index, usize::MAX) {
+            return;
+        }
+        if let Some(group) = self.groups.get_mut(&key)
+            && let Some(Computation::Kept { number, .. }) = group.made.get(&index)
+        {
+            self.kept.remove(number);
+            group.made.remove(&index);
+        }
+    }
+
+    fn leave(&mut self, id: u64) {
+        let Some(lane) = self.lanes.remove(&id) else {
+            return;
+        };
+        self.fair.remove(id);
+        lane.window.close();
+        self.in_flight -= usize::try_from(lane.asked - lane.taken).unwrap_or(usize::MAX);
+        let Some(group) = self.groups.get_mut(&lane.key) else {
+            return;
+        };
+        group.lanes -= 1;
+        group.made.retain(|_, computation| match computation {
+            Computation::Running { waiting, cancelled, .. } => {
+                waiting.retain(|(waiter, _)| *waiter != id);
+                if waiting.is_empty() {
+                    cancelled.cancel();
+                }
+                !waiting.is_empty()
+            }
+            Computation::Kept { .. } => true,
+        });
+        let kept: Vec<u64> = (group.made.iter())
+            .filter(|(_, computation)| matches!(computation, Computation::Kept { .. }))
+            .map(|(index, _)| *index)
+            .collect();
+        let is_last = group.lanes == 0;
+        kept.into_iter().for_each(|index| self.forget_unwanted(lane.key, index));
+        if is_last {
+            self.groups.remove(&lane.key);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;
