@@ -5,12 +5,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use metrics::gauge;
 
 use super::LearnError;
 use crate::checkpoint::{Precision, Weights, read_weights, weights_bytes, write_atomically};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::store::Cases;
+use crate::telemetry::metrics::TRAINING_LOSS;
 
 /// What a step measured, by name.
 pub type Metrics = BTreeMap<String, f64>;
@@ -120,6 +122,9 @@ pub fn fit(trainee: &mut dyn Trainee, settings: &FitSettings, progress: &mut dyn
             .expect("finite numbers are representable in JSON");
         line.push('\n');
         log.write_all(line.as_bytes())?;
+        if let Some(loss) = metrics.get("loss").or_else(|| metrics.get("generator_loss")) {
+            gauge!(TRAINING_LOSS, "stage" => settings.stage).set(*loss);
+        }
         progress.on_step(settings.stage, done, settings.steps, &metrics);
         let stop = progress.should_stop() && done < settings.steps;
         if stop || done == settings.steps || done % settings.checkpoint_every.max(1) == 0 {

@@ -22,6 +22,7 @@ use crate::synth::{
     Analytic, Cancelled, Conditional, Engine, GridBridge, LesionCube, PlantRequest, Planted, SynthError, Synthesizer,
     SynthesizerKind, compose, plant, realised_hu,
 };
+use crate::telemetry::metrics::Stage;
 use crate::volume::{IGNORE, Region};
 
 /// The attempt number under which a real patch is drawn in the place of a host that never passed.
@@ -183,7 +184,7 @@ impl Maker {
         let prepared = &order.prepared;
         let seed = prepared.resolved.recipe.seed;
         let key = [seed, order.index, attempt];
-        let Some(planted) = self.plant(prepared, draw, key)? else {
+        let Some(planted) = Stage::Lesion.time(|| self.plant(prepared, draw, key))? else {
             return Ok(());
         };
         trials.placed += 1;
