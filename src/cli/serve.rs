@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
 use super::device::DeviceArgs;
 use super::models::{open_models, open_store, start_service};
 use super::{ConfigArgs, say};
@@ -17,7 +20,8 @@ use crate::stream::Streams;
 ///
 /// Example: freetumor serve --config configs/demo.toml --store store --models assets/demo --bind 127.0.0.1:8080
 ///
-/// SIGTERM or SIGINT drains: open streams end at their next batch with a cursor to go on from.
+/// SIGTERM or SIGINT drains: open streams end at their next batch with a cursor to go on from. SIGHUP reads keys and
+/// certificate again.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {
@@ -41,34 +45,66 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(bind) = args.bind {
         config.server.bind = bind;
     }
+    if let Some(refusal) = config.server.exposure() {
+        anyhow::bail!(refusal);
+    }
     let store = open_store(&args.store, &config)?;
     let bundle = open_models(args.models.as_deref(), &args.device.open()?)?;
     let (service, recipe) = start_service(&config, store.clone(), bundle)?;
     let server = start(&config, &store, service, recipe)?;
     say(&format!(
-        "serving {} cases on http://{}",
+        "serving {} cases on {}://{}",
         crate::store::Cases::records(&*store).len(),
+        scheme(&config),
         server.address()
     ));
     server.wait()?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts the HTTP server and lets SIGTERM and SIGINT drain it.
+fn scheme(config: &Config) -> &'static str {
+    if config.server.tls_certificate.is_some() {
+        "https"
+    } else {
+        "http"
+    }
+}
+
+/// Lets the process hold as many descriptors as the system allows it: every connection is one, and shells often give 1024.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// Starts the HTTP server, lets SIGTERM and SIGINT drain it, and SIGHUP make it read its secrets again.
 pub(super) fn start(
     config: &Config,
     store: &Arc<Store>,
     service: Arc<Streams>,
     recipe: crate::stream::recipe::Recipe,
 ) -> anyhow::Result<Server> {
+    raise_descriptors();
     let server = Server::start(config.server.clone(), recipe, service)?;
-    let drain = server.drain();
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
+    let (drain, reload) = (server.drain(), server.reload());
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     std::thread::Builder::new()
         .name("freetumor-signals".into())
         .spawn(move || {
-            if signals.forever().next().is_some() {
-                drain.start();
+            for signal in signals.forever() {
+                if signal != SIGHUP {
+                    drain.start();
+                    return;
+                }
+                if let Err(error) = reload.now() {
+                    tracing::error!(%error, "keys or certificate cannot be used; the old ones stay");
+                }
             }
         })?;
     tracing::info!(address = %server.address(), snapshot = %crate::store::Cases::snapshot(&**store), "serving");

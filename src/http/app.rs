@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::http::StatusCode;
 use metrics::counter;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use super::problem::Problem;
+use super::budget::{Budget, Share};
+use super::keys::Caller;
+use super::problem::{Problem, ProblemKind};
+use super::secrets::Secrets;
 use super::settings::ServerConfig;
 use crate::stream::recipe::Recipe;
 use crate::stream::{PatchService, Resolved, StreamError};
@@ -25,6 +27,8 @@ pub(super) struct App {
     pub draining: watch::Sender<bool>,
     pub streams: Arc<Semaphore>,
     pub batches: Arc<Semaphore>,
+    pub budget: Arc<Budget>,
+    pub secrets: Secrets,
 }
 
 /// The routes' state.
@@ -58,14 +62,17 @@ impl App {
         slots.clone().try_acquire_owned().map_err(|_| {
             counter!(REFUSED_TOTAL, "route" => route).increment(1);
             let detail = format!("{limit} requests of this kind are open, which is the configured limit");
-            Problem::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "busy",
-                "too many requests are open",
-                detail,
-            )
-            .retry_after(self.config.retry_after_seconds)
+            Problem::new(ProblemKind::Busy, detail).retry_after(self.config.retry_after_seconds)
         })
+    }
+
+    /// Takes a part of what the caller may ask for at the same time.
+    pub fn take_budget(&self, caller: Caller, voxels: u64) -> Result<Share, Problem> {
+        self.budget
+            .take(caller, voxels, self.config.retry_after_seconds)
+            .inspect_err(|_| {
+                counter!(REFUSED_TOTAL, "route" => "budget").increment(1);
+            })
     }
 }
 
@@ -84,11 +91,12 @@ pub(super) async fn on_thread<T: Send + 'static>(
         .unwrap_or_else(|_| Err(Problem::internal("the request's thread panicked; the log says why")))
 }
 
-/// Starts a named thread.
+/// Starts a named thread whose log lines carry the request's id.
 pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Problem> {
+    let request = tracing::Span::current();
     std::thread::Builder::new()
         .name(name.into())
-        .spawn(work)
+        .spawn(move || request.in_scope(work))
         .map(drop)
         .map_err(|error| Problem::internal(format!("cannot start a thread: {error}")))
 }

@@ -1,12 +1,15 @@
 //! `GET /v1/batch`: one batch as a file, the same bytes for the same request.
 
+use axum::Extension;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 
-use super::app::{Shared, on_thread};
-use super::problem::Problem;
+use super::app::{App, Shared, on_thread};
+use super::budget::batch_voxels;
+use super::keys::Caller;
+use super::problem::{Problem, ProblemKind};
 use super::provenance;
 use super::query::{self, BatchQuery, Format};
 use crate::stream::PatchService;
@@ -23,29 +26,20 @@ type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
     params(super::openapi::BatchParameters),
     responses(
         (status = 200, description = "an npz archive or a safetensors file", content_type = "application/octet-stream"),
-        (status = 422, description = "a field is unknown or outside its range", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 429, description = "too many batches are being made", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 500, description = "a patch could not be made", body = Problem,
-            content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn get(State(app): State<Shared>, pairs: Pairs) -> Result<Response, Problem> {
-    let Query(pairs) = pairs.map_err(|rejection| {
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            "query",
-            "the query could not be read",
-            rejection.body_text(),
-        )
-    })?;
+pub(super) async fn get(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    pairs: Pairs,
+) -> Result<Response, Problem> {
+    let Query(pairs) = pairs.map_err(|rejection| Problem::new(ProblemKind::Query, rejection.body_text()))?;
     let query = query::parse(pairs, &app.default_recipe)?;
     let permit = app.admit_batch()?;
     let (format, index) = (query.format, query.delivery.from);
     let bytes = on_thread("batch", move || {
         let _permit = permit;
-        make(&*app.service, query)
+        make(&app, caller, query)
     })
     .await?;
     let extension = match format {
@@ -63,9 +57,11 @@ pub(super) async fn get(State(app): State<Shared>, pairs: Pairs) -> Result<Respo
     Ok((headers, bytes).into_response())
 }
 
-fn make(service: &dyn PatchService, query: BatchQuery) -> Result<Vec<u8>, Problem> {
+fn make(app: &App, caller: Caller, query: BatchQuery) -> Result<Vec<u8>, Problem> {
+    let service: &dyn PatchService = &*app.service;
     let resolved = service.resolve(query.recipe)?;
     limits::check(&query.delivery, resolved.patch)?;
+    let _share = app.take_budget(caller, batch_voxels(&resolved, &query.delivery))?;
     let batch = service
         .open(&resolved, &query.delivery)?
         .next_batch()

@@ -2,12 +2,12 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 use serde::Serialize;
 
 use super::app::Shared;
-use super::problem::Problem;
+use super::problem::{Problem, ProblemKind};
 use crate::stream::recipe::{REVISION, Recipe};
 use crate::stream::{Resolved, StreamError};
 use crate::volume::Plan;
@@ -25,8 +25,6 @@ pub(super) async fn livez() -> &'static str {
     path = "/readyz",
     responses(
         (status = 200, description = "new streams are taken"),
-        (status = 503, description = "the server is shutting down", body = Problem,
-            content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn readyz(State(app): State<Shared>) -> Result<&'static str, Problem> {
@@ -83,23 +81,19 @@ pub(super) async fn metrics(State(app): State<Shared>) -> Response {
 }
 
 /// Shows where to go from here.
+#[utoipa::path(get, path = "/", responses((status = 200, description = "a page with links",
+    content_type = "text/html")))]
 pub(super) async fn index() -> Html<&'static str> {
     Html(include_str!("index.html"))
 }
 
 /// Answers a path that is no route.
 pub(super) async fn not_found() -> Problem {
-    let detail = "no such route; /docs lists them";
-    Problem::new(StatusCode::NOT_FOUND, "route", "no such route", detail)
+    Problem::new(ProblemKind::Route, "no such route; /docs lists them")
 }
 
 /// Answers a method that the route does not have.
 pub(super) async fn wrong_method() -> Problem {
     let detail = "the route exists, but not for this method; /docs lists them";
-    Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method",
-        "no such method on this route",
-        detail,
-    )
+    Problem::new(ProblemKind::Method, detail)
 }
