@@ -666,6 +666,11 @@ fn what_is_served_is_described() {
             "/v1/batch",
             "/v1/drain",
             "/v1/info",
+            "/v1/models",
+            "/v1/models/roll-back",
+            "/v1/models/{name}/activate",
+            "/v1/models/{name}/load",
+            "/v1/models/{name}/release",
             "/v1/recipes/validate",
             "/v1/reload",
             "/v1/stream"

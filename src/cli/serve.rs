@@ -9,12 +9,12 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::device::DeviceArgs;
-use super::models::{open_models, open_store, start_service};
+use super::models::{ModelsRoot, models_name, open_models, open_store, start_service};
 use super::{ConfigArgs, say};
 use crate::config::Config;
 use crate::http::Server;
 use crate::store::Store;
-use crate::stream::Streams;
+use crate::stream::{PatchService, Shelf, ShelfParts};
 
 /// Serve synthesized, gated patches from a store over HTTP
 ///
@@ -33,6 +33,9 @@ pub(super) struct Args {
     /// Folder with critic, generator and discriminator; without it, analytic synthesis and no gate
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
+    /// Folder of such folders, which an admin may load and activate by name (docs/service.md)
+    #[arg(long, value_name = "DIR")]
+    models_root: Option<PathBuf>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     bind: Option<SocketAddr>,
@@ -49,8 +52,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         anyhow::bail!(refusal);
     }
     let store = open_store(&args.store, &config)?;
-    let bundle = open_models(args.models.as_deref(), &args.device.open()?)?;
-    let (service, recipe) = start_service(&config, store.clone(), bundle)?;
+    let compute = args.device.open()?;
+    let bundle = open_models(args.models.as_deref(), &compute)?;
+    let (streams, recipe) = start_service(&config, store.clone(), bundle)?;
+    let parts = ShelfParts {
+        cases: store.clone(),
+        config: config.stream.clone(),
+        default_recipe: recipe.clone(),
+        source: Box::new(ModelsRoot::new(args.models_root.clone(), compute)?),
+    };
+    let service = Shelf::new(parts, &models_name(args.models.as_deref()), streams);
     let server = start(&config, &store, service, recipe)?;
     say(&format!(
         "serving {} cases on {}://{}",
@@ -87,7 +98,7 @@ fn raise_descriptors() {
 pub(super) fn start(
     config: &Config,
     store: &Arc<Store>,
-    service: Arc<Streams>,
+    service: Arc<dyn PatchService>,
     recipe: crate::stream::recipe::Recipe,
 ) -> anyhow::Result<Server> {
     raise_descriptors();

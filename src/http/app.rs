@@ -1,8 +1,8 @@
 //! What the routes share: the service, the settings, and who may work at the same time.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use metrics::counter;
+use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
@@ -13,7 +13,7 @@ use super::secrets::Secrets;
 use super::settings::ServerConfig;
 use crate::stream::recipe::Recipe;
 use crate::stream::{PatchService, Resolved, StreamError};
-use crate::telemetry::metrics::REFUSED_TOTAL;
+use crate::telemetry::metrics::{MODELS_INFO, REFUSED_TOTAL};
 
 /// What the routes share.
 pub(super) struct App {
@@ -22,7 +22,7 @@ pub(super) struct App {
     /// The recipe that requests without one get, as configured.
     pub default_recipe: Recipe,
     /// The same, filled in from the store.
-    pub default_resolved: Arc<Resolved>,
+    pub default_resolved: RwLock<Arc<Resolved>>,
     pub metrics: PrometheusHandle,
     pub draining: watch::Sender<bool>,
     pub streams: Arc<Semaphore>,
@@ -38,6 +38,21 @@ impl App {
     /// Tells whether a shutdown was asked for.
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()
+    }
+
+    /// Returns the default recipe, filled in from the store and the active models.
+    pub fn default_resolved(&self) -> Arc<Resolved> {
+        self.default_resolved
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Keeps what the default recipe comes to, and sets the metric that says which models serve it.
+    pub fn set_default(&self, resolved: Arc<Resolved>) {
+        tell_models(&self.default_resolved(), 0.0);
+        tell_models(&resolved, 1.0);
+        *self.default_resolved.write().unwrap_or_else(PoisonError::into_inner) = resolved;
     }
 
     /// Admits a stream, or says when to try again.
@@ -74,6 +89,15 @@ impl App {
                 counter!(REFUSED_TOTAL, "route" => "budget").increment(1);
             })
     }
+}
+
+fn tell_models(resolved: &Resolved, value: f64) {
+    let labels = [
+        ("bundle", resolved.bundle.to_string()),
+        ("snapshot", resolved.snapshot.to_string()),
+        ("numerics", resolved.numerics.clone()),
+    ];
+    gauge!(MODELS_INFO, &labels).set(value);
 }
 
 /// Runs blocking work on a thread of its own and waits for it without blocking the caller's.

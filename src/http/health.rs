@@ -55,6 +55,7 @@ struct Info<'a> {
 #[utoipa::path(get, path = "/v1/info", responses((status = 200, description = "what this server serves",
     content_type = "application/json")))]
 pub(super) async fn info(State(app): State<Shared>) -> Response {
+    let default = app.default_resolved();
     Json(Info {
         name: env!("CARGO_PKG_NAME"),
         version: env!("CARGO_PKG_VERSION"),
@@ -62,7 +63,7 @@ pub(super) async fn info(State(app): State<Shared>) -> Response {
         protocol: VERSION,
         plan: app.service.plan(),
         default_recipe: &app.default_recipe,
-        default: &app.default_resolved,
+        default: &default,
         max_frame_bytes: MAX_FRAME_BYTES,
         max_streams: app.config.max_streams,
         streams_open: app.config.max_streams - app.streams.available_permits(),

@@ -13,6 +13,7 @@ mod budget;
 mod connection;
 mod health;
 mod keys;
+mod models;
 mod observe;
 mod openapi;
 mod problem;

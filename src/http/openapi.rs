@@ -9,7 +9,7 @@ use utoipa::{IntoParams, OpenApi};
 use super::problem::ProblemKind;
 use super::query::PARAMETERS;
 use super::schema::schema_of;
-use super::{admin, batch, health, problem, streams};
+use super::{admin, batch, health, models, problem, streams};
 use crate::stream::delivery::Delivery;
 use crate::stream::recipe::Recipe;
 
@@ -39,6 +39,11 @@ impl IntoParams for BatchParameters {
         streams::open,
         streams::validate,
         batch::get,
+        models::list,
+        models::load,
+        models::activate,
+        models::roll_back,
+        models::release,
         health::index,
         health::info,
         health::livez,
@@ -113,7 +118,21 @@ fn rules(path: &str) -> (Asked, &'static [ProblemKind]) {
                 K::Stopping,
             ],
         ),
-        "/metrics" | "/v1/info" => (Asked::Reader, &[]),
+        "/metrics" | "/v1/info" | "/v1/models" => (Asked::Reader, &[]),
+        "/v1/models/{name}/load" => (
+            Asked::Admin,
+            &[
+                K::ModelsUnknown,
+                K::ModelsConflict,
+                K::ModelsUnfit,
+                K::Infeasible,
+                K::Internal,
+            ],
+        ),
+        "/v1/models/{name}/activate" | "/v1/models/{name}/release" | "/v1/models/roll-back" => (
+            Asked::Admin,
+            &[K::ModelsUnknown, K::ModelsConflict, K::Infeasible, K::Internal],
+        ),
         "/v1/reload" => (Asked::Admin, &[K::Reload]),
         "/v1/drain" => (Asked::Admin, &[]),
         _ => (Asked::Anybody, &[]),
@@ -175,7 +194,9 @@ fn complete(path: &str, route: &mut Value) {
     if matches!(path, "/v1/stream" | "/v1/recipes/validate") {
         route["requestBody"] = request_body();
     }
-    for parameter in route["parameters"].as_array_mut().into_iter().flatten() {
+    // Indexing would put a null there.
+    let parameters = route.get_mut("parameters").and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten() {
         let name = parameter["name"].as_str().unwrap_or_default().to_owned();
         parameter["schema"] = parameter_schema(&name);
     }
@@ -214,7 +235,7 @@ fn request_body() -> Value {
     })
 }
 
-/// Returns the type of a parameter of `GET /v1/batch`; lists are texts with commas.
+/// Returns the type of a parameter, those of `GET /v1/batch` above all; lists are texts with commas.
 fn parameter_schema(name: &str) -> Value {
     let (recipe, delivery) = (schema_of::<Recipe>(), schema_of::<Delivery>());
     let named = |schema: &Value| {
@@ -260,6 +281,7 @@ mod tests {
                 let refused = |status: &str| responses.contains_key(status);
                 let is_probe = matches!(path.as_str(), "/livez" | "/readyz");
                 assert_eq!(refused("421"), !is_probe, "{method} {path}");
+                assert!(route.as_object().unwrap().values().all(|part| !part.is_null()), "{path}");
                 let is_keyed = route.get("security").is_some();
                 assert_eq!(refused("401"), is_keyed, "{method} {path}");
             }

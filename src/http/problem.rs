@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::stream::StreamError;
+use crate::stream::{ModelsError, StreamError};
 use crate::wire::frame::{self, FrameError, Kind};
 use crate::wire::proto;
 
@@ -54,11 +54,17 @@ pub enum ProblemKind {
     Method,
     /// Keys or certificate that could not be read again.
     Reload,
+    /// Models that nobody knows, or that are not held.
+    ModelsUnknown,
+    /// Models that cannot be changed this way now.
+    ModelsConflict,
+    /// Models that cannot be loaded, or cannot serve.
+    ModelsUnfit,
 }
 
 impl ProblemKind {
     /// Every kind, for documents.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::Field,
         Self::Infeasible,
         Self::Leak,
@@ -80,6 +86,9 @@ impl ProblemKind {
         Self::Route,
         Self::Method,
         Self::Reload,
+        Self::ModelsUnknown,
+        Self::ModelsConflict,
+        Self::ModelsUnfit,
     ];
 
     /// The one match from a kind to status, word and title.
@@ -127,6 +136,17 @@ impl ProblemKind {
                 S::INTERNAL_SERVER_ERROR,
                 "reload",
                 "keys or certificate could not be read; the old ones stay",
+            ),
+            Self::ModelsUnknown => (S::NOT_FOUND, "models-unknown", "there are no such models"),
+            Self::ModelsConflict => (
+                S::CONFLICT,
+                "models-conflict",
+                "the models cannot be changed this way now",
+            ),
+            Self::ModelsUnfit => (
+                S::UNPROCESSABLE_ENTITY,
+                "models-unfit",
+                "the models cannot be loaded, or cannot serve this store",
             ),
         }
     }
@@ -236,6 +256,23 @@ impl From<StreamError> for Problem {
             StreamError::Failed { .. } => Self::new(K::Failed, detail),
             StreamError::Stopped => Self::new(K::Stopping, detail).retry_after(5),
         }
+    }
+}
+
+impl From<ModelsError> for Problem {
+    fn from(error: ModelsError) -> Self {
+        use ProblemKind as K;
+        let mut detail = error.to_string();
+        let kind = match &error {
+            ModelsError::Unknown(_) | ModelsError::NotHeld(_) => K::ModelsUnknown,
+            ModelsError::Full | ModelsError::Active(_) | ModelsError::NoPrevious => K::ModelsConflict,
+            ModelsError::Start(_) | ModelsError::Insane { .. } => K::ModelsUnfit,
+            ModelsError::Damaged { source, .. } => {
+                detail = format!("{detail}: {source}");
+                K::ModelsUnfit
+            }
+        };
+        Self::new(kind, detail)
     }
 }
 

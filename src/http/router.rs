@@ -7,7 +7,7 @@ use axum::routing::{get, post};
 
 use super::app::Shared;
 use super::settings::MAX_BODY_BYTES;
-use super::{access, admin, batch, health, observe, openapi, streams};
+use super::{access, admin, batch, health, models, observe, openapi, streams};
 
 /// Returns the routes with their limits and checks.
 pub(super) fn router(app: Shared) -> Router {
@@ -20,6 +20,7 @@ pub(super) fn router(app: Shared) -> Router {
     let read = Router::new()
         .route("/metrics", get(health::metrics))
         .route("/v1/info", get(health::info))
+        .route("/v1/models", get(models::list))
         .route("/v1/stream", post(streams::open))
         .route("/v1/batch", get(batch::get))
         .route("/v1/recipes/validate", post(streams::validate))
@@ -27,6 +28,10 @@ pub(super) fn router(app: Shared) -> Router {
     let admin = Router::new()
         .route("/v1/reload", post(admin::reload))
         .route("/v1/drain", post(admin::drain))
+        .route("/v1/models/roll-back", post(models::roll_back))
+        .route("/v1/models/{name}/load", post(models::load))
+        .route("/v1/models/{name}/activate", post(models::activate))
+        .route("/v1/models/{name}/release", post(models::release))
         .route_layer(from_fn_with_state(app.clone(), access::check_admin));
     open.merge(read)
         .merge(admin)

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use ::metrics::gauge;
@@ -18,8 +18,8 @@ use super::router::router;
 use super::secrets::{Secrets, SecretsError};
 use super::settings::ServerConfig;
 use crate::stream::recipe::{REVISION, Recipe};
-use crate::stream::{PatchService, Resolved, StreamError};
-use crate::telemetry::metrics::{self, BUILD_INFO, MODELS_INFO};
+use crate::stream::{PatchService, StreamError};
+use crate::telemetry::metrics::{self, BUILD_INFO};
 
 /// Threads that move bytes; patches are made elsewhere.
 const IO_THREADS: usize = 2;
@@ -127,9 +127,10 @@ impl Server {
             service,
             config,
             default_recipe,
-            default_resolved,
+            default_resolved: RwLock::new(default_resolved),
         });
-        tell_versions(&app.default_resolved);
+        tell_version();
+        app.set_default(app.default_resolved());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(IO_THREADS)
             .thread_name("http")
@@ -217,16 +218,10 @@ async fn watch_secrets(app: Shared) {
     }
 }
 
-/// Sets the metrics that say which code and which models serve.
-fn tell_versions(resolved: &Resolved) {
+/// Sets the metric that says which code serves.
+fn tell_version() {
     let revision = REVISION.to_string();
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION"), "revision" => revision).set(1.0);
-    let labels = [
-        ("bundle", resolved.bundle.to_string()),
-        ("snapshot", resolved.snapshot.to_string()),
-        ("numerics", resolved.numerics.clone()),
-    ];
-    gauge!(MODELS_INFO, &labels).set(1.0);
 }
 
 /// Completes once a shutdown was asked for and every stream ended, or the drain time is over.

@@ -24,7 +24,10 @@ use super::keys::Caller;
 use super::problem::Problem;
 use super::producer::{Item, Producer};
 use super::settings::FRAMES_IN_FLIGHT;
+use crate::digest::Digest;
 use crate::stream::Resolved;
+use crate::stream::delivery::Delivery;
+use crate::stream::recipe::Recipe;
 use crate::telemetry::metrics::STREAMS_OPEN;
 use crate::volume::HuWindow;
 use crate::wire::codec::Encoding;
@@ -83,12 +86,22 @@ pub(super) async fn open(
 fn produce(app: &App, caller: Caller, request: StreamRequest) -> Result<(Producer, Share), Problem> {
     let age = app.config.max_stream_age_seconds.map(Duration::from_secs);
     let ends_at = age.map(|age| Instant::now() + age);
-    let StreamRequest { recipe, delivery } = request;
+    let StreamRequest { mut recipe, delivery } = request;
+    name_models(app, &mut recipe, &delivery);
     let resolved = app.service.resolve(recipe)?;
     limits::check(&delivery, resolved.patch)?;
     let share = app.take_budget(caller, batch_voxels(&resolved, &delivery))?;
     let producer = Producer::open(&*app.service, &resolved, &delivery, app.draining.subscribe(), ends_at)?;
     Ok((producer, share))
+}
+
+/// A cursor goes on with the models that it was made with, whichever are active now.
+fn name_models(app: &App, recipe: &mut Recipe, delivery: &Delivery) {
+    let bundle = delivery.cursor.as_ref().map(|cursor| cursor.bundle);
+    let named = bundle.filter(|bundle| *bundle != Digest::default() && app.service.shelf().is_some());
+    if let (Some(bundle), None) = (named, &recipe.bundle) {
+        recipe.bundle = Some(bundle.to_string());
+    }
 }
 
 /// A place among the open streams, held by the stream's thread and by its connection until both are done.

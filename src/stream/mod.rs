@@ -12,6 +12,7 @@ pub mod recipe;
 mod resolve;
 mod scene;
 mod service;
+mod shelf;
 mod stats;
 mod window;
 
@@ -31,6 +32,7 @@ use recipe::{Recipe, RecipeError};
 
 pub use leak::{held_out_cases, seen_cases};
 pub use service::{StartError, StreamConfig, Streams};
+pub use shelf::{ModelEntry, ModelSource, ModelState, ModelsError, Shelf, ShelfParts, WarmUp};
 pub use stats::{BinCounts, StatsSnapshot, StreamStats};
 
 /// A recipe with every absent field filled in from the store, ready to be streamed.
@@ -118,6 +120,11 @@ pub trait PatchService: Send + Sync {
     /// # Errors
     /// [`StreamError`] names the field of the delivery or cursor.
     fn open(&self, recipe: &Arc<Resolved>, delivery: &Delivery) -> Result<Box<dyn PatchStream>, StreamError>;
+
+    /// Returns where models are loaded and exchanged, if this service holds several bundles.
+    fn shelf(&self) -> Option<&Shelf> {
+        None
+    }
 }
 
 /// Why a stream is refused or ends early.
