@@ -55,13 +55,17 @@ class Admin:
             return {entry["name"]: entry["state"] for entry in json.load(answer)["models"]}
 
 
+def serve(store: Path, root: Path) -> Server:
+    settings = {"FREETUMOR__SERVER__ADMIN_KEYS": KEY}
+    return Server(store, "--models-root", root, env=settings, models=root / "first")
+
+
 def bundle_of(url: str, recipe: dict) -> str:
     return next(iter(freetumor.stream(url, recipe, batch_size=1, count=1))).cursor.bundle
 
 
 def test_models_are_exchanged_under_running_trainers(store: Path, root: Path) -> None:
-    arguments = ("--models", root / "first", "--models-root", root)
-    with Server(store, *arguments, env={"FREETUMOR__SERVER__ADMIN_KEYS": KEY}) as running:
+    with serve(store, root) as running:
         admin, url = Admin(running), running.url
         assert admin.states() == {"first": "active", "second": "available", "damaged": "available"}
         whole = [content(batch) for batch in freetumor.stream(url, RECIPE, batch_size=1, count=4)]
@@ -98,8 +102,7 @@ def test_models_are_exchanged_under_running_trainers(store: Path, root: Path) ->
 
 
 def test_what_cannot_be_loaded_changes_nothing(store: Path, root: Path) -> None:
-    arguments = ("--models", root / "first", "--models-root", root)
-    with Server(store, *arguments, env={"FREETUMOR__SERVER__ADMIN_KEYS": KEY}) as running:
+    with serve(store, root) as running:
         admin = Admin(running)
         before = bundle_of(running.url, RECIPE)
         status, problem = admin.post("damaged/load")
