@@ -20,50 +20,11 @@ pub mod store;
 #[path = "../../src/volume/mod.rs"]
 pub mod volume;
 
-/// The part of `src/stream` that requests are made of.
-pub mod stream {
-    #[path = "../../../src/stream/cursor.rs"]
-    pub mod cursor;
-    #[path = "../../../src/stream/delivery.rs"]
-    pub mod delivery;
-    /// Stands in for a module that asks the critic.
-    pub mod negatives {
-        /// What a hidden tumour in an unlabelled host means.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-        #[serde(rename_all = "snake_case")]
-        pub enum UnlabelledNegatives {
-            /// There is none.
-            Trust,
-            /// It may be anywhere.
-            Ignore,
-            /// It is where the critic calls tumour.
-            Critic,
-        }
-    }
-    #[path = "../../../src/stream/patch.rs"]
-    pub mod patch;
-    #[path = "../../../src/stream/recipe.rs"]
-    pub mod recipe;
-}
+pub mod stream;
 
-/// The part of `src/synth` that recipes are made of.
-pub mod synth {
-    #[path = "../../../src/synth/settings.rs"]
-    mod settings;
-    pub use settings::{GateRule, GateSettings, SynthesizerKind};
-}
+pub mod synth;
 
-/// The part of `src/wire` that reads frames.
-pub mod wire {
-    #[path = "../../../src/wire/codec.rs"]
-    pub mod codec;
-    #[path = "../../../src/wire/frame.rs"]
-    pub mod frame;
-    #[path = "../../../src/wire/proto.rs"]
-    pub mod proto;
-    #[path = "../../../src/wire/reader.rs"]
-    pub mod reader;
-}
+pub mod wire;
 
 use std::path::Path;
 use std::sync::OnceLock;

@@ -166,7 +166,7 @@ impl ModelSource for ModelsRoot {
         let loaded = Bundle::load(&root.join(name), &self.compute.device);
         let bundle = loaded.map_err(|source| ModelsError::Damaged {
             name: name.into(),
-            source,
+            source: source.into(),
         })?;
         Ok(bundle.with_compute_dtype(self.compute.dtype))
     }

@@ -165,7 +165,7 @@ pub fn document() -> Value {
         "bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     });
-    let kinds: Vec<String> = ProblemKind::ALL.map(ProblemKind::uri).to_vec();
+    let kinds = ProblemKind::ALL.map(ProblemKind::uri);
     components["schemas"]["Problem"]["properties"]["type"]["enum"] = json!(kinds);
     for (path, methods) in document["paths"].as_object_mut().into_iter().flatten() {
         for (_, route) in methods.as_object_mut().into_iter().flatten() {
@@ -281,7 +281,10 @@ mod tests {
                 let refused = |status: &str| responses.contains_key(status);
                 let is_probe = matches!(path.as_str(), "/livez" | "/readyz");
                 assert_eq!(refused("421"), !is_probe, "{method} {path}");
-                assert!(route.as_object().unwrap().values().all(|part| !part.is_null()), "{path}");
+                assert!(
+                    route.as_object().unwrap().values().all(|part| !part.is_null()),
+                    "{path}"
+                );
                 let is_keyed = route.get("security").is_some();
                 assert_eq!(refused("401"), is_keyed, "{method} {path}");
             }

@@ -9,6 +9,13 @@ use crate::stream::{ModelsError, StreamError};
 use crate::wire::frame::{self, FrameError, Kind};
 use crate::wire::proto;
 
+/// Returns the URI of a kind of problem.
+macro_rules! urn {
+    ($word:literal) => {
+        concat!("urn:freetumor:problem:", $word)
+    };
+}
+
 /// Everything that a client may be told went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProblemKind {
@@ -91,79 +98,75 @@ impl ProblemKind {
         Self::ModelsUnfit,
     ];
 
-    /// The one match from a kind to status, word and title.
-    fn facts(self) -> (StatusCode, &'static str, &'static str) {
+    /// Returns the HTTP status: the one match of kinds and statuses.
+    pub fn status(self) -> StatusCode {
         use StatusCode as S;
         match self {
-            Self::Field => (
-                S::UNPROCESSABLE_ENTITY,
-                "field",
-                "a field of the request is unknown or outside its range",
-            ),
+            Self::Field | Self::Infeasible | Self::ModelsUnfit => S::UNPROCESSABLE_ENTITY,
+            // A leak is 409 like a refused cursor: the request is well formed and other models would serve it.
+            Self::Leak | Self::CursorMismatch | Self::ModelsConflict => S::CONFLICT,
+            Self::BundleGone => S::GONE,
+            Self::Failed | Self::Internal | Self::Reload => S::INTERNAL_SERVER_ERROR,
+            Self::Stopping => S::SERVICE_UNAVAILABLE,
+            Self::Host => S::MISDIRECTED_REQUEST,
+            Self::Key => S::UNAUTHORIZED,
+            Self::Forbidden => S::FORBIDDEN,
+            Self::Query | Self::Body | Self::Json => S::BAD_REQUEST,
+            Self::BodyTooLarge => S::PAYLOAD_TOO_LARGE,
+            Self::BodyTooSlow => S::REQUEST_TIMEOUT,
+            Self::Busy | Self::Budget => S::TOO_MANY_REQUESTS,
+            Self::Route | Self::ModelsUnknown => S::NOT_FOUND,
+            Self::Method => S::METHOD_NOT_ALLOWED,
+        }
+    }
+
+    /// Returns the kind for machines, and in words.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Field => (urn!("field"), "a field of the request is unknown or outside its range"),
             Self::Infeasible => (
-                S::UNPROCESSABLE_ENTITY,
-                "infeasible",
+                urn!("infeasible"),
                 "the store or the models cannot do what the recipe asks",
             ),
-            // 409 like a refused cursor: the request is well formed and other models would serve it.
-            Self::Leak => (S::CONFLICT, "leak", "held-out cases appear in a model's training set"),
-            Self::CursorMismatch => (S::CONFLICT, "cursor-mismatch", "the cursor belongs to another stream"),
-            Self::BundleGone => (S::GONE, "bundle-gone", "the cursor's models are no longer held"),
-            Self::Failed => (S::INTERNAL_SERVER_ERROR, "failed", "a patch could not be made"),
-            Self::Stopping => (S::SERVICE_UNAVAILABLE, "stopping", "the server is shutting down"),
-            Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "the server failed"),
-            Self::Host => (S::MISDIRECTED_REQUEST, "host", "this server has another name"),
-            Self::Key => (S::UNAUTHORIZED, "key", "the key is missing or wrong"),
-            Self::Forbidden => (
-                S::FORBIDDEN,
-                "forbidden",
-                "the key may read, and this route changes the server",
-            ),
-            Self::Query => (S::BAD_REQUEST, "query", "the query could not be read"),
-            Self::Body => (S::BAD_REQUEST, "body", "the body could not be read"),
-            Self::Json => (S::BAD_REQUEST, "json", "the body is not JSON"),
-            Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "body-too-large", "the body is too large"),
-            Self::BodyTooSlow => (S::REQUEST_TIMEOUT, "body-too-slow", "the body took too long"),
-            Self::Busy => (S::TOO_MANY_REQUESTS, "busy", "too many requests are open"),
-            Self::Budget => (
-                S::TOO_MANY_REQUESTS,
-                "budget",
-                "the key's open streams take all of its work",
-            ),
-            Self::Route => (S::NOT_FOUND, "route", "no such route"),
-            Self::Method => (S::METHOD_NOT_ALLOWED, "method", "no such method on this route"),
+            Self::Leak => (urn!("leak"), "held-out cases appear in a model's training set"),
+            Self::CursorMismatch => (urn!("cursor-mismatch"), "the cursor belongs to another stream"),
+            Self::BundleGone => (urn!("bundle-gone"), "the cursor's models are no longer held"),
+            Self::Failed => (urn!("failed"), "a patch could not be made"),
+            Self::Stopping => (urn!("stopping"), "the server is shutting down"),
+            Self::Internal => (urn!("internal"), "the server failed"),
+            Self::Host => (urn!("host"), "this server has another name"),
+            Self::Key => (urn!("key"), "the key is missing or wrong"),
+            Self::Forbidden => (urn!("forbidden"), "the key may read, and this route changes the server"),
+            Self::Query => (urn!("query"), "the query could not be read"),
+            Self::Body => (urn!("body"), "the body could not be read"),
+            Self::Json => (urn!("json"), "the body is not JSON"),
+            Self::BodyTooLarge => (urn!("body-too-large"), "the body is too large"),
+            Self::BodyTooSlow => (urn!("body-too-slow"), "the body took too long"),
+            Self::Busy => (urn!("busy"), "too many requests are open"),
+            Self::Budget => (urn!("budget"), "the key's open streams take all of its work"),
+            Self::Route => (urn!("route"), "no such route"),
+            Self::Method => (urn!("method"), "no such method on this route"),
             Self::Reload => (
-                S::INTERNAL_SERVER_ERROR,
-                "reload",
+                urn!("reload"),
                 "keys or certificate could not be read; the old ones stay",
             ),
-            Self::ModelsUnknown => (S::NOT_FOUND, "models-unknown", "there are no such models"),
-            Self::ModelsConflict => (
-                S::CONFLICT,
-                "models-conflict",
-                "the models cannot be changed this way now",
-            ),
+            Self::ModelsUnknown => (urn!("models-unknown"), "there are no such models"),
+            Self::ModelsConflict => (urn!("models-conflict"), "the models cannot be changed this way now"),
             Self::ModelsUnfit => (
-                S::UNPROCESSABLE_ENTITY,
-                "models-unfit",
+                urn!("models-unfit"),
                 "the models cannot be loaded, or cannot serve this store",
             ),
         }
     }
 
-    /// Returns the HTTP status.
-    pub fn status(self) -> StatusCode {
-        self.facts().0
-    }
-
     /// Returns the kind in words.
     pub fn title(self) -> &'static str {
-        self.facts().2
+        self.names().1
     }
 
     /// Returns the kind for machines.
-    pub fn uri(self) -> String {
-        format!("urn:freetumor:problem:{}", self.facts().1)
+    pub fn uri(self) -> &'static str {
+        self.names().0
     }
 }
 
@@ -172,9 +175,9 @@ impl ProblemKind {
 pub struct Problem {
     /// What kind of problem: `urn:freetumor:problem:` and a word.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: &'static str,
     /// The kind in words.
-    pub title: String,
+    pub title: &'static str,
     /// The HTTP status.
     pub status: u16,
     /// What happened.
@@ -195,7 +198,7 @@ impl Problem {
     pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self {
             kind: kind.uri(),
-            title: kind.title().into(),
+            title: kind.title(),
             status: kind.status().as_u16(),
             detail: detail.into(),
             field: None,
@@ -229,8 +232,8 @@ impl Problem {
     /// Returns the last frame of a stream that failed this way.
     pub fn to_frame(&self) -> bytes::Bytes {
         let error = proto::Error {
-            r#type: self.kind.clone(),
-            title: self.title.clone(),
+            r#type: self.kind.into(),
+            title: self.title.into(),
             status: self.status.into(),
             // A long detail must not be what breaks the frame.
             detail: self.detail.chars().take(10_000).collect(),

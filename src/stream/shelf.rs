@@ -47,7 +47,7 @@ pub enum ModelsError {
         /// Their name.
         name: String,
         /// The file, or the field in which they differ.
-        source: CheckpointError,
+        source: Box<CheckpointError>,
     },
     /// Models that do not fit the store.
     #[error(transparent)]
@@ -58,7 +58,7 @@ pub enum ModelsError {
         /// Their name.
         name: String,
         /// How.
-        source: StreamError,
+        source: Box<StreamError>,
     },
     /// No place for more.
     #[error("{MAX_HELD} bundles are held, which is the limit; release one first")]
@@ -208,7 +208,7 @@ impl Shelf {
         let tried = warm_up(&streams, &self.parts.default_recipe);
         let mut warm_up = tried.map_err(|source| ModelsError::Insane {
             name: name.into(),
-            source,
+            source: source.into(),
         })?;
         warm_up.seconds = started.elapsed().as_secs_f64();
         tracing::info!(name, ?warm_up, "models were loaded");
