@@ -23,9 +23,16 @@ cargo test --release --quiet
 step "fuzz targets compile"
 cargo check --manifest-path fuzz/Cargo.toml --target-dir target/fuzz --quiet
 
+step "operator's tools"
+# promtool, wrk and node are asked for by python/tests/test_operator.py, which skips what is absent.
+if ! command -v promtool wrk >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    { apt-get update && apt-get install -y --no-install-recommends prometheus wrk; } >/dev/null 2>&1 || true
+fi
+command -v promtool || echo "promtool is not installed: metrics and alerts are not checked by it"
+
 step "Python tests"
 [ -x .venv/bin/python ] || python3 -m venv .venv
-.venv/bin/pip install --quiet --disable-pip-version-check -e './python[test]'
+.venv/bin/pip install --quiet --disable-pip-version-check -e './python[test,fuzz]'
 cargo build --release --quiet
 .venv/bin/python -m pytest -q -rs python/tests
 

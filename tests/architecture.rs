@@ -135,7 +135,16 @@ fn async_and_networks_stay_where_they_belong() {
         ("axum", vec!["http", "cli"]),
         (
             "burn",
-            vec!["kernel", "nn", "synth", "learn", "checkpoint", "evaluate", "cli"],
+            vec![
+                "kernel",
+                "nn",
+                "synth",
+                "learn",
+                "checkpoint",
+                "evaluate",
+                "experiment",
+                "cli",
+            ],
         ),
     ];
     let mut files = Vec::new();

@@ -225,7 +225,7 @@ fn command_rows() -> Vec<Row> {
 }
 
 /// Configurations: the text, and what the refusal must say beside the file's name.
-const CONFIGURATIONS: [(&str, &[&str]); 24] = [
+const CONFIGURATIONS: [(&str, &[&str]); 26] = [
     ("[plan", &["line 1"]),
     ("[plan]\nspacing = [1,1,1]\n", &["plan.spacing", "spacing_mm"]),
     (
@@ -244,7 +244,12 @@ const CONFIGURATIONS: [(&str, &[&str]); 24] = [
     ),
     ("[server]\nbind = \"x\"\n", &["server.bind"]),
     ("[server]\nmax_streams = 0\n", &["server.max_streams", "1 to 4096"]),
-    ("[server]\napi_key = \"\"\n", &["server.api_key", "empty"]),
+    ("[server]\nread_keys = \"\"\n", &["server.read_keys", "empty"]),
+    (
+        "[server]\nadmin_keys = [\"a\", \"b\", \"c\"]\n",
+        &["server.admin_keys", "at most two", "3"],
+    ),
+    ("[server]\ntls_key = \"k.pem\"\n", &["server.tls_certificate"]),
     ("[stream]\nwindow = 0\n", &["stream.window", "1 to 1024"]),
     (
         "[stream]\npreparation_threads = 1000000\n",

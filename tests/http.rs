@@ -425,10 +425,21 @@ fn a_stalled_client_does_not_hold_up_a_shutdown() {
     eventually("the stream's end", || open.load(Ordering::SeqCst) == 0);
 }
 
+/// Asks with a key, and returns the status.
+fn with_key(running: &Running, method: &str, path: &str, key: &str) -> u16 {
+    let request = ureq::http::Request::builder()
+        .method(method)
+        .uri(running.url(path))
+        .header("authorization", format!("Bearer {key}"))
+        .body(())
+        .unwrap();
+    agent().run(request).unwrap().status().as_u16()
+}
+
 #[test]
 fn a_key_is_asked_for_where_one_is_configured() {
     let running = Running::start(FakeService::default(), |config| {
-        config.api_key = Some(ApiKey::new("secret"))
+        config.read_keys = vec![ApiKey::new("secret"), ApiKey::new("next")];
     });
     assert_eq!(running.get("/v1/info").problem().0, 401);
     assert_eq!(running.get("/metrics").problem().0, 401);
@@ -443,7 +454,178 @@ fn a_key_is_asked_for_where_one_is_configured() {
     };
     assert_eq!(with("x-api-key", "secret"), 200);
     assert_eq!(with("authorization", "Bearer secret"), 200);
+    assert_eq!(with("authorization", "Bearer next"), 200);
     assert_eq!(with("authorization", "Bearer secreT"), 401);
+}
+
+#[test]
+fn admin_routes_exist_only_with_an_admin_key_and_only_for_it() {
+    let without = Running::plain();
+    assert_eq!(without.post("/v1/drain", "").problem().0, 404);
+    let running = Running::start(FakeService::default(), |config| {
+        config.read_keys = vec![ApiKey::new("reader")];
+        config.admin_keys = vec![ApiKey::new("admin")];
+    });
+    assert_eq!(running.post("/v1/drain", "").problem().0, 401);
+    assert_eq!(with_key(&running, "POST", "/v1/drain", "reader"), 403);
+    assert_eq!(with_key(&running, "POST", "/v1/drain", "wrong"), 401);
+    assert_eq!(with_key(&running, "GET", "/v1/info", "admin"), 200);
+    assert_eq!(with_key(&running, "POST", "/v1/reload", "admin"), 204);
+    assert_eq!(running.get("/readyz").status, 200);
+    assert_eq!(with_key(&running, "POST", "/v1/drain", "admin"), 202);
+    eventually("the end", || TcpStream::connect(running.address).is_err());
+}
+
+#[test]
+fn keys_are_rotated_by_their_file_without_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys");
+    std::fs::write(&path, "# in use\nold\n").unwrap();
+    let running = Running::start(FakeService::default(), |config| {
+        config.read_keys_file = Some(path.clone());
+    });
+    let status = |key: &str| with_key(&running, "GET", "/v1/info", key);
+    assert_eq!((status("old"), status("new")), (200, 401));
+    let reload = running.server.as_ref().unwrap().reload();
+    std::fs::write(&path, "old\nnew\n").unwrap();
+    reload.now().unwrap();
+    assert_eq!((status("old"), status("new")), (200, 200));
+    // A damaged file changes nothing, and its error shows no key.
+    std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
+    let error = reload.now().unwrap_err().to_string();
+    assert!(
+        error.contains("server.read_keys") && !error.contains("three"),
+        "{error}"
+    );
+    std::fs::write(&path, "new\n").unwrap();
+    assert_eq!((status("old"), status("new")), (200, 200));
+    reload.now().unwrap();
+    assert_eq!((status("old"), status("new")), (401, 200));
+}
+
+#[test]
+fn an_address_that_others_reach_needs_a_key_or_a_word() {
+    let config = ServerConfig {
+        bind: SocketAddr::from(([0, 0, 0, 0], 0)),
+        ..ServerConfig::default()
+    };
+    let refused = Server::start(config.clone(), Recipe::default(), Arc::new(FakeService::default()));
+    let error = refused.err().unwrap().to_string();
+    assert!(
+        error.contains("server.bind") && error.contains("server.read_keys"),
+        "{error}"
+    );
+    for change in [
+        |config: &mut ServerConfig| config.allow_anonymous = true,
+        |config: &mut ServerConfig| config.read_keys = vec![ApiKey::new("secret")],
+    ] {
+        drop(Running::start(FakeService::default(), |fresh| {
+            *fresh = ServerConfig {
+                drain_seconds: 0,
+                ..config.clone()
+            };
+            change(fresh);
+        }));
+    }
+}
+
+#[test]
+fn a_request_id_is_kept_or_given_and_stands_in_the_problem() {
+    let running = Running::plain();
+    let ask = |path: &str, id: &str| {
+        let mut response = agent()
+            .get(running.url(path))
+            .header("x-request-id", id)
+            .call()
+            .unwrap();
+        let header = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+        (header, response.body_mut().read_to_string().unwrap())
+    };
+    assert_eq!(ask("/v1/info", "job-7").0, "job-7");
+    let (header, body) = ask("/v1/batch?idx=1", "job-8");
+    let problem: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((header.as_str(), &problem["request_id"]), ("job-8", &json!("job-8")));
+    let (given, body) = ask("/v1/nothing", "not harmless {}");
+    let problem: Value = serde_json::from_str(&body).unwrap();
+    assert!(
+        given.len() > 16 && problem["request_id"] == given.as_str(),
+        "{given} {body}"
+    );
+    let streamed = agent()
+        .post(running.url("/v1/stream"))
+        .send(r#"{"delivery": {"count": 1}}"#)
+        .unwrap();
+    assert!(streamed.headers().contains_key("x-request-id"));
+}
+
+#[test]
+fn one_key_cannot_take_more_work_than_it_may() {
+    // Two patches of 64^3 voxels, four attempts each: 2 MiVoxels.
+    let running = Running::start(FakeService::default(), |config| {
+        config.max_voxels_per_key = 3 << 20;
+    });
+    let body = json!({"recipe": {"patch": [64, 64, 64]}, "delivery": {"count": 2000}});
+    let held = running.open(&body);
+    let refused = running.post("/v1/stream", &body.to_string());
+    assert_eq!(refused.problem(), (429, None));
+    assert!(refused.retry_after.is_some() && refused.json()["type"] == "urn:freetumor:problem:budget");
+    let never = json!({"recipe": {"patch": [64, 64, 64]}, "delivery": {"batch_size": 4}});
+    let refused = running.post("/v1/stream", &never.to_string()).problem();
+    assert_eq!(refused, (422, Some("delivery.batch_size".into())));
+    drop(held);
+    eventually("the stream's end", || running.service.open.load(Ordering::SeqCst) == 0);
+    eventually("a free budget", || running.get("/v1/batch?patch=64").status == 200);
+}
+
+/// Sends raw bytes and returns what comes back before the connection ends.
+fn raw(running: &Running, request: &str) -> String {
+    let mut connection = TcpStream::connect(running.address).unwrap();
+    connection.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    connection.read_to_end(&mut answer).ok();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn heads_and_bodies_are_refused_before_they_are_read() {
+    let running = Running::plain();
+    let head = |headers: &str| format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n");
+    assert!(raw(&running, &head("")).starts_with("HTTP/1.1 200"));
+    let long = format!("X-Long: {}\r\n", "x".repeat(64 << 10));
+    assert!(raw(&running, &head(&long)).starts_with("HTTP/1.1 431"));
+    let many: String = (0..100).map(|n| format!("X-{n}: y\r\n")).collect();
+    assert!(raw(&running, &head(&many)).starts_with("HTTP/1.1 431"));
+    // Nothing of the declared body is ever sent.
+    let declared = "POST /v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000000\r\n\r\n";
+    assert!(raw(&running, declared).starts_with("HTTP/1.1 413"));
+    let slow = Running::start(FakeService::default(), |config| config.body_seconds = 1);
+    let begun = "POST /v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{";
+    assert!(raw(&slow, begun).starts_with("HTTP/1.1 408"));
+}
+
+#[test]
+fn connections_beyond_the_limit_are_closed_and_do_not_stop_those_that_are_open() {
+    let running = Running::start(FakeService::default(), |config| config.max_connections = 16);
+    let mut held = TcpStream::connect(running.address).unwrap();
+    let mut others: Vec<TcpStream> = (0..15).map(|_| TcpStream::connect(running.address).unwrap()).collect();
+    let ask = |connection: &mut TcpStream| {
+        connection
+            .write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .ok();
+        let mut start = [0; 12];
+        connection
+            .read_exact(&mut start)
+            .is_ok_and(|()| start == *b"HTTP/1.1 200")
+    };
+    eventually("a full house", || {
+        !ask(&mut TcpStream::connect(running.address).unwrap())
+    });
+    assert!(ask(&mut held));
+    others.clear();
+    eventually(
+        "a free place",
+        || ask(&mut TcpStream::connect(running.address).unwrap()),
+    );
 }
 
 #[test]
@@ -475,12 +657,22 @@ fn what_is_served_is_described() {
     assert_eq!(
         paths,
         [
+            "/",
+            "/docs",
             "/livez",
             "/metrics",
+            "/openapi.json",
             "/readyz",
             "/v1/batch",
+            "/v1/drain",
             "/v1/info",
+            "/v1/models",
+            "/v1/models/roll-back",
+            "/v1/models/{name}/activate",
+            "/v1/models/{name}/load",
+            "/v1/models/{name}/release",
             "/v1/recipes/validate",
+            "/v1/reload",
             "/v1/stream"
         ]
     );
@@ -494,6 +686,10 @@ fn what_is_served_is_described() {
         "freetumor_patches_total{",
         "freetumor_streams_open",
         "freetumor_http_requests_total{",
+        "freetumor_http_request_seconds_bucket{",
+        "freetumor_connections_open",
+        "freetumor_build_info{",
+        "freetumor_models_info{",
     ] {
         assert!(metrics.contains(name), "{name} in {metrics}");
     }

@@ -102,14 +102,16 @@ fn configuration_keys_and_defaults() {
 #[test]
 fn metric_names() {
     let mut text = String::from(
-        "# Metrics\n\nGenerated from the program by `tests/reference.rs`.\n\n| name | kind | labels | meaning |\n|---|---|---|---|\n",
+        "# Metrics\n\nGenerated from the program by `tests/reference.rs`.\n\n| name | kind | unit | labels | meaning |\n|---|---|---|---|---|\n",
     );
-    for (name, kind, labels, meaning) in freetumor::telemetry::metrics::METRICS {
-        assert!(name.starts_with("freetumor_"), "{name}");
+    for metric in freetumor::telemetry::metrics::METRICS {
         text += &format!(
-            "| `{name}` | {} | {} | {meaning} |\n",
-            format!("{kind:?}").to_lowercase(),
-            labels.join(", ")
+            "| `{}` | {} | {} | {} | {} |\n",
+            metric.name,
+            format!("{:?}", metric.kind).to_lowercase(),
+            metric.unit.as_canonical_label(),
+            metric.labels.join(", "),
+            metric.help
         );
     }
     compare("metrics.md", &text);

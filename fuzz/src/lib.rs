@@ -1,4 +1,4 @@
-//! What reads untrusted files, under a fuzzer: no input may panic, overflow, hang or take memory that it does not hold.
+//! What reads untrusted files and requests, under a fuzzer: no input may panic, overflow, hang or take memory that it does not hold.
 //!
 //! The modules are compiled from the server's sources without the networks, which would take a nightly compiler with
 //! sanitizers half an hour to build and have nothing to do with files.
@@ -7,14 +7,24 @@
 pub mod digest;
 #[path = "../../src/ingest/mod.rs"]
 pub mod ingest;
+#[path = "../../src/lesion/mod.rs"]
+pub mod lesion;
 #[path = "../../src/panic.rs"]
 mod panic;
 #[path = "../../src/rng.rs"]
 pub mod rng;
+#[path = "../../src/sampler/mod.rs"]
+pub mod sampler;
 #[path = "../../src/store/mod.rs"]
 pub mod store;
 #[path = "../../src/volume/mod.rs"]
 pub mod volume;
+
+pub mod stream;
+
+pub mod synth;
+
+pub mod wire;
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -102,6 +112,24 @@ pub fn store(bytes: &[u8]) {
     {
         read_all(&store, &record);
     }
+}
+
+/// Reads bytes as a stream of frames, to its end or to the first that is damaged.
+pub fn frame(bytes: &[u8]) {
+    let mut source = bytes;
+    while let Ok(Some(_)) = wire::reader::read(&mut source) {}
+}
+
+/// Reads bytes as a recipe or a delivery: what passes has a hash, and reads back as itself.
+pub fn recipe(bytes: &[u8]) {
+    if let Ok(recipe) = serde_json::from_slice::<stream::recipe::Recipe>(bytes)
+        && recipe.validate().is_ok()
+    {
+        let text = serde_json::to_vec(&recipe).expect("a valid recipe is representable in JSON");
+        let again: stream::recipe::Recipe = serde_json::from_slice(&text).expect("what was written reads back");
+        assert_eq!(again.hash(), recipe.hash());
+    }
+    drop(serde_json::from_slice::<stream::delivery::Delivery>(bytes));
 }
 
 fn read_all(store: &Store, record: &store::CaseRecord) {

@@ -29,11 +29,13 @@ def command(*arguments: object, check: bool = True) -> str:
 class Server:
     """A server on a free port."""
 
-    def __init__(self, store: Path, *arguments: object, port: int = 0, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, store: Path, *arguments: object, port: int = 0, env: dict[str, str] | None = None, models: Path = MODELS,
+    ) -> None:
         # A file, because nobody reads a pipe while the server runs.
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--config", "configs/demo.toml", "--store", store, "--models", MODELS,
+            [BINARY, "serve", "--config", "configs/demo.toml", "--store", store, "--models", models,
              "--bind", f"127.0.0.1:{port}", *map(str, arguments)],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=self.log, text=True, env={**os.environ, **(env or {})},
         )

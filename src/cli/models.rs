@@ -1,6 +1,6 @@
 //! Opens stores and bundles of models for the commands that need them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -14,8 +14,8 @@ use crate::digest::Digest;
 use crate::evaluate::{FlipAxis, SlidingWindow};
 use crate::nn::Network as Net;
 use crate::store::Store;
-use crate::stream::Streams;
 use crate::stream::recipe::Recipe;
+use crate::stream::{ModelSource, ModelsError, Streams};
 use crate::synth::SynthesizerKind;
 
 /// Opens a store.
@@ -122,6 +122,54 @@ pub(super) fn open_models(dir: Option<&Path>, compute: &Compute) -> anyhow::Resu
     };
     let bundle = dir.map(load).transpose()?;
     Ok(bundle.map(|bundle| Arc::new(bundle.with_compute_dtype(compute.dtype))))
+}
+
+/// Returns the name under which a folder of models is listed.
+pub(super) fn models_name(dir: Option<&Path>) -> String {
+    let name = dir
+        .and_then(Path::file_name)
+        .map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| "none".into())
+}
+
+/// A folder of folders of models, which are loaded by name; without it, there are none.
+pub(super) struct ModelsRoot {
+    root: Option<PathBuf>,
+    compute: Compute,
+}
+
+impl ModelsRoot {
+    /// Refuses a root that is no folder.
+    pub(super) fn new(root: Option<PathBuf>, compute: Compute) -> anyhow::Result<Self> {
+        if let Some(root) = &root {
+            fs_err::read_dir(root).context("--models-root: expected a folder")?;
+        }
+        Ok(Self { root, compute })
+    }
+}
+
+impl ModelSource for ModelsRoot {
+    fn names(&self) -> Vec<String> {
+        let entries = self.root.as_deref().and_then(|root| fs_err::read_dir(root).ok());
+        let critic = format!("{}.json", Role::Critic.name());
+        let holds = |dir: &Path| dir.join(&critic).exists();
+        let found = entries.into_iter().flatten().flatten();
+        let found = found.filter(|entry| holds(&entry.path()));
+        found.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    fn load(&self, name: &str) -> Result<Bundle, ModelsError> {
+        // Only what is listed: a name is never a path.
+        let (Some(root), true) = (&self.root, self.names().iter().any(|known| known == name)) else {
+            return Err(ModelsError::Unknown(name.chars().take(80).collect()));
+        };
+        let loaded = Bundle::load(&root.join(name), &self.compute.device);
+        let bundle = loaded.map_err(|source| ModelsError::Damaged {
+            name: name.into(),
+            source: source.into(),
+        })?;
+        Ok(bundle.with_compute_dtype(self.compute.dtype))
+    }
 }
 
 /// Starts the in-process service, and returns it with the recipe of clients that name none.

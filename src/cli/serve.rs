@@ -5,19 +5,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
 use super::device::DeviceArgs;
-use super::models::{open_models, open_store, start_service};
+use super::models::{ModelsRoot, models_name, open_models, open_store, start_service};
 use super::{ConfigArgs, say};
 use crate::config::Config;
 use crate::http::Server;
 use crate::store::Store;
-use crate::stream::Streams;
+use crate::stream::{PatchService, Shelf, ShelfParts};
 
 /// Serve synthesized, gated patches from a store over HTTP
 ///
 /// Example: freetumor serve --config configs/demo.toml --store store --models assets/demo --bind 127.0.0.1:8080
 ///
-/// SIGTERM or SIGINT drains: open streams end at their next batch with a cursor to go on from.
+/// SIGTERM or SIGINT drains: open streams end at their next batch with a cursor to go on from. SIGHUP reads keys and
+/// certificate again.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {
@@ -29,6 +33,9 @@ pub(super) struct Args {
     /// Folder with critic, generator and discriminator; without it, analytic synthesis and no gate
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
+    /// Folder of such folders, which an admin may load and activate by name (docs/service.md)
+    #[arg(long, value_name = "DIR")]
+    models_root: Option<PathBuf>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     bind: Option<SocketAddr>,
@@ -41,34 +48,74 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(bind) = args.bind {
         config.server.bind = bind;
     }
+    if let Some(refusal) = config.server.exposure() {
+        anyhow::bail!(refusal);
+    }
     let store = open_store(&args.store, &config)?;
-    let bundle = open_models(args.models.as_deref(), &args.device.open()?)?;
-    let (service, recipe) = start_service(&config, store.clone(), bundle)?;
+    let compute = args.device.open()?;
+    let bundle = open_models(args.models.as_deref(), &compute)?;
+    let (streams, recipe) = start_service(&config, store.clone(), bundle)?;
+    let parts = ShelfParts {
+        cases: store.clone(),
+        config: config.stream.clone(),
+        default_recipe: recipe.clone(),
+        source: Box::new(ModelsRoot::new(args.models_root.clone(), compute)?),
+    };
+    let service = Shelf::new(parts, &models_name(args.models.as_deref()), streams);
     let server = start(&config, &store, service, recipe)?;
     say(&format!(
-        "serving {} cases on http://{}",
+        "serving {} cases on {}://{}",
         crate::store::Cases::records(&*store).len(),
+        scheme(&config),
         server.address()
     ));
     server.wait()?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts the HTTP server and lets SIGTERM and SIGINT drain it.
+fn scheme(config: &Config) -> &'static str {
+    if config.server.tls_certificate.is_some() {
+        "https"
+    } else {
+        "http"
+    }
+}
+
+/// Lets the process hold as many descriptors as the system allows it: every connection is one, and shells often give 1024.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// Starts the HTTP server, lets SIGTERM and SIGINT drain it, and SIGHUP make it read its secrets again.
 pub(super) fn start(
     config: &Config,
     store: &Arc<Store>,
-    service: Arc<Streams>,
+    service: Arc<dyn PatchService>,
     recipe: crate::stream::recipe::Recipe,
 ) -> anyhow::Result<Server> {
+    raise_descriptors();
     let server = Server::start(config.server.clone(), recipe, service)?;
-    let drain = server.drain();
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
+    let (drain, reload) = (server.drain(), server.reload());
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     std::thread::Builder::new()
         .name("freetumor-signals".into())
         .spawn(move || {
-            if signals.forever().next().is_some() {
-                drain.start();
+            for signal in signals.forever() {
+                if signal != SIGHUP {
+                    drain.start();
+                    return;
+                }
+                if let Err(error) = reload.now() {
+                    tracing::error!(%error, "keys or certificate cannot be used; the old ones stay");
+                }
             }
         })?;
     tracing::info!(address = %server.address(), snapshot = %crate::store::Cases::snapshot(&**store), "serving");

@@ -163,8 +163,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.plan.spacing_mm, config.plan.patch), ([3.0; 3], [64; 3]));
-        let config = with(None, &[("FREETUMOR__SERVER__API_KEY", "secret")]).unwrap();
-        assert!(config.server.api_key.unwrap().matches(b"secret"));
+        let config = with(None, &[("FREETUMOR__SERVER__READ_KEYS", "secret")]).unwrap();
+        assert!(config.server.read_keys[0].matches(b"secret"));
+        let two = with(None, &[("FREETUMOR__SERVER__READ_KEYS", r#"["old", "new"]"#)]).unwrap();
+        assert!(two.server.read_keys[1].matches(b"new"));
     }
 
     #[test]

@@ -1,14 +1,13 @@
-//! Who may ask: the Host allow-list and the optional API key.
+//! Who may ask: the Host allow-list and the keys.
 
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use metrics::counter;
 
 use super::app::Shared;
-use super::problem::Problem;
-use crate::telemetry::metrics::HTTP_REQUESTS_TOTAL;
+use super::keys::Caller;
+use super::problem::{Problem, ProblemKind};
 
 /// Probes come from the node by address, with hosts nobody can list; they tell nothing.
 fn is_probe(path: &str) -> bool {
@@ -28,13 +27,7 @@ pub(super) async fn check_host(State(app): State<Shared>, request: Request, next
         return next.run(request).await;
     }
     let detail = "the request's Host is not in server.allowed_hosts";
-    Problem::new(
-        StatusCode::MISDIRECTED_REQUEST,
-        "host",
-        "this server has another name",
-        detail,
-    )
-    .into_response()
+    Problem::new(ProblemKind::Host, detail).into_response()
 }
 
 fn is_allowed(host: &str, listed: &[String], bound: &str) -> bool {
@@ -50,50 +43,45 @@ fn is_allowed(host: &str, listed: &[String], bound: &str) -> bool {
             .any(|known| known == "*" || name.eq_ignore_ascii_case(known))
 }
 
-/// Asks for the key on everything that tells or costs something, where one is configured.
-pub(super) async fn check_key(State(app): State<Shared>, request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let is_open = is_probe(path) || matches!(path, "/" | "/docs" | "/openapi.json");
-    let Some(key) = app.config.api_key.as_ref().filter(|_| !is_open) else {
-        return next.run(request).await;
-    };
-    let headers = request.headers();
+fn given_key(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    let given = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()));
-    if given.is_some_and(|given| key.matches(given)) {
-        return next.run(request).await;
-    }
-    let detail = "send the key as `Authorization: Bearer KEY` or `X-API-Key: KEY`";
-    let mut response = Problem::new(
-        StatusCode::UNAUTHORIZED,
-        "key",
-        "the API key is missing or wrong",
-        detail,
-    )
-    .into_response();
-    let challenge = axum::http::HeaderValue::from_static("Bearer");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-    response
+    bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
 }
 
-/// Counts requests by route, never by path: paths are the client's to choose.
-pub(super) async fn count(request: Request, next: Next) -> Response {
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
-    let method = match request.method().as_str() {
-        "GET" => "GET",
-        "HEAD" => "HEAD",
-        "POST" => "POST",
-        _ => "other",
+fn unknown_key() -> Response {
+    let detail = "send the key as `Authorization: Bearer KEY` or `X-API-Key: KEY`";
+    Problem::new(ProblemKind::Key, detail).into_response()
+}
+
+/// Asks for a key on what tells or costs something, where read keys are set; routes behind it know their [`Caller`].
+pub(super) async fn check_read(State(app): State<Shared>, mut request: Request, next: Next) -> Response {
+    let Some(caller) = app.secrets.keys().caller(given_key(request.headers())) else {
+        return unknown_key();
     };
-    let response = next.run(request).await;
-    let status = response.status().as_u16().to_string();
-    counter!(HTTP_REQUESTS_TOTAL, "route" => route, "method" => method, "status" => status).increment(1);
-    response
+    tracing::Span::current().record("caller", caller.name());
+    request.extensions_mut().insert(caller);
+    next.run(request).await
+}
+
+/// Asks for an admin key, wherever the request comes from. Without admin keys there is no such route.
+pub(super) async fn check_admin(State(app): State<Shared>, request: Request, next: Next) -> Response {
+    let keys = app.secrets.keys();
+    if !keys.has_admin() {
+        return super::health::not_found().await.into_response();
+    }
+    let given = given_key(request.headers());
+    match keys.caller(given) {
+        Some(caller @ Caller::Admin(_)) => {
+            tracing::Span::current().record("caller", caller.name());
+            next.run(request).await
+        }
+        Some(Caller::Reader(_)) => {
+            Problem::new(ProblemKind::Forbidden, "this route asks for an admin key").into_response()
+        }
+        Some(Caller::Anyone) | None => unknown_key(),
+    }
 }
 
 #[cfg(test)]

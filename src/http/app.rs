@@ -1,17 +1,19 @@
 //! What the routes share: the service, the settings, and who may work at the same time.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use axum::http::StatusCode;
-use metrics::counter;
+use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use super::problem::Problem;
+use super::budget::{Budget, Share};
+use super::keys::Caller;
+use super::problem::{Problem, ProblemKind};
+use super::secrets::Secrets;
 use super::settings::ServerConfig;
 use crate::stream::recipe::Recipe;
 use crate::stream::{PatchService, Resolved, StreamError};
-use crate::telemetry::metrics::REFUSED_TOTAL;
+use crate::telemetry::metrics::{MODELS_INFO, REFUSED_TOTAL};
 
 /// What the routes share.
 pub(super) struct App {
@@ -20,11 +22,13 @@ pub(super) struct App {
     /// The recipe that requests without one get, as configured.
     pub default_recipe: Recipe,
     /// The same, filled in from the store.
-    pub default_resolved: Arc<Resolved>,
+    pub default_resolved: RwLock<Arc<Resolved>>,
     pub metrics: PrometheusHandle,
     pub draining: watch::Sender<bool>,
     pub streams: Arc<Semaphore>,
     pub batches: Arc<Semaphore>,
+    pub budget: Arc<Budget>,
+    pub secrets: Secrets,
 }
 
 /// The routes' state.
@@ -34,6 +38,21 @@ impl App {
     /// Tells whether a shutdown was asked for.
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()
+    }
+
+    /// Returns the default recipe, filled in from the store and the active models.
+    pub fn default_resolved(&self) -> Arc<Resolved> {
+        self.default_resolved
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Keeps what the default recipe comes to, and sets the metric that says which models serve it.
+    pub fn set_default(&self, resolved: Arc<Resolved>) {
+        tell_models(&self.default_resolved(), 0.0);
+        tell_models(&resolved, 1.0);
+        *self.default_resolved.write().unwrap_or_else(PoisonError::into_inner) = resolved;
     }
 
     /// Admits a stream, or says when to try again.
@@ -58,15 +77,27 @@ impl App {
         slots.clone().try_acquire_owned().map_err(|_| {
             counter!(REFUSED_TOTAL, "route" => route).increment(1);
             let detail = format!("{limit} requests of this kind are open, which is the configured limit");
-            Problem::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "busy",
-                "too many requests are open",
-                detail,
-            )
-            .retry_after(self.config.retry_after_seconds)
+            Problem::new(ProblemKind::Busy, detail).retry_after(self.config.retry_after_seconds)
         })
     }
+
+    /// Takes a part of what the caller may ask for at the same time.
+    pub fn take_budget(&self, caller: Caller, voxels: u64) -> Result<Share, Problem> {
+        self.budget
+            .take(caller, voxels, self.config.retry_after_seconds)
+            .inspect_err(|_| {
+                counter!(REFUSED_TOTAL, "route" => "budget").increment(1);
+            })
+    }
+}
+
+fn tell_models(resolved: &Resolved, value: f64) {
+    let labels = [
+        ("bundle", resolved.bundle.to_string()),
+        ("snapshot", resolved.snapshot.to_string()),
+        ("numerics", resolved.numerics.clone()),
+    ];
+    gauge!(MODELS_INFO, &labels).set(value);
 }
 
 /// Runs blocking work on a thread of its own and waits for it without blocking the caller's.
@@ -84,11 +115,12 @@ pub(super) async fn on_thread<T: Send + 'static>(
         .unwrap_or_else(|_| Err(Problem::internal("the request's thread panicked; the log says why")))
 }
 
-/// Starts a named thread.
+/// Starts a named thread whose log lines carry the request's id.
 pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Problem> {
+    let request = tracing::Span::current();
     std::thread::Builder::new()
         .name(name.into())
-        .spawn(work)
+        .spawn(move || request.in_scope(work))
         .map(drop)
         .map_err(|error| Problem::internal(format!("cannot start a thread: {error}")))
 }

@@ -2,14 +2,17 @@
 
 use std::sync::{Arc, OnceLock};
 
+use axum::Extension;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use metrics::counter;
 
-use super::app::{Shared, on_thread};
-use super::problem::Problem;
+use super::app::{App, Shared, on_thread};
+use super::budget::batch_voxels;
+use super::keys::Caller;
+use super::problem::{Problem, ProblemKind};
 use super::provenance;
 use super::query::{self, BatchQuery, Format};
 use crate::stream::{Leave, PatchService};
@@ -26,23 +29,14 @@ type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
     params(super::openapi::BatchParameters),
     responses(
         (status = 200, description = "an npz archive or a safetensors file", content_type = "application/octet-stream"),
-        (status = 422, description = "a field is unknown or outside its range", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 429, description = "too many batches are being made", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 500, description = "a patch could not be made", body = Problem,
-            content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn get(State(app): State<Shared>, pairs: Pairs) -> Result<Response, Problem> {
-    let Query(pairs) = pairs.map_err(|rejection| {
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            "query",
-            "the query could not be read",
-            rejection.body_text(),
-        )
-    })?;
+pub(super) async fn get(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    pairs: Pairs,
+) -> Result<Response, Problem> {
+    let Query(pairs) = pairs.map_err(|rejection| Problem::new(ProblemKind::Query, rejection.body_text()))?;
     let query = query::parse(pairs, &app.default_recipe)?;
     let permit = app.admit_batch()?;
     let (format, index) = (query.format, query.delivery.from);
@@ -51,7 +45,7 @@ pub(super) async fn get(State(app): State<Shared>, pairs: Pairs) -> Result<Respo
     let opened = waiting.0.clone();
     let bytes = on_thread("batch", move || {
         let _permit = permit;
-        make(&*app.service, query, &opened)
+        make(&app, caller, query, &opened)
     })
     .await?;
     let extension = match format {
@@ -81,9 +75,11 @@ impl Drop for Waiting {
     }
 }
 
-fn make(service: &dyn PatchService, query: BatchQuery, opened: &OnceLock<Leave>) -> Result<Vec<u8>, Problem> {
+fn make(app: &App, caller: Caller, query: BatchQuery, opened: &OnceLock<Leave>) -> Result<Vec<u8>, Problem> {
+    let service: &dyn PatchService = &*app.service;
     let resolved = service.resolve(query.recipe)?;
     limits::check(&query.delivery, resolved.patch)?;
+    let _share = app.take_budget(caller, batch_voxels(&resolved, &query.delivery))?;
     let mut stream = service.open(&resolved, &query.delivery)?;
     opened.get_or_init(|| stream.leave());
     let batch = stream

@@ -1,16 +1,66 @@
 //! Request bodies: JSON laid over the server's defaults, every refusal naming its field.
 
-use axum::body::Bytes;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::http::StatusCode;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 
-use super::problem::Problem;
+use super::app::Shared;
+use super::problem::{Problem, ProblemKind};
 use super::settings::MAX_BODY_BYTES;
 use crate::stream::delivery::Delivery;
 use crate::stream::recipe::Recipe;
+
+/// A request's body, bounded in bytes and in time.
+pub(super) struct WholeBody(pub Bytes);
+
+impl FromRequest<Shared> for WholeBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &Shared) -> Result<Self, Problem> {
+        let seconds = app.config.body_seconds;
+        let declared = declared_bytes(request.headers());
+        let read = async {
+            if declared <= MAX_BODY_BYTES as u64 {
+                return Bytes::from_request(request, app).await.map(Self).map_err(refused_body);
+            }
+            if declared <= MAX_DISCARDED_BYTES {
+                discard(request.into_body()).await;
+            }
+            Err(too_large())
+        };
+        match timeout(Duration::from_secs(seconds), read).await {
+            Ok(body) => body,
+            Err(_) => {
+                let detail = format!("the request's body: expected within {seconds} s");
+                Err(Problem::new(ProblemKind::BodyTooSlow, detail))
+            }
+        }
+    }
+}
+
+/// Takes a body and keeps nothing: clients that only listen after they have sent everything hear the refusal too.
+async fn discard(body: Body) {
+    let mut chunks = body.into_data_stream();
+    while let Some(Ok(_)) = chunks.next().await {}
+}
+
+fn declared_bytes(headers: &HeaderMap) -> u64 {
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
+    length.and_then(|length| length.parse().ok()).unwrap_or(0)
+}
+
+/// Of a body over the limit, what is read for the client's sake; one that is declared longer is not even begun.
+const MAX_DISCARDED_BYTES: u64 = 8 << 20;
 
 /// Which patches, and how they are to be delivered.
 #[derive(Clone, Debug)]
@@ -20,12 +70,11 @@ pub(super) struct StreamRequest {
 }
 
 /// Reads `{"recipe": {...}, "delivery": {...}}`. Either may be absent; a field not given is the server's default.
-pub(super) fn parse(body: Result<Bytes, BytesRejection>, default_recipe: &Recipe) -> Result<StreamRequest, Problem> {
-    let body = body.map_err(refused_body)?;
+pub(super) fn parse(body: &[u8], default_recipe: &Recipe) -> Result<StreamRequest, Problem> {
     let value = if body.is_empty() {
         Value::Object(Map::new())
     } else {
-        json(&body)?
+        json(body)?
     };
     let Value::Object(mut request) = value else {
         return Err(Problem::field(
@@ -47,31 +96,18 @@ pub(super) fn parse(body: Result<Bytes, BytesRejection>, default_recipe: &Recipe
 
 fn refused_body(rejection: BytesRejection) -> Problem {
     if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let detail = format!("the request's body: expected at most {MAX_BODY_BYTES} bytes");
-        return Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body-too-large",
-            "the body is too large",
-            detail,
-        );
+        return too_large();
     }
-    Problem::new(
-        StatusCode::BAD_REQUEST,
-        "body",
-        "the body could not be read",
-        rejection.body_text(),
-    )
+    Problem::new(ProblemKind::Body, rejection.body_text())
+}
+
+fn too_large() -> Problem {
+    let detail = format!("the request's body: expected at most {MAX_BODY_BYTES} bytes");
+    Problem::new(ProblemKind::BodyTooLarge, detail)
 }
 
 fn json(body: &[u8]) -> Result<Value, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            "json",
-            "the body is not JSON",
-            error.to_string(),
-        )
-    })
+    serde_json::from_slice(body).map_err(|error| Problem::new(ProblemKind::Json, error.to_string()))
 }
 
 /// Lays the fields of an object over a default, one level deep: `{"sizes": {...}}` replaces all sizes.
@@ -130,7 +166,7 @@ mod tests {
             seed: 9,
             ..Recipe::default()
         };
-        parse(Ok(Bytes::copy_from_slice(text.as_bytes())), &default)
+        parse(text.as_bytes(), &default)
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 use serde::Serialize;
 
 use super::app::Shared;
-use super::problem::Problem;
+use super::problem::{Problem, ProblemKind};
 use crate::stream::recipe::{REVISION, Recipe};
 use crate::stream::{Resolved, StreamError};
 use crate::volume::Plan;
@@ -19,17 +19,12 @@ use crate::wire::frame::{MAX_FRAME_BYTES, VERSION};
     path = "/livez",
     responses(
         (status = 200, description = "the process is alive"),
-        (status = 503, description = "the device is lost; restart the server", body = Problem,
-            content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn livez(State(app): State<Shared>) -> Result<&'static str, Problem> {
     match app.service.failure() {
         None => Ok("alive\n"),
-        Some(what) => {
-            let title = "the server can make no more patches; restart it";
-            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "lost", title, what))
-        }
+        Some(what) => Err(Problem::new(ProblemKind::Lost, what)),
     }
 }
 
@@ -39,8 +34,6 @@ pub(super) async fn livez(State(app): State<Shared>) -> Result<&'static str, Pro
     path = "/readyz",
     responses(
         (status = 200, description = "new streams are taken"),
-        (status = 503, description = "the server is shutting down", body = Problem,
-            content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn readyz(State(app): State<Shared>) -> Result<&'static str, Problem> {
@@ -71,6 +64,7 @@ struct Info<'a> {
 #[utoipa::path(get, path = "/v1/info", responses((status = 200, description = "what this server serves",
     content_type = "application/json")))]
 pub(super) async fn info(State(app): State<Shared>) -> Response {
+    let default = app.default_resolved();
     Json(Info {
         name: env!("CARGO_PKG_NAME"),
         version: env!("CARGO_PKG_VERSION"),
@@ -78,7 +72,7 @@ pub(super) async fn info(State(app): State<Shared>) -> Response {
         protocol: VERSION,
         plan: app.service.plan(),
         default_recipe: &app.default_recipe,
-        default: &app.default_resolved,
+        default: &default,
         max_frame_bytes: MAX_FRAME_BYTES,
         max_streams: app.config.max_streams,
         streams_open: app.config.max_streams - app.streams.available_permits(),
@@ -97,23 +91,19 @@ pub(super) async fn metrics(State(app): State<Shared>) -> Response {
 }
 
 /// Shows where to go from here.
+#[utoipa::path(get, path = "/", responses((status = 200, description = "a page with links",
+    content_type = "text/html")))]
 pub(super) async fn index() -> Html<&'static str> {
     Html(include_str!("index.html"))
 }
 
 /// Answers a path that is no route.
 pub(super) async fn not_found() -> Problem {
-    let detail = "no such route; /docs lists them";
-    Problem::new(StatusCode::NOT_FOUND, "route", "no such route", detail)
+    Problem::new(ProblemKind::Route, "no such route; /docs lists them")
 }
 
 /// Answers a method that the route does not have.
 pub(super) async fn wrong_method() -> Problem {
     let detail = "the route exists, but not for this method; /docs lists them";
-    Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method",
-        "no such method on this route",
-        detail,
-    )
+    Problem::new(ProblemKind::Method, detail)
 }

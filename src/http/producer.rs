@@ -20,7 +20,6 @@ use crate::telemetry::metrics::{PATCHES_REUSED_TOTAL, SENT_BYTES_TOTAL, STREAMS_
 use crate::wire::codec::Encoding;
 use crate::wire::frame::{self, Kind, Parts};
 use crate::wire::header::{batch_frame, end_frame, stream_header};
-use crate::wire::limits;
 use crate::wire::proto::EndReason;
 
 /// What a stream's thread hands to its connection.
@@ -58,7 +57,6 @@ impl Producer {
         draining: watch::Receiver<bool>,
         ends_at: Option<Instant>,
     ) -> Result<Self, Problem> {
-        limits::check(delivery, resolved.patch)?;
         let patches = service.open(resolved, delivery)?;
         let first = delivery
             .cursor
@@ -83,6 +81,7 @@ impl Producer {
 
     /// Sends frames until the end, a failure, a shutdown, or until the client leaves.
     pub fn run(mut self, frames: &Sender<Item>) {
+        tracing::debug!(first = self.cursor.next_index, "a stream begins");
         let stop = self.send_all(frames);
         let (reason, last) = match stop {
             Stop::End(reason) => (reason_name(reason), end_frame(reason, &self.cursor)),
@@ -92,10 +91,12 @@ impl Producer {
             }
             Stop::ClientLeft => {
                 counter!(STREAMS_ENDED_TOTAL, "reason" => "client_left").increment(1);
+                tracing::debug!(next = self.cursor.next_index, reason = "client_left", "a stream ended");
                 return;
             }
         };
         counter!(STREAMS_ENDED_TOTAL, "reason" => reason).increment(1);
+        tracing::debug!(next = self.cursor.next_index, reason, "a stream ended");
         // The client may leave before the last frame; there is nobody left to tell.
         frames.blocking_send(Item::Last(last)).ok();
     }

@@ -2,23 +2,29 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use ::metrics::gauge;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, interval, timeout, timeout_at};
 
 use super::app::{App, Shared};
+use super::budget::Budget;
+use super::connection::{Front, accept};
 use super::router::router;
+use super::secrets::{Secrets, SecretsError};
 use super::settings::ServerConfig;
-use crate::stream::recipe::Recipe;
+use crate::stream::recipe::{REVISION, Recipe};
 use crate::stream::{PatchService, StreamError};
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, BUILD_INFO};
 
 /// Threads that move bytes; patches are made elsewhere.
 const IO_THREADS: usize = 2;
+/// How often the files of keys and certificate are looked at.
+const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
 /// What connections get to finish after the last stream ended.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
@@ -28,6 +34,9 @@ pub enum ServeError {
     /// A setting outside its range.
     #[error("{0}")]
     Config(String),
+    /// Keys or certificate that cannot be used.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     /// The address is taken or not ours.
     #[error("server.bind: cannot listen on {address}{}", hint(source))]
     Bind {
@@ -73,6 +82,22 @@ impl Drain {
     }
 }
 
+/// Makes a server read its keys and certificate again, from any thread.
+#[derive(Clone)]
+pub struct Reload {
+    app: Shared,
+}
+
+impl Reload {
+    /// Reads every file again; where one cannot be used, what it held before stays in use.
+    ///
+    /// # Errors
+    /// [`SecretsError`] names the setting and the file.
+    pub fn now(&self) -> Result<(), SecretsError> {
+        self.app.secrets.reload()
+    }
+}
+
 impl Server {
     /// Binds, resolves the default recipe and starts to serve.
     ///
@@ -83,9 +108,10 @@ impl Server {
         default_recipe: Recipe,
         service: Arc<dyn PatchService>,
     ) -> Result<Self, ServeError> {
-        if let Some(refusal) = config.refusal() {
+        if let Some(refusal) = config.refusal().or_else(|| config.exposure()) {
             return Err(ServeError::Config(refusal));
         }
+        let secrets = Secrets::load(&config)?;
         let default_resolved = service.resolve(default_recipe.clone())?;
         let address = config.bind;
         let listener = TcpListener::bind(address).map_err(|source| ServeError::Bind { address, source })?;
@@ -95,12 +121,16 @@ impl Server {
             streams: Arc::new(Semaphore::new(config.max_streams)),
             batches: Arc::new(Semaphore::new(config.max_batch_requests)),
             draining: watch::Sender::new(false),
+            budget: Budget::new(config.max_voxels_per_key),
+            secrets,
             metrics: metrics::install(),
             service,
             config,
             default_recipe,
-            default_resolved,
+            default_resolved: RwLock::new(default_resolved),
         });
+        tell_version();
+        app.set_default(app.default_resolved());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(IO_THREADS)
             .thread_name("http")
@@ -125,6 +155,11 @@ impl Server {
         Drain { app: self.app.clone() }
     }
 
+    /// Returns a handle that reads keys and certificate again.
+    pub fn reload(&self) -> Reload {
+        Reload { app: self.app.clone() }
+    }
+
     /// Serves until a shutdown was asked for and its time is over, or nothing is open any more.
     ///
     /// # Errors
@@ -140,26 +175,53 @@ impl Server {
     }
 }
 
+/// Serves until the drain is over; the connections left then get a moment to end.
 async fn serve(app: Shared, listener: TcpListener) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let close = drained(app.clone());
-    let (closed, is_closed) = tokio::sync::oneshot::channel();
-    let close = async move {
-        close.await;
-        closed.send(()).ok();
+    let closing = watch::Sender::new(false);
+    let places = Arc::new(Semaphore::new(app.config.max_connections));
+    let front = Front {
+        router: router(app.clone()),
+        tls: app.secrets.certificate().map(|certificate| certificate.acceptor()),
+        stall: Duration::from_secs(app.config.stall_seconds),
+        places: places.clone(),
+        closing: closing.subscribe(),
     };
-    let serving = axum::serve(listener, router(app)).with_graceful_shutdown(close);
-    let bounded = async move {
-        // After the drain, connections that neither finish nor idle are not waited for.
-        if is_closed.await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(CLOSE_TIME).await;
-    };
+    let mut accepting = tokio::spawn(accept(listener, Arc::new(front)));
+    let watching = tokio::spawn(watch_secrets(app.clone()));
+    let most = u32::try_from(app.config.max_connections).unwrap_or(u32::MAX);
     tokio::select! {
-        served = serving => served,
-        () = bounded => Ok(()),
+        () = drained(app) => {}
+        // It ends only where it panics before it was told to.
+        ended = &mut accepting => return ended.map_err(io::Error::other),
     }
+    watching.abort();
+    closing.send_replace(true);
+    if timeout(CLOSE_TIME, places.acquire_many_owned(most)).await.is_err() {
+        tracing::debug!("connections that neither finish nor idle are cut");
+    }
+    accepting.await.map_err(io::Error::other)
+}
+
+/// Reads keys and certificate again when their files change: secrets are rotated without a restart.
+async fn watch_secrets(app: Shared) {
+    let mut ticks = interval(SECRETS_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let app = app.clone();
+        if tokio::task::spawn_blocking(move || app.secrets.reload_if_changed())
+            .await
+            .is_err()
+        {
+            tracing::error!("looking at the files of keys and certificate panicked");
+        }
+    }
+}
+
+/// Sets the metric that says which code serves.
+fn tell_version() {
+    let revision = REVISION.to_string();
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION"), "revision" => revision).set(1.0);
 }
 
 /// Completes once a shutdown was asked for and every stream ended, or the drain time is over.

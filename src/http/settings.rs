@@ -1,42 +1,25 @@
 //! The server's settings.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use subtle::ConstantTimeEq;
+
+use super::keys::{ApiKey, Keys, one_or_more};
 
 /// The largest request body in bytes: a recipe with 10^4 held-out cases fits.
 pub(super) const MAX_BODY_BYTES: usize = 1 << 20;
+/// The most bytes of a request's line and headers.
+pub(super) const MAX_HEAD_BYTES: usize = 32 << 10;
+/// The most header fields of a request.
+pub(super) const MAX_HEADERS: usize = 64;
+/// What a client gets to send its headers, and how long a connection may idle between requests.
+pub(super) const HEAD_TIME: Duration = Duration::from_secs(30);
+/// What a client gets for a TLS handshake.
+pub(super) const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Encoded frames that may wait for a stream's client (promise P3).
 pub(super) const FRAMES_IN_FLIGHT: usize = 2;
-
-/// The secret that requests must bring. Never printed, never serialized.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(from = "String")]
-pub struct ApiKey(SecretString);
-
-impl From<String> for ApiKey {
-    fn from(secret: String) -> Self {
-        Self::new(&secret)
-    }
-}
-
-impl ApiKey {
-    /// Takes a secret; surrounding white space, such as a file's last newline, is dropped.
-    pub fn new(secret: &str) -> Self {
-        Self(secret.trim().into())
-    }
-
-    /// Tells whether a request's key is this one, in a time that depends on its length only.
-    pub fn matches(&self, given: &[u8]) -> bool {
-        self.0.expose_secret().as_bytes().ct_eq(given).into()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.expose_secret().is_empty()
-    }
-}
 
 /// The server's settings.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,15 +29,36 @@ pub struct ServerConfig {
     pub bind: SocketAddr,
     /// Names beside loopback that a request's Host may be, without port; `*` for any, behind a proxy that checks.
     pub allowed_hosts: Vec<String>,
-    /// The secret that requests must bring; none where absent.
-    #[serde(skip_serializing)]
-    pub api_key: Option<ApiKey>,
+    /// One or two secrets of which a request must bring one; none where absent.
+    #[serde(skip_serializing, deserialize_with = "one_or_more")]
+    pub read_keys: Vec<ApiKey>,
+    /// A file with one or two such secrets, one a line.
+    pub read_keys_file: Option<PathBuf>,
+    /// One or two secrets for the routes that change the server, which do not exist without.
+    #[serde(skip_serializing, deserialize_with = "one_or_more")]
+    pub admin_keys: Vec<ApiKey>,
+    /// A file with one or two such secrets, one a line.
+    pub admin_keys_file: Option<PathBuf>,
+    /// Whether an address that other machines reach may be listened on without read keys.
+    pub allow_anonymous: bool,
+    /// PEM file of the certificate and its chain; with it the server speaks TLS only.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file of the certificate's private key.
+    pub tls_key: Option<PathBuf>,
+    /// Connections open at the same time; further ones are closed at once.
+    pub max_connections: usize,
     /// Streams open at the same time.
     pub max_streams: usize,
     /// Single batches and validations worked on at the same time.
     pub max_batch_requests: usize,
+    /// Work that the open streams and batches of one key may ask for: patch voxels x attempts x batch size, summed.
+    pub max_voxels_per_key: u64,
+    /// Seconds that a client gets to send a request's body.
+    pub body_seconds: u64,
     /// Seconds after which a heartbeat is sent while a batch is not ready.
     pub heartbeat_seconds: u64,
+    /// Seconds that a client may take nothing of what it is sent: a trainer that validates reads nothing meanwhile.
+    pub stall_seconds: u64,
     /// Seconds that open streams get to end after a shutdown was asked for.
     pub drain_seconds: u64,
     /// Seconds after which a stream ends with `rebalance`, so that new replicas receive load; never where absent.
@@ -68,10 +72,21 @@ impl Default for ServerConfig {
         Self {
             bind: SocketAddr::from(([127, 0, 0, 1], 8080)),
             allowed_hosts: Vec::new(),
-            api_key: None,
+            read_keys: Vec::new(),
+            read_keys_file: None,
+            admin_keys: Vec::new(),
+            admin_keys_file: None,
+            allow_anonymous: false,
+            tls_certificate: None,
+            tls_key: None,
+            max_connections: 16_384,
             max_streams: 16,
             max_batch_requests: 4,
+            // 96^3 voxels, four attempts, batches of two: 2400 streams.
+            max_voxels_per_key: 1 << 34,
+            body_seconds: 30,
             heartbeat_seconds: 15,
+            stall_seconds: 1800,
             drain_seconds: 20,
             max_stream_age_seconds: None,
             retry_after_seconds: 2,
@@ -82,47 +97,44 @@ impl Default for ServerConfig {
 impl ServerConfig {
     /// Tells what is wrong with the settings, naming the key, or nothing.
     pub fn refusal(&self) -> Option<String> {
-        let range = |key: &str, ok: bool, expected: &str, got: u64| {
-            (!ok).then(|| format!("server.{key}: expected {expected}, got {got}"))
-        };
-        let streams = self.max_streams as u64;
-        let batches = self.max_batch_requests as u64;
         let age = self.max_stream_age_seconds.unwrap_or(1);
-        range("max_streams", (1..=4096).contains(&streams), "1 to 4096", streams)
-            .or_else(|| range("max_batch_requests", (1..=256).contains(&batches), "1 to 256", batches))
-            .or_else(|| {
-                let seconds = self.heartbeat_seconds;
-                range("heartbeat_seconds", (1..=300).contains(&seconds), "1 to 300", seconds)
-            })
-            .or_else(|| {
-                range(
-                    "drain_seconds",
-                    self.drain_seconds <= 3600,
-                    "0 to 3600",
-                    self.drain_seconds,
-                )
-            })
-            .or_else(|| range("max_stream_age_seconds", age > 0, "at least 1, or absent", age))
-            .or_else(|| {
-                let is_empty = self.api_key.as_ref().is_some_and(ApiKey::is_empty);
-                is_empty.then(|| "server.api_key: expected a secret or no key at all, got an empty text".into())
-            })
+        let ranges = [
+            ("max_connections", 16, 1 << 20, self.max_connections as u64),
+            ("max_streams", 1, 4096, self.max_streams as u64),
+            ("max_batch_requests", 1, 256, self.max_batch_requests as u64),
+            ("max_voxels_per_key", 1 << 12, 1 << 62, self.max_voxels_per_key),
+            ("body_seconds", 1, 300, self.body_seconds),
+            ("heartbeat_seconds", 1, 300, self.heartbeat_seconds),
+            ("stall_seconds", 1, 86_400, self.stall_seconds),
+            ("drain_seconds", 0, 3600, self.drain_seconds),
+            ("max_stream_age_seconds", 1, u64::MAX, age),
+        ];
+        ranges
+            .into_iter()
+            .find(|(_, least, most, got)| !(least..=most).contains(&got))
+            .map(|(key, least, most, got)| format!("server.{key}: expected {least} to {most}, got {got}"))
+            .or_else(|| self.refused_pair())
+            .or_else(|| Keys::refusal(self))
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    fn refused_pair(&self) -> Option<String> {
+        match (&self.tls_certificate, &self.tls_key) {
+            (Some(_), None) => Some("server.tls_key: expected a file beside server.tls_certificate, got none".into()),
+            (None, Some(_)) => Some("server.tls_certificate: expected a file beside server.tls_key, got none".into()),
+            _ => None,
+        }
+    }
 
-    #[test]
-    fn a_key_never_leaves_through_debug_or_serialize() {
-        let config = ServerConfig {
-            api_key: Some(ApiKey::new("hunter22\n")),
-            ..ServerConfig::default()
-        };
-        assert!(!format!("{config:?}").contains("hunter22"));
-        assert!(!serde_json::to_string(&config).unwrap().contains("hunter22"));
-        let key = config.api_key.unwrap();
-        assert!(key.matches(b"hunter22") && !key.matches(b"hunter2") && !key.matches(b""));
+    /// Tells why the address must not be listened on with these settings, or nothing.
+    pub fn exposure(&self) -> Option<String> {
+        let has_key = !self.read_keys.is_empty() || self.read_keys_file.is_some();
+        let is_safe = self.bind.ip().is_loopback() || has_key || self.allow_anonymous;
+        (!is_safe).then(|| {
+            format!(
+                "server.bind: other machines reach {}, and there is no read key: set server.read_keys or \
+                 server.read_keys_file, or server.allow_anonymous = true",
+                self.bind
+            )
+        })
     }
 }

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures_util::stream::{Stream, unfold};
 use metrics::gauge;
 use serde::Serialize;
@@ -18,11 +17,16 @@ use tokio::sync::mpsc::{Receiver, channel};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 
-use super::app::{Shared, on_thread, spawn};
-use super::body::{self, StreamRequest};
+use super::app::{App, Shared, on_thread, spawn};
+use super::body::{self, StreamRequest, WholeBody};
+use super::budget::{Share, batch_voxels};
+use super::keys::Caller;
 use super::problem::Problem;
 use super::producer::{Item, Producer};
 use super::settings::FRAMES_IN_FLIGHT;
+use crate::digest::Digest;
+use crate::stream::delivery::Delivery;
+use crate::stream::recipe::Recipe;
 use crate::stream::{Leave, Resolved};
 use crate::telemetry::metrics::STREAMS_OPEN;
 use crate::volume::HuWindow;
@@ -35,25 +39,16 @@ use crate::wire::{MEDIA_TYPE, limits};
 #[utoipa::path(
     post,
     path = "/v1/stream",
-    request_body(content = super::openapi::StreamRequestDocument, description = "both parts may be absent"),
     responses(
         (status = 200, description = "frames, see docs/wire.md", content_type = "application/vnd.freetumor.stream"),
-        (status = 400, description = "the body is not JSON", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "the cursor belongs to another stream, or held-out cases were trained on",
-            body = Problem, content_type = "application/problem+json"),
-        (status = 410, description = "the cursor's models are no longer held", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 413, description = "the body is over 1 MiB", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "a field is unknown or outside its range", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 429, description = "too many streams are open", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 503, description = "the server is shutting down", body = Problem,
-            content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn open(State(app): State<Shared>, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
-    let request = body::parse(body, &app.default_recipe)?;
+pub(super) async fn open(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    WholeBody(body): WholeBody,
+) -> Result<Response, Problem> {
+    let request = body::parse(&body, &app.default_recipe)?;
     let slot = Slot::new(app.admit_stream()?);
     let (frames, receiver) = channel(FRAMES_IN_FLIGHT);
     let (opened, is_open) = oneshot::channel();
@@ -62,19 +57,12 @@ pub(super) async fn open(State(app): State<Shared>, body: Result<Bytes, BytesRej
     let heartbeat = Duration::from_secs(app.config.heartbeat_seconds);
     let thread_slot = slot.clone();
     spawn(&name, move || {
-        let ends_at = app
-            .config
-            .max_stream_age_seconds
-            .map(|age| Instant::now() + Duration::from_secs(age));
-        let StreamRequest { recipe, delivery } = request;
-        let producer = app.service.resolve(recipe).map_err(Problem::from).and_then(|resolved| {
-            Producer::open(&*app.service, &resolved, &delivery, app.draining.subscribe(), ends_at)
-        });
-        match producer {
-            Ok(producer) => {
+        match produce(&app, caller, request) {
+            Ok((producer, share)) => {
                 if opened.send(Ok(producer.leave())).is_ok() {
                     producer.run(&frames);
                 }
+                drop(share);
             }
             // A client that left before its refusal is not an error.
             Err(problem) => drop(opened.send(Err(problem))),
@@ -102,6 +90,28 @@ pub(super) async fn open(State(app): State<Shared>, body: Result<Bytes, BytesRej
     );
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
+}
+
+/// Opens the service's stream, within the caller's budget.
+fn produce(app: &App, caller: Caller, request: StreamRequest) -> Result<(Producer, Share), Problem> {
+    let age = app.config.max_stream_age_seconds.map(Duration::from_secs);
+    let ends_at = age.map(|age| Instant::now() + age);
+    let StreamRequest { mut recipe, delivery } = request;
+    name_models(app, &mut recipe, &delivery);
+    let resolved = app.service.resolve(recipe)?;
+    limits::check(&delivery, resolved.patch)?;
+    let share = app.take_budget(caller, batch_voxels(&resolved, &delivery))?;
+    let producer = Producer::open(&*app.service, &resolved, &delivery, app.draining.subscribe(), ends_at)?;
+    Ok((producer, share))
+}
+
+/// A cursor goes on with the models that it was made with, whichever are active now.
+fn name_models(app: &App, recipe: &mut Recipe, delivery: &Delivery) {
+    let bundle = delivery.cursor.as_ref().map(|cursor| cursor.bundle);
+    let named = bundle.filter(|bundle| *bundle != Digest::default() && app.service.shelf().is_some());
+    if let (Some(bundle), None) = (named, &recipe.bundle) {
+        recipe.bundle = Some(bundle.to_string());
+    }
 }
 
 /// A place among the open streams, held by the stream's thread and by its connection until both are done.
@@ -191,25 +201,21 @@ struct Validated {
     /// Bytes that the server holds for one such stream at most, beside the patches of its window: frames waiting for
     /// the client and one being made.
     stream_bytes: u64,
+    /// What one such stream takes of its key's `server.max_voxels_per_key`.
+    batch_voxels: u64,
 }
 
 /// Checks a recipe and a delivery without streaming: canonical form, hash, epoch, feasible cases, memory.
 #[utoipa::path(
     post,
     path = "/v1/recipes/validate",
-    request_body(content = super::openapi::StreamRequestDocument, description = "both parts may be absent"),
     responses(
         (status = 200, description = "the resolved recipe with its hash, epoch length, feasible cases by pool and \
             organ, shortfall and memory", content_type = "application/json"),
-        (status = 422, description = "a field is unknown or outside its range", body = Problem,
-            content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn validate(
-    State(app): State<Shared>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Problem> {
-    let StreamRequest { recipe, delivery } = body::parse(body, &app.default_recipe)?;
+pub(super) async fn validate(State(app): State<Shared>, WholeBody(body): WholeBody) -> Result<Response, Problem> {
+    let StreamRequest { recipe, delivery } = body::parse(&body, &app.default_recipe)?;
     let permit = app.admit_batch()?;
     let validated = on_thread("validate", move || {
         let _permit = permit;
@@ -218,6 +224,7 @@ pub(super) async fn validate(
         let encoding = Encoding::of(&delivery, HuWindow::default());
         let batch_bytes = limits::batch_bytes(delivery.batch_size, resolved.patch, &encoding);
         Ok(Validated {
+            batch_voxels: batch_voxels(&resolved, &delivery),
             resolved: Arc::unwrap_or_clone(resolved),
             batch_bytes,
             // The encoder holds the tensors and the frame at once.

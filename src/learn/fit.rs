@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
+use metrics::gauge;
 
 use super::LearnError;
 use super::validation::{Keep, ValidationSettings, Watch};
@@ -13,6 +14,7 @@ use crate::checkpoint::{Precision, Weights, read_weights, weights_bytes, write_a
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::store::Cases;
+use crate::telemetry::metrics::TRAINING_LOSS;
 
 /// What a step measured, by name.
 pub type Metrics = BTreeMap<String, f64>;
@@ -169,6 +171,9 @@ pub fn fit(
             validate(trainee, &mut watch, settings, (done, &mut metrics))?;
         }
         log_step(&mut log, done, &metrics)?;
+        if let Some(loss) = metrics.get("loss").or_else(|| metrics.get("generator_loss")) {
+            gauge!(TRAINING_LOSS, "stage" => settings.stage).set(*loss);
+        }
         progress.on_step(settings.stage, done, settings.steps, &metrics);
         let is_last = done == settings.steps || watch.is_over(settings.validation);
         let stop = progress.should_stop() && !is_last;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Tensor;
+use metrics::gauge;
 use serde::Serialize;
 
 use super::cubes::side_of;
@@ -14,6 +15,7 @@ use crate::checkpoint::{
 use crate::evaluate::{Examination, HeldOut, HeldOutSettings, score_held_out};
 use crate::nn::{Adapter, VoxelClassifier};
 use crate::store::Cases;
+use crate::telemetry::metrics::TRAINING_DICE;
 use crate::volume::SizeClass;
 
 /// Refuses a number that is not finite.
@@ -87,11 +89,17 @@ pub(super) fn metrics<const N: usize>(entries: [(&str, f64); N]) -> Metrics {
     BTreeMap::from(entries.map(|(name, value)| (name.to_string(), value)))
 }
 
-/// Returns the mean Dice of each class by name.
+/// Returns the mean Dice of each class by name, and shows it to who scrapes the metrics.
 pub(super) fn dice_metrics(scores: &HeldOut) -> Metrics {
-    let classes = scores.classes.iter();
-    classes
-        .filter_map(|(name, score)| Some((format!("dice_{name}"), score.dice?)))
+    let scored = scores
+        .classes
+        .iter()
+        .filter_map(|(name, score)| Some((name, score.dice?)));
+    scored
+        .map(|(name, dice)| {
+            gauge!(TRAINING_DICE, "class" => name.clone()).set(dice);
+            (format!("dice_{name}"), dice)
+        })
         .collect()
 }
 

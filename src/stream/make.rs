@@ -21,6 +21,7 @@ use crate::synth::{
     Analytic, Cancelled, Conditional, Engine, Graft, GridBridge, LesionCube, PlantRequest, Planted, SynthError,
     Synthesizer, SynthesizerKind, TransplantRequest, compose, plant, realised_hu, transplant,
 };
+use crate::telemetry::metrics::Stage;
 use crate::volume::{IGNORE, Region};
 
 /// The attempt number under which a real patch is drawn in the place of a host that never passed.
@@ -189,7 +190,7 @@ impl Maker {
         let prepared = &order.prepared;
         let seed = prepared.resolved.recipe.seed;
         let key = [seed, order.index, attempt];
-        let Some((planted, graft)) = self.plant(prepared, draw, key)? else {
+        let Some((planted, graft)) = Stage::Lesion.time(|| self.plant(prepared, draw, key))? else {
             return Ok(());
         };
         trials.placed += 1;

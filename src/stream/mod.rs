@@ -16,6 +16,7 @@ mod resolve;
 mod scene;
 mod scheduler;
 mod service;
+mod shelf;
 mod stats;
 mod window;
 
@@ -36,6 +37,7 @@ use recipe::{Recipe, RecipeError};
 pub use fair::Weights;
 pub use leak::{held_out_cases, seen_cases};
 pub use service::{StartError, StreamConfig, Streams};
+pub use shelf::{ModelEntry, ModelSource, ModelState, ModelsError, Shelf, ShelfParts, WarmUp};
 pub use stats::{BinCounts, StatsSnapshot, StreamStats};
 
 /// A recipe with every absent field filled in from the store, ready to be streamed.
@@ -151,6 +153,11 @@ pub trait PatchService: Send + Sync {
 
     /// Tells why no stream can be served any more, such as a device that is gone; nothing while all is well.
     fn failure(&self) -> Option<String> {
+        None
+    }
+
+    /// Returns where models are loaded and exchanged, if this service holds several bundles.
+    fn shelf(&self) -> Option<&Shelf> {
         None
     }
 }

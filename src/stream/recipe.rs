@@ -50,6 +50,10 @@ pub struct Selection {
 pub struct Recipe {
     /// The seed of every random choice.
     pub seed: u64,
+    /// The models, by name or hash as `GET /v1/models` lists them; absent: the active ones. A coordinate of its own: it is
+    /// not part of the hash, and the resolved recipe carries it beside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<String>,
     /// What synthesizes lesions; absent: `conditional` where the models hold a generator, else `analytic`.
     pub synthesizer: Option<SynthesizerKind>,
     /// Which cases may appear.
@@ -93,6 +97,7 @@ impl Default for Recipe {
         use {ContrastBin as C, SizeClass as S};
         Self {
             seed: 0,
+            bundle: None,
             synthesizer: None,
             select: Selection::default(),
             pools: None,

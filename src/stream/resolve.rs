@@ -49,6 +49,7 @@ pub(super) fn resolve(
     mut recipe: Recipe,
 ) -> Result<Prepared, StreamError> {
     recipe.validate()?;
+    check_named(bundle, recipe.bundle.take())?;
     let plan = cases.plan();
     let organs = requested_organs(cases, &recipe)?;
     let allowed = allowed_cases(cases, &recipe)?;
@@ -110,6 +111,17 @@ pub(super) fn resolve(
         donors,
         real_cases,
     })
+}
+
+/// Refuses a recipe that names other models than these.
+fn check_named(bundle: Option<&Bundle>, named: Option<String>) -> Result<(), StreamError> {
+    match named {
+        Some(named) if bundle.is_none_or(|bundle| bundle.hash.to_string() != named) => {
+            let named: String = named.chars().take(80).collect();
+            infeasible("bundle", format!("no models {named:?} are held"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Returns the organs with a share, refusing those that the label map or the store does not know.

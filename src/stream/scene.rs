@@ -10,6 +10,7 @@ use crate::rng::{Purpose, Rng};
 use crate::sampler::{Change, Grain, Warp};
 use crate::store::{CaseRecord, Cases, Crop};
 use crate::synth::{LESION_FROM, Planted};
+use crate::telemetry::metrics::Stage;
 use crate::volume::{IGNORE, LabelMap, Region, Shape};
 
 /// A painted lesion, ready to be pasted.
@@ -88,8 +89,8 @@ pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, 
     };
     let record = &cases.records()[scene.case];
     let labels = &cases.plan().labels;
-    let crop = cases
-        .read(scene.case, region)
+    let crop = Stage::Read
+        .time(|| cases.read(scene.case, region))
         .map_err(|error| failed(error.to_string()))?;
     let label = wire_labels(record, labels, &crop).map_err(failed)?;
     let shape = crop.image.dim();
@@ -109,7 +110,7 @@ pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, 
     doubt(&mut patch, scene, region);
     patch.meta.affine = record.grid.affine.shifted(patch.meta.region.start);
     if let (Some(warp), Some(healthy)) = (&scene.warp, healthy) {
-        warp_patch(&mut patch, warp, &healthy);
+        Stage::Augment.time(|| warp_patch(&mut patch, warp, &healthy));
         if let Some(painted) = painted {
             label_lesion(&mut patch, painted.tumour_id);
         }
@@ -118,13 +119,20 @@ pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, 
     let centre_hu = f64::from(window.low + window.high) / 2.0;
     let mut rng = Rng::keyed(recipe.seed, patch.meta.index, 0, Purpose::Augment);
     let change = Change::draw(&recipe.augment, size, centre_hu, &mut rng);
-    augment(&mut patch, &change, painted.is_some());
+    Stage::Augment.time(|| {
+        augment(&mut patch, &change, painted.is_some());
+        roughen(&mut patch, recipe);
+    });
+    Ok(patch)
+}
+
+/// Changes sharpness and noise, of image and source alike.
+fn roughen(patch: &mut StreamedPatch, recipe: &Recipe) {
     let rng = Rng::keyed(recipe.seed, patch.meta.index, 1, Purpose::Augment);
     if let Some(grain) = Grain::draw(&recipe.augment, rng) {
         grain.apply(&mut patch.image);
         grain.apply(&mut patch.source);
     }
-    Ok(patch)
 }
 
 /// Turns into *ignore* what the recipe does not take for healthy in an unlabelled host; `region` is the box that was read.

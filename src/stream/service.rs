@@ -204,6 +204,11 @@ impl Streams {
         }))
     }
 
+    /// Returns the models, if there are any.
+    pub fn bundle(&self) -> Option<&Bundle> {
+        self.maker.bundle.as_deref()
+    }
+
     /// Returns the running counts of all streams.
     pub fn stats(&self) -> &StreamStats {
         &self.maker.stats

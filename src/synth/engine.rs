@@ -16,7 +16,7 @@ use crate::checkpoint::Bundle;
 use crate::nn::Condition;
 use crate::panic::panic_text;
 use crate::rng::{Purpose, Rng};
-use crate::telemetry::metrics::DEVICE_MEMORY_BYTES;
+use crate::telemetry::metrics::{DEVICE_MEMORY_BYTES, Stage};
 use crate::volume::HuWindow;
 
 /// What critic and discriminator say of a cube.
@@ -175,11 +175,13 @@ fn report_memory(device: &Device) {
 
 fn answer(bundle: &Bundle, device: &Device, task: Task) -> Result<Answer, SynthError> {
     match task {
-        Task::Paint(cube) => paint(bundle, device, &cube).map(Answer::Residual),
-        Task::Judge(images) => Ok(Answer::Judgement(judge(bundle, device, &images))),
+        Task::Paint(cube) => Stage::Synthesize
+            .time(|| paint(bundle, device, &cube))
+            .map(Answer::Residual),
+        Task::Judge(images) => Ok(Answer::Judgement(Stage::Gate.time(|| judge(bundle, device, &images)))),
         Task::Look(image) => {
-            let seen = normalised(&image, bundle.plan.window_hu, device);
-            Ok(Answer::Classes(classes(bundle, seen, image.dim())))
+            let look = || classes(bundle, normalised(&image, bundle.plan.window_hu, device), image.dim());
+            Ok(Answer::Classes(Stage::Look.time(look)))
         }
     }
 }

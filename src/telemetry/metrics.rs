@@ -38,6 +38,20 @@ pub const SENT_BYTES_TOTAL: &str = "freetumor_sent_bytes_total";
 pub const HTTP_REQUESTS_TOTAL: &str = "freetumor_http_requests_total";
 /// Requests refused because too many were open, by `route`.
 pub const REFUSED_TOTAL: &str = "freetumor_refused_total";
+/// Seconds to the first byte of an answer, by `route`.
+pub const HTTP_REQUEST_SECONDS: &str = "freetumor_http_request_seconds";
+/// Connections open now.
+pub const CONNECTIONS_OPEN: &str = "freetumor_connections_open";
+/// Connections closed before a request, by `reason`: `limit` or `handshake`.
+pub const CONNECTIONS_REFUSED_TOTAL: &str = "freetumor_connections_refused_total";
+/// Always 1; the code's `version` and `revision`.
+pub const BUILD_INFO: &str = "freetumor_build_info";
+/// Always 1; hashes of models and store behind the default recipe, and the class of its numerics.
+pub const MODELS_INFO: &str = "freetumor_models_info";
+/// A training's loss at its last report, by `stage`.
+pub const TRAINING_LOSS: &str = "freetumor_training_loss";
+/// A training's mean Dice score on held-out cases at its last validation, by `class`.
+pub const TRAINING_DICE: &str = "freetumor_training_dice";
 /// Seconds spent in a stage of the work, by `stage`.
 pub const STAGE_SECONDS: &str = "freetumor_stage_seconds";
 
@@ -52,6 +66,8 @@ pub enum Stage {
     Synthesize,
     /// The gate's critic, on the device.
     Gate,
+    /// The critic's look at an untouched host, on the device.
+    Look,
     /// Augmentation.
     Augment,
     /// A stream waiting for its next batch.
@@ -70,6 +86,7 @@ impl Stage {
             Self::Lesion => "lesion",
             Self::Synthesize => "synthesize",
             Self::Gate => "gate",
+            Self::Look => "look",
             Self::Augment => "augment",
             Self::WaitForBatch => "wait_for_batch",
             Self::Encode => "encode",
@@ -86,8 +103,8 @@ impl Stage {
     }
 }
 
-/// Upper bounds of [`STAGE_SECONDS`]: from a memory-mapped read to a slow batch on a CPU.
-const STAGE_BUCKETS: [f64; 12] = [0.0005, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+/// Upper bounds of [`STAGE_SECONDS`] and [`HTTP_REQUEST_SECONDS`]: from a memory-mapped read to a slow batch on a CPU.
+const SECONDS_BUCKETS: [f64; 12] = [0.0005, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
 /// What a metric counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,94 +117,134 @@ pub enum MetricKind {
     Histogram,
 }
 
-/// Every metric with its kind, labels and meaning; the documentation's table is made from it.
-pub const METRICS: [(&str, MetricKind, &[&str], &str); 17] = {
-    use MetricKind::{Counter, Gauge, Histogram};
-    [
-        (
-            PATCHES_TOTAL,
-            Counter,
-            &["outcome", "pool", "organ", "size", "contrast"],
-            "patches sent",
-        ),
-        (PATCHES_FAILED_TOTAL, Counter, &[], "patches that could not be made"),
-        (
-            PATCHES_REUSED_TOTAL,
-            Counter,
-            &[],
-            "patches sent that had been made for another stream of the same recipe",
-        ),
-        (
-            ATTEMPTS_TOTAL,
-            Counter,
-            &["organ"],
-            "synthesis attempts behind the patches sent",
-        ),
-        (
-            GATE_ACCEPTED_TOTAL,
-            Counter,
-            &["organ", "size", "contrast"],
-            "lesions that passed the gate",
-        ),
-        (
-            GATE_REJECTED_TOTAL,
-            Counter,
-            &["organ"],
-            "attempts that the gate refused",
-        ),
-        (
-            HOST_SUSPECT_TOTAL,
-            Counter,
-            &["organ"],
-            "attempts on a place that the critic already called tumour",
-        ),
-        (
-            IGNORED_VOXELS_TOTAL,
-            Counter,
-            &["organ"],
-            "voxels of unlabelled hosts that may hide a tumour and were sent as ignore",
-        ),
-        (
-            UNPLACEABLE_TOTAL,
-            Counter,
-            &["organ"],
-            "patches whose organ had no place for the lesion",
-        ),
-        (
-            BORDERLINE_TOTAL,
-            Counter,
-            &[],
-            "patches that another numerics class might decide otherwise",
-        ),
-        (
-            DEVICE_MEMORY_BYTES,
-            Gauge,
-            &["kind"],
-            "bytes of a GPU's memory in use by tensors, and reserved",
-        ),
-        (STREAMS_OPEN, Gauge, &[], "streams open now"),
-        (STREAMS_ENDED_TOTAL, Counter, &["reason"], "streams ended"),
-        (SENT_BYTES_TOTAL, Counter, &[], "bytes handed to connections"),
-        (
-            HTTP_REQUESTS_TOTAL,
-            Counter,
-            &["route", "method", "status"],
-            "requests answered",
-        ),
-        (
-            REFUSED_TOTAL,
-            Counter,
-            &["route"],
-            "requests refused because too many were open",
-        ),
-        (
-            STAGE_SECONDS,
-            Histogram,
-            &["stage"],
-            "seconds spent in a stage of the work",
-        ),
-    ]
-};
+/// A metric's declaration.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// What it counts.
+    pub kind: MetricKind,
+    /// In what.
+    pub unit: Unit,
+    /// Its labels, each with few values that no client chooses.
+    pub labels: &'static [&'static str],
+    /// Its meaning.
+    pub help: &'static str,
+}
+
+impl Metric {
+    const fn new(name: &'static str, kind: MetricKind, labels: &'static [&'static str], help: &'static str) -> Self {
+        Self {
+            name,
+            kind,
+            unit: Unit::Count,
+            labels,
+            help,
+        }
+    }
+
+    const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Self {
+        Self::new(name, MetricKind::Counter, labels, help)
+    }
+
+    const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Self {
+        Self::new(name, MetricKind::Gauge, labels, help)
+    }
+
+    const fn seconds(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Self {
+        Self::new(name, MetricKind::Histogram, labels, help).measured_in(Unit::Seconds)
+    }
+
+    const fn measured_in(mut self, unit: Unit) -> Self {
+        self.unit = unit;
+        self
+    }
+}
+
+/// Every metric; the documentation's table is made from it.
+pub const METRICS: &[Metric] = &[
+    Metric::counter(
+        PATCHES_TOTAL,
+        &["outcome", "pool", "organ", "size", "contrast"],
+        "patches sent",
+    ),
+    Metric::counter(PATCHES_FAILED_TOTAL, &[], "patches that could not be made"),
+    Metric::counter(
+        PATCHES_REUSED_TOTAL,
+        &[],
+        "patches sent that had been made for another stream of the same recipe",
+    ),
+    Metric::counter(ATTEMPTS_TOTAL, &["organ"], "synthesis attempts behind the patches sent"),
+    Metric::counter(
+        GATE_ACCEPTED_TOTAL,
+        &["organ", "size", "contrast"],
+        "lesions that passed the gate",
+    ),
+    Metric::counter(
+        GATE_REJECTED_TOTAL,
+        &["organ", "size"],
+        "attempts that the gate refused",
+    ),
+    Metric::counter(
+        HOST_SUSPECT_TOTAL,
+        &["organ"],
+        "attempts on a place that the critic already called tumour",
+    ),
+    Metric::counter(
+        IGNORED_VOXELS_TOTAL,
+        &["organ"],
+        "voxels of unlabelled hosts that may hide a tumour and were sent as ignore",
+    ),
+    Metric::counter(
+        UNPLACEABLE_TOTAL,
+        &["organ"],
+        "patches whose organ had no place for the lesion",
+    ),
+    Metric::counter(
+        BORDERLINE_TOTAL,
+        &[],
+        "patches that another numerics class might decide otherwise",
+    ),
+    Metric::gauge(
+        DEVICE_MEMORY_BYTES,
+        &["kind"],
+        "bytes of a GPU's memory in use by tensors, and reserved",
+    )
+    .measured_in(Unit::Bytes),
+    Metric::gauge(STREAMS_OPEN, &[], "streams open now"),
+    Metric::counter(STREAMS_ENDED_TOTAL, &["reason"], "streams ended"),
+    Metric::counter(SENT_BYTES_TOTAL, &[], "bytes handed to connections").measured_in(Unit::Bytes),
+    Metric::counter(HTTP_REQUESTS_TOTAL, &["route", "method", "status"], "requests answered"),
+    Metric::seconds(
+        HTTP_REQUEST_SECONDS,
+        &["route"],
+        "seconds to the first byte of an answer",
+    ),
+    Metric::counter(
+        REFUSED_TOTAL,
+        &["route"],
+        "requests refused because too many were open, or too much work",
+    ),
+    Metric::gauge(CONNECTIONS_OPEN, &[], "connections open now"),
+    Metric::counter(
+        CONNECTIONS_REFUSED_TOTAL,
+        &["reason"],
+        "connections closed before a request: no place, or no TLS handshake",
+    ),
+    Metric::seconds(STAGE_SECONDS, &["stage"], "seconds spent in a stage of the work"),
+    Metric::gauge(BUILD_INFO, &["version", "revision"], "the code that serves; always 1"),
+    Metric::gauge(
+        MODELS_INFO,
+        &["bundle", "snapshot", "numerics"],
+        "models and store behind the default recipe; always 1",
+    ),
+    Metric::gauge(TRAINING_LOSS, &["stage"], "a training's loss at its last report"),
+    Metric::gauge(
+        TRAINING_DICE,
+        &["class"],
+        "a training's mean Dice score on held-out cases at its last validation",
+    ),
+];
 
 /// Installs the process's recorder, once, and returns what renders it.
 pub fn install() -> PrometheusHandle {
@@ -195,7 +252,7 @@ pub fn install() -> PrometheusHandle {
     HANDLE
         .get_or_init(|| {
             let recorder = PrometheusBuilder::new()
-                .set_buckets_for_metric(Matcher::Full(STAGE_SECONDS.into()), &STAGE_BUCKETS)
+                .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS_BUCKETS)
                 .expect("the buckets are not empty")
                 .build_recorder();
             let handle = recorder.handle();
@@ -209,11 +266,14 @@ pub fn install() -> PrometheusHandle {
 }
 
 fn describe() {
-    for (name, kind, _, text) in METRICS {
+    for Metric {
+        name, kind, unit, help, ..
+    } in METRICS.iter().copied()
+    {
         match kind {
-            MetricKind::Counter => describe_counter!(name, text),
-            MetricKind::Gauge => describe_gauge!(name, text),
-            MetricKind::Histogram => describe_histogram!(name, Unit::Seconds, text),
+            MetricKind::Counter => describe_counter!(name, unit, help),
+            MetricKind::Gauge => describe_gauge!(name, unit, help),
+            MetricKind::Histogram => describe_histogram!(name, unit, help),
         }
     }
 }
@@ -223,14 +283,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_unique_and_ours() {
-        let mut names: Vec<_> = METRICS.iter().map(|metric| metric.0).collect();
+    fn names_are_unique_and_follow_the_rules() {
+        let mut names: Vec<_> = METRICS.iter().map(|metric| metric.name).collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), METRICS.len());
-        assert!(names.iter().all(|name| name.starts_with("freetumor_")));
-        for (name, kind, ..) in METRICS {
+        for Metric { name, kind, unit, .. } in METRICS.iter().copied() {
+            assert!(name.starts_with("freetumor_"), "{name}");
             assert_eq!(kind == MetricKind::Counter, name.ends_with("_total"), "{name}");
+            let base = name.trim_end_matches("_total");
+            assert_eq!(unit == Unit::Seconds, base.ends_with("_seconds"), "{name}");
+            assert_eq!(unit == Unit::Bytes, base.ends_with("_bytes"), "{name}");
         }
     }
 
