@@ -7,6 +7,7 @@ use ndarray::Array3;
 use super::judge::{Trial, judge};
 use super::negatives::{Look, LookError, UnlabelledNegatives, unsearched};
 use super::patch::{GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
+use super::planting::Lesion;
 use super::recipe::Fallback;
 use super::resolve::Prepared;
 use super::scene::{Painted, Scene, assemble, crop_around, draw_warp, read_box};
@@ -18,8 +19,8 @@ use crate::sampler::{Centre, Draw, Pool, draw_contrast_hu};
 use crate::store::{Cases, StoreError};
 use crate::synth::gate::Verdict;
 use crate::synth::{
-    Analytic, Cancelled, Conditional, Engine, Graft, GridBridge, LesionCube, PlantRequest, Planted, SynthError,
-    Synthesizer, SynthesizerKind, TransplantRequest, compose, plant, realised_hu, transplant,
+    Analytic, Cancelled, Conditional, Engine, GridBridge, LesionCube, SynthError, Synthesizer, SynthesizerKind,
+    compose, realised_hu,
 };
 use crate::telemetry::metrics::Stage;
 use crate::volume::{IGNORE, Region};
@@ -42,9 +43,6 @@ pub(super) struct Order {
     pub(super) on_failed: OnFailed,
     pub(super) cancelled: Cancelled,
 }
-
-/// A lesion with a place; a real one brings what it changes.
-type Lesion = (Planted, Option<Graft>);
 
 /// A lesion that was painted, and what was thought of it.
 struct Attempt {
@@ -212,60 +210,6 @@ impl Maker {
             trials.chosen = Some(made);
         }
         Ok(())
-    }
-
-    /// Looks for a place for a drawn lesion, or for a real one; nothing where the host has none.
-    fn plant(&self, prepared: &Prepared, draw: &Draw, key: [u64; 3]) -> Result<Option<Lesion>, StoreError> {
-        if prepared.resolved.recipe.synthesizer == Some(SynthesizerKind::CopyPaste) {
-            return self.transplant(prepared, draw, key);
-        }
-        let organ = self.cases.records()[draw.case].organ(draw.organ.id);
-        let holds_mm = organ.map_or(0.0, |organ| f64::from(organ.holds_mm));
-        let Some(diameters_mm) = prepared.mix.diameters_mm(draw.size, holds_mm) else {
-            return Ok(None);
-        };
-        let planted = plant(&PlantRequest {
-            cases: &*self.cases,
-            case: draw.case,
-            organ: &draw.organ,
-            size: draw.size,
-            diameters_mm,
-            form: &prepared.resolved.recipe.lesion,
-            box_voxels: self.box_voxels(prepared, draw),
-            key,
-        })?;
-        Ok(planted.map(|planted| (planted, None)))
-    }
-
-    /// Puts a real tumour, of the drawn size where there are some, into the host.
-    fn transplant(&self, prepared: &Prepared, draw: &Draw, key: [u64; 3]) -> Result<Option<Lesion>, StoreError> {
-        let [seed, index, attempt] = key;
-        let mut rng = Rng::keyed(seed, index, attempt, Purpose::Pool);
-        let Some((case, tumour)) = prepared.donors.draw(&mut rng, draw.organ.tumour_id, draw.size) else {
-            return Ok(None);
-        };
-        let grafted = transplant(&TransplantRequest {
-            cases: &*self.cases,
-            donor: (case, &self.cases.records()[case].tumours[tumour]),
-            host: draw.case,
-            organ: &draw.organ,
-            form: &prepared.resolved.recipe.lesion,
-            box_voxels: self.box_voxels(prepared, draw),
-            key,
-        })?;
-        Ok(grafted.map(|(planted, graft)| (planted, Some(graft))))
-    }
-
-    /// Returns the box in which a lesion is looked at, in the store's voxels.
-    fn box_voxels(&self, prepared: &Prepared, draw: &Draw) -> [usize; 3] {
-        let bridge = self.bridge(prepared, draw);
-        bridge.map_or([prepared.cubes.of(draw.size); 3], |bridge| bridge.host_size())
-    }
-
-    /// Returns the way to the models' grid, where it is not the store's.
-    fn bridge(&self, prepared: &Prepared, draw: &Draw) -> Option<GridBridge> {
-        let store_mm = self.cases.plan().spacing_mm;
-        GridBridge::new(store_mm, prepared.models_mm, prepared.cubes.of(draw.size))
     }
 
     /// Paints a planted lesion and asks the gate.

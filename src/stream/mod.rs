@@ -11,6 +11,7 @@ mod make;
 pub mod negatives;
 mod open;
 pub mod patch;
+mod planting;
 pub mod recipe;
 mod resolve;
 mod scene;
