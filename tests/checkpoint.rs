@@ -142,10 +142,20 @@ fn a_bundle_loads_and_its_hash_follows_every_manifest() {
             .thresholds("kidney", SizeClass::Tiny, ContrastBin::Iso)
             .is_none()
     );
-    edit(folder.path(), Role::Generator, |json| {
-        json["cubes"] = serde_json::json!([16, 16, 16, 16])
-    });
-    assert_ne!(Bundle::load(folder.path(), &Device::flex()).unwrap().hash, bundle.hash);
+    // What the generator paints in one cube, the others cannot judge in another.
+    let narrow = |role| {
+        edit(folder.path(), role, |json| {
+            json["cubes"] = serde_json::json!([16, 16, 16, 16])
+        })
+    };
+    narrow(Role::Generator);
+    let error = Bundle::load(folder.path(), &Device::flex()).err().unwrap().to_string();
+    assert!(error.contains("cubes") && error.contains("[16, 16, 16, 16]"), "{error}");
+    narrow(Role::Critic);
+    narrow(Role::Discriminator);
+    let other = Bundle::load(folder.path(), &Device::flex()).unwrap();
+    assert_ne!(other.hash, bundle.hash);
+    assert_eq!((bundle.cubes.all(), other.cubes.all()), ([32, 48, 64, 96], [16; 4]));
 }
 
 #[test]

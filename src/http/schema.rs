@@ -37,9 +37,12 @@ fn schema(default: &Value, read: Read) -> Value {
     schema
 }
 
-/// Returns the schema of a field that may be null: the first kind of value that is read, or whose names are told.
+/// Returns the schema of a field that may be absent, and null where that is read: the first kind of value that is read, or whose names are told.
 fn absent(read: Read) -> Value {
     let nullable = |mut schema: Value| {
+        if read(Value::Null).is_err() {
+            return schema;
+        }
         schema["type"] = json!([schema["type"], "null"]);
         // Indexing would put a null there.
         if let Some(names) = schema.get_mut("enum").and_then(Value::as_array_mut) {
@@ -52,6 +55,7 @@ fn absent(read: Read) -> Value {
     }
     let tries = [
         (json!(true), json!({"type": "boolean"})),
+        (json!(0.5), json!({"type": "number"})),
         (json!(16), json!({"type": "integer", "minimum": 0})),
         (
             json!([16, 16, 16]),
@@ -144,6 +148,8 @@ mod tests {
         assert_eq!(field("organs")["additionalProperties"]["type"], "number");
         assert_eq!(field("gate")["properties"]["recall"]["type"], "number");
         assert!(field("select")["properties"]["hold_out_hashes"].is_object());
+        // What is left out while it is off is a number all the same.
+        assert_eq!(field("augment")["properties"]["blur"], json!({"type": "number"}));
         let delivery = schema_of::<Delivery>();
         let outputs = &delivery["properties"]["outputs"]["items"]["enum"];
         assert_eq!(*outputs, json!(["source", "soft_mask", "lesion_instance"]));

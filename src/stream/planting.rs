@@ -4,7 +4,7 @@ use super::make::Maker;
 use super::resolve::Prepared;
 use crate::rng::{Purpose, Rng};
 use crate::sampler::Draw;
-use crate::store::{Cases, StoreError};
+use crate::store::StoreError;
 use crate::synth::{Graft, GridBridge, PlantRequest, Planted, SynthesizerKind, TransplantRequest, plant, transplant};
 
 /// A lesion with a place; a real one brings what it changes.
