@@ -129,6 +129,11 @@ fn write(args: &Args, experiment: &Experiment, config: &crate::experiment::Exper
     let results = experiment.results();
     results.write(config, path)?;
     fs_err::write(path.with_extension("svg"), figures(results, config))?;
-    fs_err::write(path.with_extension("md"), page(results, config))?;
+    let picture = path.with_extension("svg");
+    let picture = picture.file_name().unwrap_or_default().to_string_lossy();
+    let head = format!(
+        "# Results of an experiment\n\nWritten by `freetumor experiment`.\n\n![Tumour DSC of the arms]({picture})\n\n"
+    );
+    fs_err::write(path.with_extension("md"), head + &page(results, config))?;
     Ok(())
 }

@@ -3,7 +3,18 @@
 use serde::{Deserialize, Serialize};
 
 use super::cursor::Cursor;
-pub use super::fair::Priority;
+
+/// What a stream is for: the class that decides its share of the threads and of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Priority {
+    /// A single batch that somebody waits for.
+    Preview,
+    /// A trainer's stream.
+    #[default]
+    Stream,
+    /// A training run inside this process.
+    Training,
+}
 
 /// How intensities are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]

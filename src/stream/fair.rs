@@ -10,17 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What a stream is for: the class that decides its share of the threads and of the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Priority {
-    /// A single batch that somebody waits for.
-    Preview,
-    /// A trainer's stream.
-    #[default]
-    Stream,
-    /// A training run inside this process.
-    Training,
-}
+use super::delivery::Priority;
 
 const CLASSES: usize = 3;
 

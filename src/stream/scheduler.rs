@@ -16,7 +16,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::course::Course;
-use super::fair::{Fair, Priority, Weights};
+use super::delivery::Priority;
+use super::fair::{Fair, Weights};
 use super::window::OrderedWindow;
 use crate::digest::Digest;
 use crate::synth::Cancelled;
