@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::augment::{Look, LookSettings};
@@ -12,17 +11,17 @@ use super::check::{MAX_CUBE_LEVELS, Section};
 use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
-use super::models::{check_finite, dice_metrics, held_out_scores, training_of, write_report};
+use super::learner::{Course, Learner};
+use super::models::{dice_metrics, held_out_scores, training_of, write_report};
 use super::validation::{ValidationSettings, Validator};
-use super::{LearnError, Optimizer, OptimizerSettings, Split};
+use super::{LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
-    Architecture, Calibration, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, collect_network,
-    fill_network, save_model,
+    Architecture, Calibration, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, fill_network,
+    save_model,
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
-use crate::kernel::ComputeDtype;
-use crate::nn::{Adapter, CubeSides, LossForm, Network, deep_supervision_loss};
+use crate::nn::{Adapter, CubeSides, LossForm, deep_supervision_loss};
 use crate::rng::{Purpose, Rng};
 use crate::sampler::Centre;
 use crate::store::CaseKind;
@@ -118,6 +117,14 @@ impl CriticConfig {
         section.held_out(&self.held_out, self.widths.len())
     }
 
+    fn course(&self) -> Course<'_> {
+        Course {
+            optimizer: &self.optimizer,
+            steps: self.steps,
+            seed: self.seed,
+        }
+    }
+
     fn architecture(&self, classes: usize) -> Architecture {
         architecture(self.network.as_ref(), &self.widths, classes)
     }
@@ -153,15 +160,7 @@ struct CriticTrainee<'a> {
     catalogue: Catalogue<'a>,
     labelled: Vec<usize>,
     plan: Plan,
-    /// With gradients.
-    device: Device,
-    net: Network,
-    optimizer: Optimizer,
-    validator: Validator<'a>,
-    /// Of the network, to score it without gradients.
-    architecture: Architecture,
-    dtype: ComputeDtype,
-    data_wait: Duration,
+    learner: Learner<'a>,
     last: Metrics,
 }
 
@@ -230,52 +229,34 @@ impl Trainee for CriticTrainee<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
         let began = Instant::now();
         let cubes = self.batch(step)?;
-        self.data_wait += began.elapsed();
-        let images = stack(cubes.iter().map(|cube| &cube.image), &self.device);
+        self.learner.waited += began.elapsed();
+        let images = stack(cubes.iter().map(|cube| &cube.image), &self.learner.device);
         let targets = targets(self.catalogue.cases, &cubes)?;
         let images = normalise(images, &self.plan.window_hu);
-        let loss = deep_supervision_loss(self.net.forward_deep(images), &targets, self.config.loss);
-        let value = f64::from(loss.clone().into_scalar::<f32>());
-        check_finite(step, "loss", value)?;
-        let rate = self.config.optimizer.rate(step, self.config.steps);
-        let (net, norm) = self.optimizer.step(self.net.clone(), &loss.backward(), rate);
-        check_finite(step, "gradient_norm", norm)?;
-        self.net = net;
-        self.last = Metrics::from([
-            ("loss".into(), value),
-            ("gradient_norm".into(), norm),
-            ("learning_rate".into(), rate),
-        ]);
+        let loss = deep_supervision_loss(self.learner.net.forward_deep(images), &targets, self.config.loss);
+        let measured = self.learner.learn(step, &loss)?;
+        self.last = measured;
         Ok(self.last.clone())
     }
 
     fn state(&self) -> Weights {
-        let mut state = self.optimizer.state("optimizer");
-        state.extend(
-            collect_network(&self.net)
-                .into_iter()
-                .map(|(name, w)| (format!("net/{name}"), w)),
-        );
-        state
+        self.learner.state()
     }
 
     fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
-        self.optimizer.restore("optimizer", &state, steps, &self.device);
-        self.net = fill_network(self.net.clone(), super::models::under(&state, "net/"))?;
-        Ok(())
+        self.learner.restore(&state, steps)
     }
 
     fn model(&self) -> Weights {
-        collect_network(&self.optimizer.averaged(self.net.clone()))
+        self.learner.model()
     }
 
     fn score(&self) -> Result<Option<f64>, LearnError> {
-        let net = fill_network(fresh(&self.architecture, &self.validator.device, 0), self.model())?;
-        self.validator.score(&net.with_compute_dtype(self.dtype))
+        self.learner.score()
     }
 
     fn data_wait(&self) -> Duration {
-        self.data_wait
+        self.learner.waited
     }
 }
 
@@ -298,19 +279,17 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     }
     let plan = job.cases.plan().clone();
     let architecture = config.architecture(plan.labels.class_count());
-    let device = job.device.clone().autodiff();
     let mut trainee = CriticTrainee {
         config,
         catalogue: Catalogue::new(job.cases, &labelled),
         labelled: labelled.clone(),
         plan: plan.clone(),
-        net: fresh(&architecture, &device, config.seed).with_compute_dtype(job.dtype),
-        optimizer: Optimizer::new(config.optimizer.clone()),
-        device,
-        validator: Validator::new(job, &held_out, (&config.held_out, config.validation.cases)),
-        architecture: architecture.clone(),
-        dtype: job.dtype,
-        data_wait: Duration::ZERO,
+        learner: Learner::new(
+            job,
+            &architecture,
+            &config.course(),
+            Validator::new(job, &held_out, (&config.held_out, config.validation.cases)),
+        ),
         last: Metrics::new(),
     };
     let settings = FitSettings {

@@ -10,6 +10,7 @@ mod critic;
 mod cubes;
 mod fit;
 mod guard;
+mod learner;
 #[cfg(test)]
 #[path = "../../tests/looks/mod.rs"]
 mod looks;

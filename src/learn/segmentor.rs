@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::augment::SlabMix;
@@ -11,17 +10,17 @@ use super::check::Section;
 use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{normalise, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
-use super::models::{check_finite, dice_metrics, held_out_scores, metrics, training_of, under, write_report};
+use super::learner::{Course, Learner};
+use super::models::{dice_metrics, held_out_scores, training_of, write_report};
 use super::validation::{ValidationSettings, Validator};
-use super::{LearnError, Optimizer, OptimizerSettings, Split};
+use super::{LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
-    Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, check_plan, collect_network,
-    fill_network, save_model,
+    Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, check_plan, fill_network,
+    save_model,
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
-use crate::kernel::ComputeDtype;
-use crate::nn::{Adapter, LossForm, Network, Targets, deep_supervision_loss};
+use crate::nn::{Adapter, LossForm, Targets, deep_supervision_loss};
 use crate::rng::{Purpose, Rng};
 use crate::stream::delivery::{Delivery, Priority};
 use crate::stream::patch::{Outcome, StreamedPatch};
@@ -114,15 +113,7 @@ struct SegmentorTrainee<'a> {
     plan: Plan,
     /// The open stream and the step it stands before.
     stream: Option<(u64, Box<dyn PatchStream>)>,
-    /// With gradients.
-    device: Device,
-    net: Network,
-    optimizer: Optimizer,
-    validator: Validator<'a>,
-    /// Of the network, to score it without gradients.
-    architecture: Architecture,
-    dtype: ComputeDtype,
-    data_wait: Duration,
+    learner: Learner<'a>,
     last: Metrics,
 }
 
@@ -167,8 +158,8 @@ impl SegmentorTrainee<'_> {
         let known = |label: &u8| if *label == IGNORE { all } else { ClassSet::of(*label) };
         let sets = labels.iter().flatten().map(known).collect();
         let targets = Targets::new(sets);
-        let images = normalise(stack(images.iter(), &self.device), &self.plan.window_hu);
-        deep_supervision_loss(self.net.forward_deep(images), &targets, self.config.loss)
+        let images = normalise(stack(images.iter(), &self.learner.device), &self.plan.window_hu);
+        deep_supervision_loss(self.learner.net.forward_deep(images), &targets, self.config.loss)
     }
 }
 
@@ -176,54 +167,37 @@ impl Trainee for SegmentorTrainee<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
         let began = Instant::now();
         let patches = self.patches(step)?;
-        self.data_wait += began.elapsed();
+        self.learner.waited += began.elapsed();
         let loss = self.loss(step, &patches);
-        let value = f64::from(loss.clone().into_scalar::<f32>());
-        check_finite(step, "loss", value)?;
-        let rate = self.config.optimizer.rate(step, self.config.steps);
-        let (net, norm) = self.optimizer.step(self.net.clone(), &loss.backward(), rate);
-        check_finite(step, "gradient_norm", norm)?;
-        self.net = net;
+        let measured = self.learner.learn(step, &loss)?;
         let synthetic = patches
             .iter()
             .filter(|patch| patch.meta.outcome == Outcome::Accepted)
             .count();
-        self.last = metrics([
-            ("loss", value),
-            ("gradient_norm", norm),
-            ("learning_rate", rate),
-            ("synthetic_share", synthetic as f64 / patches.len().max(1) as f64),
-        ]);
+        let share = synthetic as f64 / patches.len().max(1) as f64;
+        self.last = measured;
+        self.last.insert("synthetic_share".into(), share);
         Ok(self.last.clone())
     }
 
     fn state(&self) -> Weights {
-        let mut state = self.optimizer.state("optimizer");
-        state.extend(
-            collect_network(&self.net)
-                .into_iter()
-                .map(|(name, w)| (format!("net/{name}"), w)),
-        );
-        state
+        self.learner.state()
     }
 
     fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
-        self.optimizer.restore("optimizer", &state, steps, &self.device);
-        self.net = fill_network(self.net.clone(), under(&state, "net/"))?;
-        Ok(())
+        self.learner.restore(&state, steps)
     }
 
     fn model(&self) -> Weights {
-        collect_network(&self.optimizer.averaged(self.net.clone()))
+        self.learner.model()
     }
 
     fn score(&self) -> Result<Option<f64>, LearnError> {
-        let net = fill_network(fresh(&self.architecture, &self.validator.device, 0), self.model())?;
-        self.validator.score(&net.with_compute_dtype(self.dtype))
+        self.learner.score()
     }
 
     fn data_wait(&self) -> Duration {
-        self.data_wait
+        self.learner.waited
     }
 }
 
@@ -249,6 +223,14 @@ impl SegmentorConfig {
             expected: error.expected,
             got: error.got,
         })
+    }
+
+    fn course(&self) -> Course<'_> {
+        Course {
+            optimizer: &self.optimizer,
+            steps: self.steps,
+            seed: self.seed,
+        }
     }
 
     fn architecture(&self, classes: usize) -> Architecture {
@@ -290,20 +272,18 @@ pub fn train_segmentor(
     let architecture = config.architecture(plan.labels.class_count());
     check_sides((&Section("segmentor"), "recipe.patch"), &architecture, &[recipe.patch])?;
     let (training, held_out) = cases_of(job, &recipe.recipe.select);
-    let device = job.device.clone().autodiff();
     let mut trainee = SegmentorTrainee {
         config,
         service,
         recipe: recipe.clone(),
         plan: plan.clone(),
         stream: None,
-        net: fresh(&architecture, &device, config.seed).with_compute_dtype(job.dtype),
-        optimizer: Optimizer::new(config.optimizer.clone()),
-        device,
-        validator: Validator::new(job, &held_out, (&config.held_out, config.validation.cases)),
-        architecture: architecture.clone(),
-        dtype: job.dtype,
-        data_wait: Duration::ZERO,
+        learner: Learner::new(
+            job,
+            &architecture,
+            &config.course(),
+            Validator::new(job, &held_out, (&config.held_out, config.validation.cases)),
+        ),
         last: Metrics::new(),
     };
     let settings = FitSettings {
@@ -335,7 +315,7 @@ pub fn train_segmentor(
     let record = training_of(
         job.cases,
         &training,
-        &(config, recipe.cursor(config.steps * u64::from(config.batch_size))),
+        &(config, recipe.cursor(fitted.steps * u64::from(config.batch_size))),
         (fitted.steps, config.seed),
         dice_metrics(&report.held_out),
     );
