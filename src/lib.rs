@@ -6,6 +6,8 @@
 //!     ingest -> store -> sampler -> lesion -> synth -> gate -> stream -> wire -> http
 //!     phantom                                   ^
 //!    organs                           checkpoint <- learn (stages 1, 2, 3) -> evaluate <- experiment
+//!                                                     ^
+//!                                                    jobs <- http
 //! ```
 //!
 //! **Axes.** Arrays are `[B, C, D, H, W]`; voxels are ordered (z, y, x) and their indices grow towards Superior, Anterior
@@ -24,6 +26,7 @@ pub mod evaluate;
 pub mod experiment;
 pub mod http;
 pub mod ingest;
+pub mod jobs;
 pub mod kernel;
 pub mod learn;
 pub mod lesion;

@@ -37,7 +37,8 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
             "experiment",
             "phantom learn stream store sampler synth checkpoint evaluate ingest kernel",
         ),
-        ("http", "stream sampler wire checkpoint telemetry"),
+        ("jobs", "learn stream store checkpoint nn kernel telemetry"),
+        ("http", "stream sampler wire checkpoint telemetry jobs"),
     ];
     edges
         .into_iter()
@@ -143,6 +144,7 @@ fn async_and_networks_stay_where_they_belong() {
                 "checkpoint",
                 "evaluate",
                 "experiment",
+                "jobs",
                 "cli",
             ],
         ),

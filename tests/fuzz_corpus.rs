@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use freetumor::ingest::{dicom, nifti};
 use freetumor::store::{Store, StoreWriter};
+use freetumor::stream::delivery::Delivery;
+use freetumor::stream::recipe::Recipe;
 use freetumor::volume::Plan;
+use freetumor::wire::reader;
 
 fn corpus(target: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
@@ -55,5 +58,28 @@ fn store_files_of_lying_checksums_are_damage() {
         assert_eq!(finished.cases + finished.damaged.len(), 1);
         std::fs::copy(&path, dir.path().join("index.bin")).unwrap();
         Store::open(dir.path()).map_or_else(|error| names(&error, Path::new("index.bin")), drop);
+    }
+}
+
+#[test]
+fn frames_are_read_or_refused() {
+    for path in corpus("frame") {
+        let bytes = std::fs::read(&path).unwrap();
+        let mut source = &bytes[..];
+        while let Ok(Some(_)) = reader::read(&mut source) {}
+    }
+}
+
+#[test]
+fn recipes_and_deliveries_are_read_or_refused_and_read_back_as_themselves() {
+    for path in corpus("recipe") {
+        let bytes = std::fs::read(&path).unwrap();
+        if let Ok(recipe) = serde_json::from_slice::<Recipe>(&bytes)
+            && recipe.validate().is_ok()
+        {
+            let text = serde_json::to_vec(&recipe).unwrap();
+            assert_eq!(serde_json::from_slice::<Recipe>(&text).unwrap().hash(), recipe.hash());
+        }
+        drop(serde_json::from_slice::<Delivery>(&bytes));
     }
 }

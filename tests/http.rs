@@ -673,7 +673,14 @@ fn what_is_served_is_described() {
             "/v1/models/{name}/release",
             "/v1/recipes/validate",
             "/v1/reload",
-            "/v1/stream"
+            "/v1/stream",
+            "/v1/trainings",
+            "/v1/trainings/{name}",
+            "/v1/trainings/{name}/events",
+            "/v1/trainings/{name}/files/{file}",
+            "/v1/trainings/{name}/promote/{models}",
+            "/v1/trainings/{name}/resume",
+            "/v1/trainings/{name}/stop",
         ]
     );
     for page in ["/", "/docs"] {

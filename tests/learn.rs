@@ -4,7 +4,9 @@ mod toy;
 #[path = "toy/service.rs"]
 mod toy_service;
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Role, load_manifest};
@@ -15,6 +17,9 @@ use freetumor::learn::{
     ValidationSettings, train_critic, train_segmentor, train_synthesizer,
 };
 use freetumor::store::Cases;
+use freetumor::stream::recipe::Recipe;
+use freetumor::stream::{PatchService, StreamConfig, Streams};
+use freetumor::synth::SynthesizerKind;
 use freetumor::volume::SizeClass;
 
 /// Stops after a number of steps.
@@ -401,4 +406,72 @@ fn every_network_is_trained_from_configuration_and_loads_as_a_critic() {
     config.network = Some(toml::from_str("[swin_unetr]\nfeature_size = 13").unwrap());
     let error = config.check().unwrap_err().to_string();
     assert!(error.contains("critic.network"), "{error}");
+}
+
+#[test]
+fn a_steered_run_asks_for_what_it_missed_and_resumes_to_the_same() {
+    let store = Arc::new(toy::store(6, 2));
+    let service = Streams::start(store.clone(), None, StreamConfig::default()).unwrap();
+    let device = Device::flex();
+    let mut config = SegmentorConfig {
+        widths: vec![4, 8],
+        steps: 8,
+        validation: ValidationSettings {
+            every: 2,
+            cases: 1,
+            ..ValidationSettings::default()
+        },
+        ..SegmentorConfig::default()
+    };
+    config.steering.enabled = true;
+    config.split.folds = 1;
+    config.held_out.window.window = [16; 3];
+    config.recipe = Recipe {
+        synthesizer: Some(SynthesizerKind::Analytic),
+        sizes: BTreeMap::from([(SizeClass::Tiny, 0.5), (SizeClass::Small, 0.5)]),
+        ..Recipe::default()
+    };
+    config.recipe.gate.enabled = false;
+    config.recipe.select.hold_out = vec!["case_005".into()];
+    let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &*store,
+            out,
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress,
+        };
+        train_segmentor(&config, &*service, &mut job)
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let report = run(whole.path(), false, &mut Quiet).unwrap();
+    run(parts.path(), false, &mut StopAfter(5, 0)).unwrap_err();
+    let resumed = run(parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!(
+        weights(whole.path(), Role::Segmentor),
+        weights(parts.path(), Role::Segmentor)
+    );
+    assert_eq!(report.mixes, resumed.mixes);
+    let numbers: Vec<_> = (report.mixes.iter())
+        .map(|mix| (mix.number, mix.from_step, mix.from_index))
+        .collect();
+    assert_eq!(numbers, [(1, 2, 4), (2, 4, 8), (3, 6, 12), (4, 8, 16)]);
+    // The held-out tumour, of 9 mm, is missed by a network of so few steps: tiny ones are asked for more often.
+    let tiny: Vec<f64> = report.mixes.iter().map(|mix| mix.sizes[&SizeClass::Tiny]).collect();
+    assert!(tiny[0] > 0.5 && tiny.is_sorted(), "{tiny:?}");
+    let base = service.resolve(config.recipe.clone()).unwrap().recipe.clone();
+    for mix in &report.mixes {
+        let recipe = Recipe {
+            organs: Some(mix.organs.clone()),
+            sizes: mix.sizes.clone(),
+            ..base.clone()
+        };
+        assert_eq!(
+            recipe.hash(),
+            mix.recipe,
+            "the hash is that of the stream it names (P1)"
+        );
+        assert_eq!(service.resolve(recipe).unwrap().hash, mix.recipe);
+    }
 }

@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from server import Server, command
@@ -52,8 +54,10 @@ def fuzz(store: Path, seconds: int, *, seed: int | None = None) -> subprocess.Co
     found = tool()
     assert found is not None, "schemathesis is not installed"
     settings = {"FREETUMOR__SERVER__READ_KEYS": "fuzz-read-key", "FREETUMOR__SERVER__ADMIN_KEYS": KEY}
-    with tempfile.TemporaryDirectory() as folder, Server(store, env=settings) as running:
+    settings["FREETUMOR__JOBS__MAX_QUEUED"] = "1"
+    with tempfile.TemporaryDirectory() as folder, Server(store, "--jobs-dir", Path(folder) / "jobs", env=settings) as running:
         (Path(folder) / "hooks.py").write_text(HOOKS)
+        occupy(running)
         environment = {**os.environ, "SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": folder}
         arguments = [
             found, "run", f"{running.url}/openapi.json", "--checks", ",".join(CHECKS), "--max-time", str(seconds),
@@ -67,6 +71,21 @@ def fuzz(store: Path, seconds: int, *, seed: int | None = None) -> subprocess.Co
         status, _ = running.get("/readyz")
         assert status == 200, f"the server did not survive:\n{running.logged()}"
         return done
+
+
+def occupy(running: Server) -> None:
+    """Fills the places of trainings: what is submitted after these is checked, and then refused."""
+    endless = {
+        "widths": [2, 2], "steps": 1 << 40, "batch_size": 1,
+        "recipe": {"synthesizer": "analytic", "gate": {"enabled": False}, "patch": [16, 16, 16],
+                   "unlabelled_negatives": "trust"},
+    }
+    for name in ("endless", "waiting"):
+        body = json.dumps({"name": name, "segmentor": endless}).encode()
+        status, answer = running.get("/v1/trainings", body, key=KEY)
+        assert status == 201, answer
+        while name == "endless" and json.loads(running.get("/v1/trainings/endless", key=KEY)[1])["state"] == "queued":
+            time.sleep(0.01)
 
 
 if __name__ == "__main__":

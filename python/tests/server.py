@@ -58,9 +58,10 @@ class Server:
             assert time.monotonic() < deadline, f"not ready after a minute:\n{self.logged()}"
             time.sleep(0.05)
 
-    def get(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def get(self, path: str, body: bytes | None = None, key: str | None = None) -> tuple[int, bytes]:
         """Returns status and body; with a body of its own, the request is a POST of JSON."""
-        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", **({"X-API-Key": key} if key else {})}
+        request = urllib.request.Request(self.url + path, body, headers)
         try:
             with urllib.request.urlopen(request, timeout=300) as answer:
                 return answer.status, answer.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import socket
 import threading
@@ -18,12 +19,22 @@ from server import MODELS, Server, command
 READ, ADMIN = "the-read-key", "the-admin-key"
 ANALYTIC = {"synthesizer": "analytic", "gate": {"enabled": False}, "unlabelled_negatives": "trust"}
 SHORT = {"recipe": ANALYTIC, "delivery": {"count": 1, "batch_size": 1}}
+# A training of two steps, and one that does not end.
+TRAINING = {
+    "widths": [4, 8], "steps": 2, "batch_size": 1, "split": {"folds": 2},
+    "recipe": {**ANALYTIC, "patch": [32, 32, 32]},
+    "held_out": {"cases": 1, "window": {"window": [32, 32, 32], "overlap": 0.0}},
+}
+ENDLESS = {**TRAINING, "steps": 1 << 40}
 # What a request alone cannot bring about: a panic, a lost device, a default recipe of other models.
 UNPROVOKED = {
     ("/livez", "503"), ("/v1/stream", "500"), ("/v1/recipes/validate", "500"), ("/v1/batch", "409"), ("/v1/batch", "400"),
     ("/v1/models/{name}/load", "500"),
     *((f"/v1/models/{path}", status) for path in ("{name}/activate", "{name}/release", "roll-back")
       for status in ("422", "500")),
+    *((f"/v1/trainings{path}", "500") for path in (
+        "", "/{name}", "/{name}/events", "/{name}/files/{file}", "/{name}/stop", "/{name}/resume",
+        "/{name}/promote/{models}")),
     ("/v1/models/{name}/activate", "409"), ("/v1/models/roll-back", "404"), ("/v1/models/{name}/load", "409"),
 }
 
@@ -73,7 +84,10 @@ def served(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         "DRAIN_SECONDS": "30",
     }
     settings = {f"FREETUMOR__SERVER__{name}": value for name, value in settings.items()}
-    with Server(store, "--models-root", root, env=settings, models=root / "first") as running:
+    settings |= {"FREETUMOR__JOBS__MAX_QUEUED": "1", "FREETUMOR__JOBS__MAX_FOLLOWERS": "1"}
+    jobs = tmp_path_factory.mktemp("jobs")
+    arguments = ("--models-root", root, "--jobs-dir", jobs)
+    with Server(store, *arguments, env=settings, models=root / "first") as running:
         yield running
 
 
@@ -107,14 +121,14 @@ def busy_stream(server: Server) -> socket.socket:
 def everybody(caller: Caller, server: Server) -> None:
     """What does not depend on the route: keys, hosts, plain success."""
     for route, method, responses in routes(caller.document):
-        path = route.replace("{name}", "nothing")
+        path = re.sub("{.*?}", "nothing", route)
         if "421" in responses:
             assert caller.ask(server, method, path, route=route, host="evil.example") == 421
         if "401" in responses:
             assert caller.ask(server, method, path, route=route, key=None) == 401
         if "403" in responses:
             assert caller.ask(server, method, path, route=route, key=READ) == 403
-        if method == "GET":
+        if method == "GET" and "{" not in route:
             assert caller.ask(server, method, path) == 200, path
     assert caller.ask(server, "POST", "/v1/reload", key=ADMIN) == 204
 
@@ -145,6 +159,8 @@ def crowds(caller: Caller, server: Server) -> None:
     while long.is_alive() and ("/v1/recipes/validate", "429") not in caller.met:
         caller.ask(server, "POST", "/v1/recipes/validate", SHORT)
     assert caller.ask(server, "GET", batch) == 429
+    weights = "/v1/trainings/short/files/segmentor.safetensors"
+    assert caller.ask(server, "GET", weights, route=FILE) == 429
     long.join()
 
 
@@ -161,6 +177,69 @@ def models(caller: Caller, server: Server) -> None:
     assert change("roll-back", "roll-back") == 409
 
 
+FILE = "/v1/trainings/{name}/files/{file}"
+
+
+def trainings(caller: Caller, server: Server) -> None:
+    """One training that ends, one that does not, and one that waits behind it."""
+
+    def submit(name: str, segmentor: dict, key: str = ADMIN) -> int:
+        return caller.ask(server, "POST", "/v1/trainings", {"name": name, "segmentor": segmentor}, key=key)
+
+    def change(path: str, route: str) -> int:
+        return caller.ask(server, "POST", f"/v1/trainings/{path}", route=f"/v1/trainings/{{name}}/{route}", key=ADMIN)
+
+    def state(name: str) -> str:
+        return json.loads(server.get(f"/v1/trainings/{name}", key=READ)[1])["state"]
+
+    def until(name: str, wanted: str) -> None:
+        deadline = time.monotonic() + 120
+        while state(name) != wanted:
+            assert time.monotonic() < deadline, server.get(f"/v1/trainings/{name}", key=READ)
+            time.sleep(0.05)
+
+    path = "/v1/trainings"
+    assert caller.ask(server, "POST", path, b"{", key=ADMIN) == 400
+    assert caller.ask(server, "POST", path, b" " * (2 << 20), key=ADMIN) == 413
+    begun = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {ADMIN}\r\nContent-Length: 9\r\n\r\n{{"
+    assert caller.keep(path, "POST", *raw(server, begun.encode())) == 408
+    assert submit("short", {**TRAINING, "step": 1}) == 422
+    assert submit("short", TRAINING) == 201
+    assert submit("short", TRAINING) == 409
+    until("short", "finished")
+    assert caller.ask(server, "GET", f"{path}/short", route=f"{path}/{{name}}") == 200
+    assert caller.ask(server, "GET", f"{path}/short/events", route=f"{path}/{{name}}/events") == 200
+    assert caller.ask(server, "GET", f"{path}/short/events?after=x", route=f"{path}/{{name}}/events") == 400
+    assert caller.ask(server, "GET", f"{path}/short/files/segmentor.json", route=FILE) == 200
+    for known in ("", "/events", "/files/{file}"):
+        asked = f"{path}/nothing{known}".replace("{file}", "segmentor.json")
+        assert caller.ask(server, "GET", asked, route=f"{path}/{{name}}{known}") == 404
+    for verb in ("stop", "resume"):
+        assert change(f"nothing/{verb}", verb) == 404
+        assert change(f"short/{verb}", verb) == 409
+    promote = "promote/{models}"
+    assert change("short/promote/promoted", promote) == 201
+    assert change("short/promote/promoted", promote) == 409
+    assert change("short/promote/no..name", promote) == 422
+    assert change("nothing/promote/promoted", promote) == 404
+
+    assert submit("endless", ENDLESS) == 201
+    until("endless", "running")
+    assert submit("waiting", TRAINING) == 201
+    assert submit("third", TRAINING) == 429
+    following = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    following.request("GET", f"{path}/endless/events", headers={"X-API-Key": READ})
+    assert following.getresponse().status == 200
+    assert caller.ask(server, "GET", f"{path}/endless/events", route=f"{path}/{{name}}/events") == 429
+    following.close()
+    assert change("waiting/stop", "stop") == 202
+    assert submit("third", TRAINING) == 201
+    assert change("waiting/resume", "resume") == 429
+    assert change("third/stop", "stop") == 202
+    assert change("waiting/resume", "resume") == 202
+    assert change("waiting/stop", "stop") == 202
+
+
 def drained(caller: Caller, server: Server) -> None:
     with busy_stream(server):
         assert caller.ask(server, "POST", "/v1/drain", key=ADMIN) == 202
@@ -169,12 +248,18 @@ def drained(caller: Caller, server: Server) -> None:
         assert caller.ask(server, "GET", "/v1/batch") == 503
         for path in ("/v1/stream", "/v1/recipes/validate"):
             assert caller.ask(server, "POST", path, SHORT) == 503
+        training = {"name": "late", "segmentor": TRAINING}
+        assert caller.ask(server, "POST", "/v1/trainings", training, key=ADMIN) == 503
+        resume = "/v1/trainings/{name}/resume"
+        assert caller.ask(server, "POST", "/v1/trainings/waiting/resume", route=resume, key=ADMIN) == 503
+        assert caller.ask(server, "GET", "/v1/trainings/short/files/segmentor.json", route=FILE) == 503
 
 
 def test_every_documented_status_is_met_and_no_other(served: Server, store: Path, tmp_path: Path) -> None:
     caller = Caller(json.loads(served.get("/openapi.json")[1]))
     everybody(caller, served)
     streams_and_batches(caller, served)
+    trainings(caller, served)
     crowds(caller, served)
     models(caller, served)
     elsewhere(caller, store, tmp_path)
@@ -191,6 +276,9 @@ def elsewhere(caller: Caller, store: Path, tmp_path: Path) -> None:
             assert caller.ask(running, "POST", path) == 404
         release = "/v1/models/{name}/release"
         assert caller.ask(running, "POST", "/v1/models/x/release", route=release) == 404
+        for route in [path for path in caller.document["paths"] if path.startswith("/v1/trainings")]:
+            if "get" in caller.document["paths"][route]:
+                assert caller.ask(running, "GET", re.sub("{.*?}", "x", route), route=route) == 409
     keys = tmp_path / "keys"
     keys.write_text(READ)
     settings = {"FREETUMOR__SERVER__ADMIN_KEYS": ADMIN, "FREETUMOR__SERVER__READ_KEYS_FILE": str(keys)}
@@ -201,6 +289,10 @@ def elsewhere(caller: Caller, store: Path, tmp_path: Path) -> None:
     manifest["training"]["steps"] += 1
     (root / "second" / "critic.json").write_text(json.dumps(manifest))
     with Server(store, "--models-root", root, env=settings, models=root / "first") as running:
+        # Trainings are admins' business, and this server hosts none.
+        for verb in ("stop", "resume", "promote/{models}"):
+            route = f"/v1/trainings/{{name}}/{verb}"
+            assert caller.ask(running, "POST", re.sub("{.*?}", "x", route), route=route, key=ADMIN) == 409
         keys.write_text("")
         assert caller.ask(running, "POST", "/v1/reload", key=ADMIN) == 500
         for path in ("second/load", "second/activate", "roll-back", "second/release"):

@@ -77,7 +77,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let store = open_store(&store_dir, &config)?;
     let bundle = open_models(Some(&models_dir), &Compute::cpu())?;
     let (service, recipe) = start_service(&config, store.clone(), bundle)?;
-    let server = super::serve::start(&config, &store, service, recipe)?;
+    let server = super::serve::start(&config, &store, (service, recipe), None)?;
     if args.check {
         let summary = check(&server, started)?;
         say(&serde_json::to_string(&summary)?);

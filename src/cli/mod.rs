@@ -12,6 +12,7 @@ mod import;
 mod info;
 mod ingest;
 mod label_organs;
+mod metrics;
 mod models;
 mod phantom;
 mod predict;

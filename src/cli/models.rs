@@ -155,7 +155,9 @@ impl ModelSource for ModelsRoot {
         let holds = |dir: &Path| dir.join(&critic).exists();
         let found = entries.into_iter().flatten().flatten();
         let found = found.filter(|entry| holds(&entry.path()));
-        found.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        let names = found.filter_map(|entry| entry.file_name().into_string().ok());
+        // A promotion that is not done has a name that starts with a dot.
+        names.filter(|name| !name.starts_with('.')).collect()
     }
 
     fn load(&self, name: &str) -> Result<Bundle, ModelsError> {

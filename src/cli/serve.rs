@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -13,7 +14,9 @@ use super::models::{ModelsRoot, models_name, open_models, open_store, start_serv
 use super::{ConfigArgs, say};
 use crate::config::Config;
 use crate::http::Server;
+use crate::jobs::{ModelFolders, TrainingConfig, TrainingHost, TrainingParts};
 use crate::store::Store;
+use crate::stream::recipe::Recipe;
 use crate::stream::{PatchService, Shelf, ShelfParts};
 
 /// Serve synthesized, gated patches from a store over HTTP
@@ -36,6 +39,9 @@ pub(super) struct Args {
     /// Folder of such folders, which an admin may load and activate by name (docs/service.md)
     #[arg(long, value_name = "DIR")]
     models_root: Option<PathBuf>,
+    /// Folder of trainings that run inside the server (docs/service.md); without it, it hosts none
+    #[arg(long, value_name = "DIR")]
+    jobs_dir: Option<PathBuf>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     bind: Option<SocketAddr>,
@@ -59,10 +65,28 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         cases: store.clone(),
         config: config.stream.clone(),
         default_recipe: recipe.clone(),
-        source: Box::new(ModelsRoot::new(args.models_root.clone(), compute)?),
+        source: Box::new(ModelsRoot::new(args.models_root.clone(), compute.clone())?),
     };
     let service = Shelf::new(parts, &models_name(args.models.as_deref()), streams);
-    let server = start(&config, &store, service, recipe)?;
+    let trainings = args.jobs_dir.as_deref().map(|root| {
+        fs_err::create_dir_all(root)?;
+        let parts = TrainingParts {
+            root: root.to_owned(),
+            cases: store.clone(),
+            service: service.clone(),
+            defaults: of_server(&config, &recipe),
+            config: config.jobs.clone(),
+            weights: config.stream.weights,
+            device: compute.device,
+            dtype: compute.dtype,
+            models: ModelFolders {
+                root: args.models_root.clone(),
+                first: args.models.clone().map(|dir| (models_name(Some(&dir)), dir)),
+            },
+        };
+        TrainingHost::start(parts).context("--jobs-dir: cannot host trainings")
+    });
+    let server = start(&config, &store, (service, recipe), trainings.transpose()?)?;
     say(&format!(
         "serving {} cases on {}://{}",
         crate::store::Cases::records(&*store).len(),
@@ -71,6 +95,17 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     ));
     server.wait()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns what trainings get that say nothing else: the segmentor's section; without models, on the analytic stream that
+/// clients get, too.
+fn of_server(config: &Config, recipe: &Recipe) -> TrainingConfig {
+    let mut defaults = config.segmentor.clone();
+    if recipe.synthesizer != config.recipe.synthesizer {
+        defaults.recipe.synthesizer = recipe.synthesizer;
+        defaults.recipe.gate.enabled = recipe.gate.enabled;
+    }
+    defaults
 }
 
 fn scheme(config: &Config) -> &'static str {
@@ -98,11 +133,11 @@ fn raise_descriptors() {
 pub(super) fn start(
     config: &Config,
     store: &Arc<Store>,
-    service: Arc<dyn PatchService>,
-    recipe: crate::stream::recipe::Recipe,
+    (service, recipe): (Arc<dyn PatchService>, Recipe),
+    trainings: Option<Arc<TrainingHost>>,
 ) -> anyhow::Result<Server> {
     raise_descriptors();
-    let server = Server::start(config.server.clone(), recipe, service)?;
+    let server = Server::start_hosting(config.server.clone(), recipe, service, trainings)?;
     let (drain, reload) = (server.drain(), server.reload());
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     std::thread::Builder::new()

@@ -1,5 +1,6 @@
 //! `freetumor train`: the three stages.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +12,7 @@ use serde_json::Value;
 use super::device::{Compute, DeviceArgs};
 use super::models::{open_models, open_store, start_service};
 use super::progress::Training;
-use super::{ConfigArgs, say_error, say_json};
+use super::{ConfigArgs, metrics, say_error, say_json};
 use crate::config::Config;
 use crate::learn::{Job, LearnError, train_critic, train_segmentor, train_synthesizer};
 use crate::store::Cases;
@@ -58,6 +59,9 @@ struct StageArgs {
     /// Train once for each of so many folds, into fold-0, fold-1, ... under --out: no model of a folder saw its fold
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(2..=100))]
     folds: Option<u16>,
+    /// Serve Prometheus metrics of the run on this address, such as 127.0.0.1:9400; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -92,6 +96,7 @@ type Run<'a> = &'a dyn Fn(&Config, &mut Job) -> anyhow::Result<Value>;
 /// Runs a stage once, or once per fold, each in a folder of its own; with `--resume`, folds that are done are passed over.
 fn train(args: &StageArgs, stage: &str, run: Run) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
+    args.metrics.map_or(Ok(()), metrics::serve)?;
     let Some(folds) = args.folds.map(usize::from) else {
         return match train_in(args, &config, &args.out, run)? {
             Some(report) => say_json(&report).map(|()| ExitCode::SUCCESS),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::experiment::ExperimentConfig;
 use crate::http::ServerConfig;
 use crate::ingest::IngestConfig;
+use crate::jobs::JobsConfig;
 use crate::learn::{CriticConfig, SegmentorConfig, SynthesizerConfig};
 use crate::phantom::PhantomSettings;
 use crate::store::StoreConfig;
@@ -43,6 +44,8 @@ pub struct Config {
     pub synthesizer: SynthesizerConfig,
     /// Stage 3.
     pub segmentor: SegmentorConfig,
+    /// Trainings inside the server.
+    pub jobs: JobsConfig,
     /// Which runs `freetumor experiment` compares.
     pub experiment: ExperimentConfig,
 }
@@ -66,6 +69,7 @@ impl Config {
         };
         let server = || self.server.refusal();
         let store = || self.store.refusal();
+        let jobs = || self.jobs.refusal();
         let phantom = || self.phantom.refusal();
         let experiment = || self.experiment.check().err().map(|error| error.to_string());
         let sections = [
@@ -76,6 +80,7 @@ impl Config {
             &stream,
             &stages,
             &store,
+            &jobs,
             &phantom,
             &experiment,
         ];

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::ExperimentConfig;
-use crate::sampler::Pool;
+use crate::sampler::{Centre, Pool};
 use crate::stream::recipe::Recipe;
 use crate::synth::SynthesizerKind;
 
@@ -76,6 +76,7 @@ impl Arm {
         recipe.pools = Some(match self {
             Self::RealOnly | Self::RealAugmented | Self::Oracle => BTreeMap::from([(Pool::LabelledReal, 1.0)]),
             Self::CopyPaste | Self::Analytic | Self::Generator | Self::Gated => {
+                recipe.centres = centres_beside(&base.centres, synthetic);
                 BTreeMap::from([(Pool::LabelledReal, 1.0 - synthetic), (host, synthetic)])
             }
         });
@@ -90,6 +91,20 @@ impl Arm {
         }
         recipe
     }
+}
+
+/// Returns what real patches show beside a share of synthetic ones, which show the organ with a lesion each: all arms see the
+/// rest of the body equally often, or those that synthesize would know less of what is no organ.
+fn centres_beside(base: &BTreeMap<Centre, f64>, synthetic: f64) -> BTreeMap<Centre, f64> {
+    let total: f64 = base.values().sum();
+    let anywhere = base.get(&Centre::Anywhere).copied().unwrap_or(0.0) / total;
+    let wanted = (anywhere / (1.0 - synthetic)).min(1.0);
+    let left = (1.0 - wanted) / (1.0 - anywhere).max(f64::MIN_POSITIVE);
+    let share = |(centre, share): (&Centre, &f64)| match centre {
+        Centre::Anywhere => (*centre, wanted),
+        Centre::Tumour | Centre::Organ => (*centre, share / total * left),
+    };
+    base.iter().map(share).collect()
 }
 
 /// One training run of the segmentor.
@@ -126,5 +141,24 @@ impl RunKey {
             seed,
         } = self;
         format!("{}-l{labelled}-u{unlabelled}-s{seed}", arm.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_arm_sees_the_rest_of_the_body_equally_often() {
+        let base = BTreeMap::from([(Centre::Tumour, 0.8), (Centre::Organ, 0.4), (Centre::Anywhere, 0.8)]);
+        let beside = centres_beside(&base, 0.5);
+        let near = |centre, share: f64| assert!((beside[&centre] - share).abs() < 1e-12, "{beside:?}");
+        near(Centre::Anywhere, 0.8);
+        near(Centre::Tumour, 0.4 / 3.0);
+        near(Centre::Organ, 0.2 / 3.0);
+        let alone = centres_beside(&BTreeMap::from([(Centre::Anywhere, 2.0)]), 0.5);
+        assert_eq!(alone, BTreeMap::from([(Centre::Anywhere, 1.0)]));
+        let none = centres_beside(&BTreeMap::from([(Centre::Tumour, 1.0)]), 0.5);
+        assert_eq!(none, BTreeMap::from([(Centre::Tumour, 1.0)]));
     }
 }

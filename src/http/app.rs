@@ -11,6 +11,7 @@ use super::keys::Caller;
 use super::problem::{Problem, ProblemKind};
 use super::secrets::Secrets;
 use super::settings::ServerConfig;
+use crate::jobs::TrainingHost;
 use crate::stream::recipe::Recipe;
 use crate::stream::{PatchService, Resolved, StreamError};
 use crate::telemetry::metrics::{MODELS_INFO, REFUSED_TOTAL};
@@ -29,6 +30,10 @@ pub(super) struct App {
     pub batches: Arc<Semaphore>,
     pub budget: Arc<Budget>,
     pub secrets: Secrets,
+    /// What hosts trainings, where this server does.
+    pub trainings: Option<Arc<TrainingHost>>,
+    /// Places of clients that follow trainings.
+    pub followers: Arc<Semaphore>,
 }
 
 /// The routes' state.

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::app::Shared;
 use super::problem::{Problem, ProblemKind};
 use super::settings::MAX_BODY_BYTES;
+use crate::jobs::{JobName, TrainingConfig};
 use crate::stream::delivery::Delivery;
 use crate::stream::recipe::Recipe;
 
@@ -92,6 +93,32 @@ pub(super) fn parse(body: &[u8], default_recipe: &Recipe) -> Result<StreamReques
         ));
     }
     Ok(StreamRequest { recipe, delivery })
+}
+
+/// Reads `{"name": "...", "segmentor": {...}}`: the name of a training, and what differs from the server's segmentor; of its
+/// recipe, what differs from that one's.
+pub(super) fn parse_training(body: &[u8], default: &TrainingConfig) -> Result<(JobName, TrainingConfig), Problem> {
+    let Value::Object(mut request) = json(body)? else {
+        return Err(Problem::field(
+            "",
+            "the request: expected an object with name and segmentor",
+        ));
+    };
+    let Some(Value::String(name)) = request.remove("name") else {
+        return Err(Problem::field("name", "name: expected the training's name, a text"));
+    };
+    let name = name.parse()?;
+    let mut given = request.remove("segmentor");
+    if let Some(unknown) = request.keys().next() {
+        let name = shorten(unknown);
+        let detail = format!("unknown field `{name}`, expected `name` or `segmentor`");
+        return Err(Problem::field(&name, detail));
+    }
+    let recipe = given.as_mut().and_then(Value::as_object_mut);
+    let recipe = recipe.and_then(|fields| fields.remove("recipe"));
+    let mut config = overlay("segmentor", default, given)?;
+    config.recipe = overlay("segmentor.recipe", &default.recipe, recipe)?;
+    Ok((name, config))
 }
 
 fn refused_body(rejection: BytesRejection) -> Problem {
@@ -182,6 +209,37 @@ mod tests {
                 .len(),
             1
         );
+    }
+
+    #[test]
+    fn a_training_is_what_differs_from_the_servers() {
+        let mut default = TrainingConfig {
+            steps: 77,
+            ..TrainingConfig::default()
+        };
+        default.recipe.seed = 5;
+        let read = |text: &str| parse_training(text.as_bytes(), &default);
+        let text = r#"{"name": "a", "segmentor": {"batch_size": 3, "recipe": {"fallback": "best"}}}"#;
+        let (name, config) = read(text).unwrap();
+        assert_eq!(name.as_str(), "a");
+        assert_eq!((config.steps, config.batch_size, config.recipe.seed), (77, 3, 5));
+        assert_eq!(config.recipe.fallback, crate::stream::recipe::Fallback::Best);
+        assert_eq!(read(r#"{"name": "a"}"#).unwrap().1, default);
+        for (text, field) in [
+            ("[]", ""),
+            ("{}", "name"),
+            (r#"{"name": "../a"}"#, "name"),
+            (r#"{"name": "a", "critic": {}}"#, "critic"),
+            (r#"{"name": "a", "segmentor": []}"#, "segmentor"),
+            (r#"{"name": "a", "segmentor": {"step": 1}}"#, "segmentor.step"),
+            (
+                r#"{"name": "a", "segmentor": {"recipe": {"sed": 1}}}"#,
+                "segmentor.recipe.sed",
+            ),
+        ] {
+            let problem = read(text).unwrap_err();
+            assert_eq!((problem.status, problem.field.as_deref()), (422, Some(field)), "{text}");
+        }
     }
 
     #[test]

@@ -58,6 +58,8 @@ struct Info<'a> {
     max_frame_bytes: u64,
     max_streams: usize,
     streams_open: usize,
+    /// Whether `/v1/trainings` takes trainings.
+    hosts_trainings: bool,
 }
 
 /// Tells version, plan, default recipe, snapshot, bundle, numerics class and limits.
@@ -75,6 +77,7 @@ pub(super) async fn info(State(app): State<Shared>) -> Response {
         default: &default,
         max_frame_bytes: MAX_FRAME_BYTES,
         max_streams: app.config.max_streams,
+        hosts_trainings: app.trainings.is_some(),
         streams_open: app.config.max_streams - app.streams.available_permits(),
     })
     .into_response()

@@ -11,6 +11,7 @@ mod batch;
 mod body;
 mod budget;
 mod connection;
+mod events;
 mod health;
 mod keys;
 mod models;
@@ -28,6 +29,7 @@ mod settings;
 mod stall;
 mod streams;
 mod tls;
+mod trainings;
 
 pub use keys::{ApiKey, KeysError};
 pub use openapi::document as openapi_document;

@@ -7,23 +7,57 @@ use serde::Serialize;
 
 use super::app::{App, Shared, on_thread};
 use super::problem::{Problem, ProblemKind};
+use crate::jobs::{JobName, JobState, TrainingHost};
 use crate::stream::{ModelEntry, Shelf};
 
 /// The models of this server.
 #[derive(Serialize)]
 pub(super) struct Models {
     models: Vec<ModelEntry>,
+    /// What finished trainings made: they stream nothing, but can be downloaded, or promoted to critics.
+    segmentors: Vec<Segmentor>,
 }
 
-/// Lists the models that are active, held beside them, or could be loaded.
+/// What a finished training made.
+#[derive(Serialize)]
+struct Segmentor {
+    /// The training's name.
+    name: JobName,
+    /// Steps that it was trained for.
+    steps: u64,
+    /// Its last mean Dice on held-out cases during training, where there was a validation.
+    validation_dice: Option<f64>,
+    /// Where its weights lie.
+    weights: String,
+}
+
+impl Segmentor {
+    /// Returns what finished trainings made, by name.
+    fn all(trainings: &TrainingHost) -> Vec<Self> {
+        let jobs = trainings.list().into_iter();
+        jobs.filter(|job| job.state == JobState::Finished)
+            .map(|job| Self {
+                weights: format!("/v1/trainings/{}/files/segmentor.safetensors", job.name),
+                name: job.name,
+                steps: job.step,
+                validation_dice: job.validation_dice,
+            })
+            .collect()
+    }
+}
+
+/// Lists the models that are active, held beside them, or could be loaded, and the segmentors of finished trainings.
 #[utoipa::path(get, path = "/v1/models", responses((status = 200, description = "names, states, hashes, and what they \
     did when they were loaded", content_type = "application/json")))]
 pub(super) async fn list(State(app): State<Shared>) -> Result<Json<Models>, Problem> {
     // It looks at a folder, which may be far away.
-    let models = on_thread("models", move || Ok(app.service.shelf().map(Shelf::list))).await?;
-    Ok(Json(Models {
-        models: models.unwrap_or_default(),
-    }))
+    let models = on_thread("models", move || {
+        Ok(Models {
+            models: app.service.shelf().map(Shelf::list).unwrap_or_default(),
+            segmentors: app.trainings.as_deref().map(Segmentor::all).unwrap_or_default(),
+        })
+    });
+    Ok(Json(models.await?))
 }
 
 /// Loads models beside the active ones and tries them on the default recipe; nothing changes for anybody else.

@@ -9,7 +9,8 @@ use utoipa::{IntoParams, OpenApi};
 use super::problem::ProblemKind;
 use super::query::PARAMETERS;
 use super::schema::schema_of;
-use super::{admin, batch, health, models, problem, streams};
+use super::{admin, batch, events, health, models, problem, streams, trainings};
+use crate::jobs::TrainingConfig;
 use crate::stream::delivery::Delivery;
 use crate::stream::recipe::Recipe;
 
@@ -44,6 +45,14 @@ impl IntoParams for BatchParameters {
         models::activate,
         models::roll_back,
         models::release,
+        trainings::list,
+        trainings::submit,
+        trainings::get,
+        events::follow,
+        trainings::file,
+        trainings::stop,
+        trainings::resume,
+        trainings::promote,
         health::index,
         health::info,
         health::livez,
@@ -67,7 +76,7 @@ enum Asked {
 }
 
 /// Returns who may ask a route, and what it may refuse beside what every route of its kind may.
-fn rules(path: &str) -> (Asked, &'static [ProblemKind]) {
+fn rules(method: &str, path: &str) -> (Asked, &'static [ProblemKind]) {
     use ProblemKind as K;
     match path {
         "/livez" => (Asked::Anybody, &[K::Lost]),
@@ -134,16 +143,78 @@ fn rules(path: &str) -> (Asked, &'static [ProblemKind]) {
             Asked::Admin,
             &[K::ModelsUnknown, K::ModelsConflict, K::Infeasible, K::Internal],
         ),
+        _ if path.starts_with("/v1/trainings") => training_rules(method, path),
         "/v1/reload" => (Asked::Admin, &[K::Reload]),
         "/v1/drain" => (Asked::Admin, &[]),
         _ => (Asked::Anybody, &[]),
     }
 }
 
-/// Returns everything that a route may refuse with.
-fn problems(path: &str) -> Vec<ProblemKind> {
+/// Returns the same of the routes of trainings.
+fn training_rules(method: &str, path: &str) -> (Asked, &'static [ProblemKind]) {
     use ProblemKind as K;
-    let (asked, own) = rules(path);
+    match (method, path) {
+        ("get", "/v1/trainings") => (Asked::Reader, &[K::TrainingsOff, K::Internal]),
+        ("get", "/v1/trainings/{name}") => (Asked::Reader, &[K::TrainingsOff, K::TrainingUnknown, K::Internal]),
+        ("get", "/v1/trainings/{name}/events") => (
+            Asked::Reader,
+            &[K::Query, K::TrainingsOff, K::TrainingUnknown, K::Busy, K::Internal],
+        ),
+        ("get", _) => (
+            Asked::Reader,
+            &[K::TrainingsOff, K::TrainingUnknown, K::Busy, K::Internal, K::Stopping],
+        ),
+        (_, "/v1/trainings") => (
+            Asked::Admin,
+            &[
+                K::Body,
+                K::Json,
+                K::BodyTooSlow,
+                K::BodyTooLarge,
+                K::Field,
+                K::Infeasible,
+                K::Leak,
+                K::TrainingsOff,
+                K::TrainingConflict,
+                K::TrainingUnfit,
+                K::Busy,
+                K::Internal,
+                K::Stopping,
+            ],
+        ),
+        (_, "/v1/trainings/{name}/stop") => (
+            Asked::Admin,
+            &[K::TrainingsOff, K::TrainingUnknown, K::TrainingConflict, K::Internal],
+        ),
+        (_, "/v1/trainings/{name}/resume") => (
+            Asked::Admin,
+            &[
+                K::TrainingsOff,
+                K::TrainingUnknown,
+                K::TrainingConflict,
+                K::Busy,
+                K::Internal,
+                K::Stopping,
+            ],
+        ),
+        _ => (
+            Asked::Admin,
+            &[
+                K::Field,
+                K::TrainingsOff,
+                K::TrainingUnknown,
+                K::TrainingConflict,
+                K::TrainingUnfit,
+                K::Internal,
+            ],
+        ),
+    }
+}
+
+/// Returns everything that a route may refuse with.
+fn problems(method: &str, path: &str) -> Vec<ProblemKind> {
+    use ProblemKind as K;
+    let (asked, own) = rules(method, path);
     let mut kinds = own.to_vec();
     if !matches!(path, "/livez" | "/readyz") {
         kinds.push(K::Host);
@@ -162,6 +233,8 @@ pub fn document() -> Value {
     let components = &mut document["components"];
     components["schemas"]["Recipe"] = schema_of::<Recipe>();
     components["schemas"]["Delivery"] = schema_of::<Delivery>();
+    components["schemas"]["Segmentor"] = schema_of::<TrainingConfig>();
+    components["schemas"]["Segmentor"]["properties"]["recipe"] = json!({"$ref": "#/components/schemas/Recipe"});
     components["securitySchemes"] = json!({
         "bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -169,16 +242,16 @@ pub fn document() -> Value {
     let kinds = ProblemKind::ALL.map(ProblemKind::uri);
     components["schemas"]["Problem"]["properties"]["type"]["enum"] = json!(kinds);
     for (path, methods) in document["paths"].as_object_mut().into_iter().flatten() {
-        for (_, route) in methods.as_object_mut().into_iter().flatten() {
-            complete(path, route);
+        for (method, route) in methods.as_object_mut().into_iter().flatten() {
+            complete((method, path), route);
         }
     }
     document
 }
 
 /// Adds to a route what follows from the kind it is of: refusals, keys, the request's id, the body, the query's types.
-fn complete(path: &str, route: &mut Value) {
-    for kind in problems(path) {
+fn complete((method, path): (&str, &str), route: &mut Value) {
+    for kind in problems(method, path) {
         add_problem(&mut route["responses"], kind);
     }
     for (_, response) in route["responses"].as_object_mut().into_iter().flatten() {
@@ -186,7 +259,7 @@ fn complete(path: &str, route: &mut Value) {
             "description": "the request's own id, or one that the server gave it"});
     }
     let keys = json!([{"bearer": []}, {"header": []}]);
-    match rules(path).0 {
+    match rules(method, path).0 {
         Asked::Anybody => {}
         // Without read keys, none is asked for.
         Asked::Reader => route["security"] = json!([{}, keys[0], keys[1]]),
@@ -194,6 +267,9 @@ fn complete(path: &str, route: &mut Value) {
     }
     if matches!(path, "/v1/stream" | "/v1/recipes/validate") {
         route["requestBody"] = request_body();
+    }
+    if (method, path) == ("post", "/v1/trainings") {
+        route["requestBody"] = training_body();
     }
     // Indexing would put a null there.
     let parameters = route.get_mut("parameters").and_then(Value::as_array_mut);
@@ -236,6 +312,26 @@ fn request_body() -> Value {
     })
 }
 
+/// The body of a training's submission.
+fn training_body() -> Value {
+    json!({
+        "required": true,
+        "description": "a name, and what differs from the server's segmentor",
+        "content": {"application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$"},
+                    "segmentor": {"$ref": "#/components/schemas/Segmentor"},
+                },
+                "required": ["name"],
+                "additionalProperties": false,
+            },
+            "example": {"name": "liver-1", "segmentor": {"steps": 2000, "validation": {"every": 200}}},
+        }},
+    })
+}
+
 /// Returns the type of a parameter, those of `GET /v1/batch` above all; lists are texts with commas.
 fn parameter_schema(name: &str) -> Value {
     let (recipe, delivery) = (schema_of::<Recipe>(), schema_of::<Delivery>());
@@ -245,7 +341,7 @@ fn parameter_schema(name: &str) -> Value {
         json!({"type": "string", "enum": names})
     };
     match name {
-        "index" | "seed" => json!({"type": "integer", "minimum": 0}),
+        "index" | "seed" | "after" => json!({"type": "integer", "minimum": 0}),
         "batch_size" => json!({"type": "integer", "minimum": 1}),
         "format" => json!({"type": "string", "enum": ["npz", "safetensors"]}),
         "gate" | "augment" => json!({"type": "string", "enum": ["on", "off"]}),

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::jobs::JobError;
 use crate::stream::{ModelsError, StreamError};
 use crate::wire::frame::{self, FrameError, Kind};
 use crate::wire::proto;
@@ -69,11 +70,19 @@ pub enum ProblemKind {
     ModelsConflict,
     /// Models that cannot be loaded, or cannot serve.
     ModelsUnfit,
+    /// Trainings asked of a server that hosts none.
+    TrainingsOff,
+    /// A training, or a file of one, that is not there.
+    TrainingUnknown,
+    /// A training that cannot be changed this way now.
+    TrainingConflict,
+    /// A training that the store or its models do not allow.
+    TrainingUnfit,
 }
 
 impl ProblemKind {
     /// Every kind, for documents.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 29] = [
         Self::Field,
         Self::Infeasible,
         Self::Leak,
@@ -99,15 +108,20 @@ impl ProblemKind {
         Self::ModelsUnknown,
         Self::ModelsConflict,
         Self::ModelsUnfit,
+        Self::TrainingsOff,
+        Self::TrainingUnknown,
+        Self::TrainingConflict,
+        Self::TrainingUnfit,
     ];
 
     /// Returns the HTTP status: the one match of kinds and statuses.
     pub fn status(self) -> StatusCode {
         use StatusCode as S;
         match self {
-            Self::Field | Self::Infeasible | Self::ModelsUnfit => S::UNPROCESSABLE_ENTITY,
+            Self::Field | Self::Infeasible | Self::ModelsUnfit | Self::TrainingUnfit => S::UNPROCESSABLE_ENTITY,
             // A leak is 409 like a refused cursor: the request is well formed and other models would serve it.
             Self::Leak | Self::CursorMismatch | Self::ModelsConflict => S::CONFLICT,
+            Self::TrainingsOff | Self::TrainingConflict => S::CONFLICT,
             Self::BundleGone => S::GONE,
             Self::Failed | Self::Internal | Self::Reload => S::INTERNAL_SERVER_ERROR,
             Self::Stopping | Self::Lost => S::SERVICE_UNAVAILABLE,
@@ -118,7 +132,7 @@ impl ProblemKind {
             Self::BodyTooLarge => S::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow => S::REQUEST_TIMEOUT,
             Self::Busy | Self::Budget => S::TOO_MANY_REQUESTS,
-            Self::Route | Self::ModelsUnknown => S::NOT_FOUND,
+            Self::Route | Self::ModelsUnknown | Self::TrainingUnknown => S::NOT_FOUND,
             Self::Method => S::METHOD_NOT_ALLOWED,
         }
     }
@@ -159,6 +173,16 @@ impl ProblemKind {
             Self::ModelsUnfit => (
                 urn!("models-unfit"),
                 "the models cannot be loaded, or cannot serve this store",
+            ),
+            Self::TrainingsOff => (urn!("trainings-off"), "this server hosts no trainings"),
+            Self::TrainingUnknown => (
+                urn!("training-unknown"),
+                "there is no such training, or no such file of it",
+            ),
+            Self::TrainingConflict => (urn!("training-conflict"), "the training cannot be changed this way now"),
+            Self::TrainingUnfit => (
+                urn!("training-unfit"),
+                "the store, the models or the folders do not allow this training",
             ),
         }
     }
@@ -208,6 +232,18 @@ impl Problem {
             field: None,
             request_id: None,
             retry_after_seconds: None,
+        }
+    }
+
+    /// Makes the problem of a training's recipe, whose fields lie in the segmentor's section.
+    fn from_training(error: StreamError) -> Self {
+        let problem = Self::from(error);
+        match &problem.field {
+            Some(field) => {
+                let field = format!("segmentor.{field}");
+                problem.at(field)
+            }
+            None => problem,
         }
     }
 
@@ -278,6 +314,28 @@ impl From<ModelsError> for Problem {
                 detail = format!("{detail}: {source}");
                 K::ModelsUnfit
             }
+        };
+        Self::new(kind, detail)
+    }
+}
+
+impl From<JobError> for Problem {
+    fn from(error: JobError) -> Self {
+        use ProblemKind as K;
+        let detail = error.to_string();
+        let kind = match error {
+            JobError::Name { .. } => return Self::field("name", detail),
+            JobError::Field { field, .. } => return Self::field(field, detail),
+            JobError::Stream(error) => return Self::from_training(error),
+            JobError::Models(error) => return error.into(),
+            JobError::Full { .. } => return Self::new(K::Busy, detail).retry_after(60),
+            JobError::Stopping => return Self::new(K::Stopping, detail).retry_after(5),
+            JobError::Exists(_) | JobError::ModelsExist(_) | JobError::State { .. } | JobError::TooMany { .. } => {
+                K::TrainingConflict
+            }
+            JobError::Unknown(_) => K::TrainingUnknown,
+            JobError::Unfit(_) => K::TrainingUnfit,
+            JobError::Checkpoint(_) | JobError::File { .. } | JobError::Io(_) => K::Internal,
         };
         Self::new(kind, detail)
     }

@@ -7,7 +7,7 @@ use axum::routing::{get, post};
 
 use super::app::Shared;
 use super::settings::MAX_BODY_BYTES;
-use super::{access, admin, batch, health, models, observe, openapi, streams};
+use super::{access, admin, batch, events, health, models, observe, openapi, streams, trainings};
 
 /// Returns the routes with their limits and checks.
 pub(super) fn router(app: Shared) -> Router {
@@ -24,6 +24,10 @@ pub(super) fn router(app: Shared) -> Router {
         .route("/v1/stream", post(streams::open))
         .route("/v1/batch", get(batch::get))
         .route("/v1/recipes/validate", post(streams::validate))
+        .route("/v1/trainings", get(trainings::list))
+        .route("/v1/trainings/{name}", get(trainings::get))
+        .route("/v1/trainings/{name}/events", get(events::follow))
+        .route("/v1/trainings/{name}/files/{file}", get(trainings::file))
         .route_layer(from_fn_with_state(app.clone(), access::check_read));
     let admin = Router::new()
         .route("/v1/reload", post(admin::reload))
@@ -32,6 +36,10 @@ pub(super) fn router(app: Shared) -> Router {
         .route("/v1/models/{name}/load", post(models::load))
         .route("/v1/models/{name}/activate", post(models::activate))
         .route("/v1/models/{name}/release", post(models::release))
+        .route("/v1/trainings", post(trainings::submit))
+        .route("/v1/trainings/{name}/stop", post(trainings::stop))
+        .route("/v1/trainings/{name}/resume", post(trainings::resume))
+        .route("/v1/trainings/{name}/promote/{models}", post(trainings::promote))
         .route_layer(from_fn_with_state(app.clone(), access::check_admin));
     open.merge(read)
         .merge(admin)

@@ -17,6 +17,7 @@ use super::connection::{Front, accept};
 use super::router::router;
 use super::secrets::{Secrets, SecretsError};
 use super::settings::ServerConfig;
+use crate::jobs::TrainingHost;
 use crate::stream::recipe::{REVISION, Recipe};
 use crate::stream::{PatchService, StreamError};
 use crate::telemetry::metrics::{self, BUILD_INFO};
@@ -108,6 +109,19 @@ impl Server {
         default_recipe: Recipe,
         service: Arc<dyn PatchService>,
     ) -> Result<Self, ServeError> {
+        Self::start_hosting(config, default_recipe, service, None)
+    }
+
+    /// The same, with hosted trainings beside the streams: a shutdown stops them with a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_hosting(
+        config: ServerConfig,
+        default_recipe: Recipe,
+        service: Arc<dyn PatchService>,
+        trainings: Option<Arc<TrainingHost>>,
+    ) -> Result<Self, ServeError> {
         if let Some(refusal) = config.refusal().or_else(|| config.exposure()) {
             return Err(ServeError::Config(refusal));
         }
@@ -123,6 +137,10 @@ impl Server {
             draining: watch::Sender::new(false),
             budget: Budget::new(config.max_voxels_per_key),
             secrets,
+            followers: Arc::new(Semaphore::new(
+                trainings.as_ref().map_or(0, |host| host.config().max_followers),
+            )),
+            trainings,
             metrics: metrics::install(),
             service,
             config,
@@ -232,6 +250,11 @@ async fn drained(app: Shared) {
     app.draining.subscribe().wait_for(|draining| *draining).await.ok();
     let deadline = Instant::now() + Duration::from_secs(app.config.drain_seconds);
     tracing::info!(seconds = app.config.drain_seconds, "draining");
+    let trainings = app.trainings.clone();
+    let checkpoint = trainings.map(|host| {
+        let time = Duration::from_secs(app.config.drain_seconds);
+        tokio::task::spawn_blocking(move || host.close(time))
+    });
     let all = |slots: &Arc<Semaphore>, limit: usize| {
         let slots = slots.clone();
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
@@ -245,5 +268,10 @@ async fn drained(app: Shared) {
     .await;
     if streams.is_err() || batches.is_err() {
         tracing::warn!("the drain time is over; open streams are cut");
+    }
+    if let Some(checkpoint) = checkpoint
+        && checkpoint.await.is_err()
+    {
+        tracing::error!("stopping the training panicked; it goes on from its last checkpoint at the next start");
     }
 }

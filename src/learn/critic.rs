@@ -13,7 +13,7 @@ use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, target
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::learner::{Course, Learner};
 use super::models::{dice_metrics, held_out_scores, training_of, write_report};
-use super::validation::{ValidationSettings, Validator};
+use super::validation::{ValidationSettings, Validator, mean_dice};
 use super::{LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
     Architecture, Calibration, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, fill_network,
@@ -251,8 +251,8 @@ impl Trainee for CriticTrainee<'_> {
         self.learner.model()
     }
 
-    fn score(&self) -> Result<Option<f64>, LearnError> {
-        self.learner.score()
+    fn score(&mut self, _steps: u64) -> Result<Option<f64>, LearnError> {
+        Ok(mean_dice(&self.learner.score()?))
     }
 
     fn data_wait(&self) -> Duration {

@@ -78,11 +78,12 @@ pub trait Trainee {
     /// Copies the weights that would become the model.
     fn model(&self) -> Weights;
 
-    /// Scores these weights on held-out cases, from 0 to 1; nothing where there are none.
+    /// Scores these weights after so many steps on held-out cases, from 0 to 1; nothing where there are none. What is
+    /// learnt next may depend on it.
     ///
     /// # Errors
     /// [`LearnError`] where a case cannot be read.
-    fn score(&self) -> Result<Option<f64>, LearnError> {
+    fn score(&mut self, _steps: u64) -> Result<Option<f64>, LearnError> {
         Ok(None)
     }
 
@@ -213,12 +214,12 @@ fn log_step(log: &mut fs_err::File, step: u64, metrics: &Metrics) -> Result<(), 
 
 /// Scores the weights, and keeps them where they are the best so far and the best are wanted.
 fn validate(
-    trainee: &dyn Trainee,
+    trainee: &mut dyn Trainee,
     watch: &mut Watch,
     settings: &FitSettings,
     (step, metrics): (u64, &mut Metrics),
 ) -> Result<(), LearnError> {
-    let Some(score) = trainee.score()? else {
+    let Some(score) = trainee.score(step)? else {
         return Err(LearnError::Data(
             "validation.every asks for scores, and no case is held out".into(),
         ));

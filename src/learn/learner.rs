@@ -10,6 +10,7 @@ use super::models::{check_finite, metrics, under};
 use super::validation::Validator;
 use super::{LearnError, Optimizer, OptimizerSettings};
 use crate::checkpoint::{Architecture, Weights, collect_network, fill_network};
+use crate::evaluate::HeldOut;
 use crate::kernel::ComputeDtype;
 use crate::nn::Network;
 
@@ -84,7 +85,7 @@ impl<'a> Learner<'a> {
     }
 
     /// Scores the weights that would become the model, without gradients.
-    pub fn score(&self) -> Result<Option<f64>, LearnError> {
+    pub fn score(&self) -> Result<HeldOut, LearnError> {
         let net = fill_network(fresh(&self.architecture, &self.validator.device, 0), self.model())?;
         self.validator.score(&net.with_compute_dtype(self.dtype))
     }

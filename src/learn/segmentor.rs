@@ -12,7 +12,8 @@ use super::cubes::{normalise, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
 use super::learner::{Course, Learner};
 use super::models::{dice_metrics, held_out_scores, training_of, write_report};
-use super::validation::{ValidationSettings, Validator};
+use super::steering::{Mix, Steering, SteeringSettings};
+use super::validation::{ValidationSettings, Validator, mean_dice};
 use super::{LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
     Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, check_plan, fill_network,
@@ -22,6 +23,7 @@ use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
 use crate::nn::{Adapter, LossForm, Targets, deep_supervision_loss};
 use crate::rng::{Purpose, Rng};
+use crate::store::Cases;
 use crate::stream::delivery::{Delivery, Priority};
 use crate::stream::patch::{Outcome, StreamedPatch};
 use crate::stream::recipe::{Recipe, Selection};
@@ -60,6 +62,8 @@ pub struct SegmentorConfig {
     pub held_out: HeldOutSettings,
     /// How the run is watched on held-out cases.
     pub validation: ValidationSettings,
+    /// Whether what is missed there is streamed more often.
+    pub steering: SteeringSettings,
 }
 
 impl Default for SegmentorConfig {
@@ -79,6 +83,7 @@ impl Default for SegmentorConfig {
             split: Split::default(),
             held_out: HeldOutSettings::default(),
             validation: ValidationSettings::default(),
+            steering: SteeringSettings::default(),
         }
     }
 }
@@ -102,6 +107,8 @@ pub struct SegmentorReport {
     pub training_cases: usize,
     /// Scores of the held-out cases.
     pub held_out: HeldOut,
+    /// What was streamed instead of the recipe, where errors steered it.
+    pub mixes: Vec<Mix>,
     /// Measures of the last step.
     pub last_step: Metrics,
 }
@@ -110,34 +117,58 @@ struct SegmentorTrainee<'a> {
     config: &'a SegmentorConfig,
     service: &'a dyn PatchService,
     recipe: Arc<Resolved>,
+    steering: Steering,
     plan: Plan,
-    /// The open stream and the step it stands before.
-    stream: Option<(u64, Box<dyn PatchStream>)>,
+    stream: Option<Reading>,
     learner: Learner<'a>,
     last: Metrics,
 }
 
+/// An open stream.
+struct Reading {
+    /// The step it stands before.
+    step: u64,
+    /// The number of the mix that it holds.
+    mix: u64,
+    patches: Box<dyn PatchStream>,
+}
+
 impl SegmentorTrainee<'_> {
+    /// Opens the stream of a step's mix.
+    fn open(&self, step: u64) -> Result<Reading, LearnError> {
+        let delivery = Delivery {
+            from: step * u64::from(self.config.batch_size),
+            count: Some(self.config.steps - step),
+            batch_size: self.config.batch_size,
+            priority: Priority::Training,
+            ..Delivery::default()
+        };
+        let mix = self.steering.at(step);
+        let recipe = match mix {
+            Some(mix) => &self.service.resolve(mix.over(&self.recipe.recipe))?,
+            None => &self.recipe,
+        };
+        Ok(Reading {
+            step,
+            mix: mix.map_or(0, |mix| mix.number),
+            patches: self.service.open(recipe, &delivery)?,
+        })
+    }
+
     /// Returns a step's patches: those at its indices, whatever was read before.
     fn patches(&mut self, step: u64) -> Result<Vec<Arc<StreamedPatch>>, LearnError> {
         // The second round opens a stream where the first found none, or its end: an epoch's end is not the run's.
+        let mix = self.steering.at(step).map_or(0, |mix| mix.number);
         for _ in 0..2 {
-            if let Some((at, stream)) = &mut self.stream
-                && *at == step
-                && let Some(batch) = stream.next_batch()
+            if let Some(reading) = &mut self.stream
+                && (reading.step, reading.mix) == (step, mix)
+                && let Some(batch) = reading.patches.next_batch()
             {
                 let batch = batch?;
-                *at += 1;
+                reading.step += 1;
                 return Ok(batch.patches);
             }
-            let delivery = Delivery {
-                from: step * u64::from(self.config.batch_size),
-                count: Some(self.config.steps - step),
-                batch_size: self.config.batch_size,
-                priority: Priority::Training,
-                ..Delivery::default()
-            };
-            self.stream = Some((step, self.service.open(&self.recipe, &delivery)?));
+            self.stream = Some(self.open(step)?);
         }
         Err(LearnError::Data(format!(
             "the stream ended before step {step} of {}",
@@ -192,8 +223,10 @@ impl Trainee for SegmentorTrainee<'_> {
         self.learner.model()
     }
 
-    fn score(&self) -> Result<Option<f64>, LearnError> {
-        self.learner.score()
+    fn score(&mut self, steps: u64) -> Result<Option<f64>, LearnError> {
+        let scores = self.learner.score()?;
+        self.steering.take(&scores, steps, self.config.batch_size)?;
+        Ok(mean_dice(&scores))
     }
 
     fn data_wait(&self) -> Duration {
@@ -215,6 +248,7 @@ impl SegmentorConfig {
         section.unit("slab_mix", self.slab_mix)?;
         section.split(&self.split)?;
         self.validation.check(&section)?;
+        self.steering.check(&section, self.validation.every)?;
         section.unit("loss.balance", self.loss.balance)?;
         section.optimizer("optimizer", &self.optimizer)?;
         section.held_out(&self.held_out, self.widths.len())?;
@@ -240,15 +274,58 @@ impl SegmentorConfig {
 
 /// Returns the cases that a recipe may stream and those it holds out, as positions in the store; scans are held out by hash,
 /// as the stream does it.
-fn cases_of(job: &Job, select: &Selection) -> (Vec<usize>, Vec<usize>) {
-    let records = job.cases.records();
-    let is_held_out = held_out_cases(job.cases, select);
+fn cases_of(cases: &dyn Cases, select: &Selection) -> (Vec<usize>, Vec<usize>) {
+    let records = cases.records();
+    let is_held_out = held_out_cases(cases, select);
     let (held_out, others): (Vec<usize>, Vec<usize>) = (0..records.len()).partition(|case| is_held_out[*case]);
     let chosen = |case: &usize| {
         let only = select.cases.as_ref();
         only.is_none_or(|only| only.contains(&records[*case].id))
     };
     (others.into_iter().filter(chosen).collect(), held_out)
+}
+
+/// What a configuration comes to on a service and its store.
+pub(super) struct Setup {
+    recipe: Arc<Resolved>,
+    architecture: Architecture,
+    training: Vec<usize>,
+    /// Cases that the segmentor never sees.
+    pub held_out: Vec<usize>,
+}
+
+impl Setup {
+    pub fn new(config: &SegmentorConfig, service: &dyn PatchService, cases: &dyn Cases) -> Result<Self, LearnError> {
+        config.check()?;
+        let plan = service.plan();
+        check_plan(("the service", plan), ("the store", cases.plan()))?;
+        let mut wanted = config.recipe.clone();
+        let (_, held_out) = config.split.divide(cases)?;
+        let ids = held_out.iter().map(|case| cases.records()[*case].id.clone());
+        wanted.select.hold_out.extend(ids);
+        let recipe = service.resolve(wanted)?;
+        let architecture = config.architecture(plan.labels.class_count());
+        check_sides((&Section("segmentor"), "recipe.patch"), &architecture, &[recipe.patch])?;
+        let (training, held_out) = cases_of(cases, &recipe.recipe.select);
+        Ok(Self {
+            recipe,
+            architecture,
+            training,
+            held_out,
+        })
+    }
+}
+
+/// Checks a configuration against a service and its store without training, and returns what it would stream.
+///
+/// # Errors
+/// [`LearnError`] names the key.
+pub fn check_segmentor(
+    config: &SegmentorConfig,
+    service: &dyn PatchService,
+    cases: &dyn Cases,
+) -> Result<Arc<Resolved>, LearnError> {
+    Ok(Setup::new(config, service, cases)?.recipe)
 }
 
 /// Trains the segmentor on a service's patches, scores it on the recipe's held-out cases and writes
@@ -261,21 +338,18 @@ pub fn train_segmentor(
     service: &dyn PatchService,
     job: &mut Job,
 ) -> Result<SegmentorReport, LearnError> {
-    config.check()?;
+    let Setup {
+        recipe,
+        architecture,
+        training,
+        held_out,
+    } = Setup::new(config, service, job.cases)?;
     let plan = service.plan().clone();
-    check_plan(("the service", &plan), ("the store", job.cases.plan()))?;
-    let mut wanted = config.recipe.clone();
-    let (_, held_out) = config.split.divide(job.cases)?;
-    let ids = held_out.iter().map(|case| job.cases.records()[*case].id.clone());
-    wanted.select.hold_out.extend(ids);
-    let recipe = service.resolve(wanted)?;
-    let architecture = config.architecture(plan.labels.class_count());
-    check_sides((&Section("segmentor"), "recipe.patch"), &architecture, &[recipe.patch])?;
-    let (training, held_out) = cases_of(job, &recipe.recipe.select);
     let mut trainee = SegmentorTrainee {
         config,
         service,
         recipe: recipe.clone(),
+        steering: Steering::new(&config.steering, &recipe.recipe, job.out, job.resume)?,
         plan: plan.clone(),
         stream: None,
         learner: Learner::new(
@@ -296,7 +370,7 @@ pub fn train_segmentor(
         validation: &config.validation,
     };
     let fitted = fit(&mut trainee, &settings, job.progress)?;
-    let last_step = trainee.last;
+    let (last_step, mixes) = (trainee.last, trainee.steering.mixes().to_vec());
     let weights = config.precision.rounded(fitted.model);
     let net = fill_network(fresh(&architecture, job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
 
@@ -310,6 +384,7 @@ pub fn train_segmentor(
         recipe: recipe.hash,
         training_cases: training.len(),
         held_out: held_out_scores(&net, job, &held_out, &config.held_out)?,
+        mixes,
         last_step,
     };
     let record = training_of(

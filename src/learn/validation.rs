@@ -131,8 +131,8 @@ impl<'a> Validator<'a> {
         }
     }
 
-    /// Returns the mean Dice over the classes that are defined; nothing where no case is held out.
-    pub fn score(&self, net: &dyn VoxelClassifier) -> Result<Option<f64>, LearnError> {
+    /// Scores a network; there is nothing in it where no case is held out.
+    pub fn score(&self, net: &dyn VoxelClassifier) -> Result<HeldOut, LearnError> {
         let exam = Examination {
             net,
             device: &self.device,
@@ -140,11 +140,12 @@ impl<'a> Validator<'a> {
             held_out: &self.held_out,
             settings: &self.settings,
         };
-        Ok(mean_dice(&score_held_out(&exam, &mut |_| ())?))
+        Ok(score_held_out(&exam, &mut |_| ())?)
     }
 }
 
-fn mean_dice(scores: &HeldOut) -> Option<f64> {
+/// Returns the mean Dice over the classes that are defined; nothing where there is none.
+pub(super) fn mean_dice(scores: &HeldOut) -> Option<f64> {
     let defined: Vec<f64> = scores.classes.values().filter_map(|class| class.dice).collect();
     (!defined.is_empty()).then(|| super::models::mean(defined))
 }

@@ -157,6 +157,11 @@ pub trait PatchService: Send + Sync {
         None
     }
 
+    /// Tells whether anybody but a training waits for patches that are still to be made.
+    fn has_waiting_readers(&self) -> bool {
+        false
+    }
+
     /// Returns where models are loaded and exchanged, if this service holds several bundles.
     fn shelf(&self) -> Option<&Shelf> {
         None

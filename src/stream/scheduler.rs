@@ -15,12 +15,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use metrics::gauge;
+
 use super::course::Course;
 use super::delivery::Priority;
 use super::fair::{Fair, Weights};
 use super::window::OrderedWindow;
 use crate::digest::Digest;
 use crate::synth::Cancelled;
+use crate::telemetry::metrics::PATCHES_IN_FLIGHT;
 
 /// What a patch is taken to cost before any was made.
 const FIRST_COST: Duration = Duration::from_millis(10);
@@ -74,6 +77,7 @@ pub(super) struct Order<W> {
 
 struct Lane<T> {
     key: Key,
+    priority: Priority,
     course: Course,
     window: Arc<OrderedWindow<Arrived<T>>>,
     is_reading: bool,
@@ -146,6 +150,16 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
         self.state().in_flight
     }
 
+    /// Tells whether a reader other than a training waits for a patch that is still to be made.
+    pub(super) fn has_waiting_readers(&self) -> bool {
+        let state = self.state();
+        let mut readers = state.lanes.values().filter(|lane| lane.priority != Priority::Training);
+        readers.any(|lane| {
+            let is_next_made = lane.window.holds(lane.taken);
+            lane.is_reading && lane.taken < lane.course.patches() && !is_next_made
+        })
+    }
+
     /// Takes a stream in; nothing is made for it before its first [`take`](Self::take).
     pub(super) fn open(&self, opening: Opening<W>) -> u64 {
         let mut state = self.state();
@@ -160,6 +174,7 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
         state.fair.add(id, opening.priority);
         let lane = Lane {
             key: opening.key,
+            priority: opening.priority,
             course: opening.course,
             window: Arc::new(OrderedWindow::new()),
             is_reading: false,
@@ -189,6 +204,7 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
         if let Some(lane) = state.lanes.get_mut(&id) {
             lane.taken += 1;
             state.in_flight -= 1;
+            gauge!(PATCHES_IN_FLIGHT).decrement(1);
             state.reuse(id, &self.limits);
         }
         drop(state);
@@ -299,6 +315,8 @@ impl<W: Clone, T: Clone> State<W, T> {
         let (ordinal, key, index) = (lane.asked, lane.key, lane.course.index(lane.asked));
         lane.asked += 1;
         self.in_flight += 1;
+        // Several bundles have a scheduler each: the gauge is their sum.
+        gauge!(PATCHES_IN_FLIGHT).increment(1);
         match group.made.get_mut(&index) {
             Some(Computation::Running { waiting, .. }) => waiting.push((id, ordinal)),
             Some(Computation::Kept { value, .. }) => {
@@ -399,7 +417,9 @@ impl<W: Clone, T: Clone> State<W, T> {
         };
         self.fair.remove(id);
         lane.window.close();
-        self.in_flight -= usize::try_from(lane.asked - lane.taken).unwrap_or(usize::MAX);
+        let ahead = lane.asked - lane.taken;
+        self.in_flight -= usize::try_from(ahead).unwrap_or(usize::MAX);
+        gauge!(PATCHES_IN_FLIGHT).decrement(ahead as f64);
         let Some(group) = self.groups.get_mut(&lane.key) else {
             return;
         };

@@ -40,11 +40,15 @@ impl Bench {
 
     /// Opens a stream whose patches are its recipe's number times 10^6 plus the index.
     fn open(&mut self, recipe: u64, course: Course) -> u64 {
+        self.open_as(recipe, course, Priority::Stream)
+    }
+
+    fn open_as(&mut self, recipe: u64, course: Course, priority: Priority) -> u64 {
         let id = self.scheduler.open(Opening {
             key: (Digest::of(&recipe.to_le_bytes()), false),
             work: recipe,
             course,
-            priority: Priority::Stream,
+            priority,
         });
         self.read.insert(id, Vec::new());
         self.touch(id);
@@ -130,6 +134,24 @@ impl Bench {
             }
         }
     }
+}
+
+#[test]
+fn readers_wait_while_their_next_patch_is_not_made() {
+    let mut bench = Bench::new(limits(1, 16, 0));
+    let waits = |bench: &Bench| bench.scheduler.has_waiting_readers();
+    let training = bench.open_as(1, course(0, 1, 1, 0, 2), Priority::Training);
+    bench.drain(&[]);
+    assert!(!waits(&bench), "a training is no reader to give way to");
+    let id = bench.open(2, course(0, 1, 1, 0, 1));
+    assert!(waits(&bench));
+    while bench.begin() {}
+    while !bench.running.is_empty() {
+        bench.end(0);
+    }
+    assert!(!waits(&bench), "its patch lies ready");
+    bench.drain(&[id, training]);
+    assert!(!waits(&bench), "it has read all of its course");
 }
 
 #[test]

@@ -301,6 +301,10 @@ impl PatchService for Streams {
         Ok(Box::new(Opened::new(self.core.clone(), prepared, course, lane)))
     }
 
+    fn has_waiting_readers(&self) -> bool {
+        self.core.scheduler.has_waiting_readers()
+    }
+
     fn failure(&self) -> Option<String> {
         self.maker.engine.as_ref().and_then(|engine| engine.failure())
     }

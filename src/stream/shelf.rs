@@ -217,6 +217,14 @@ impl Shelf {
         places.entry(name).ok_or_else(|| ModelsError::NotHeld(name.into()))
     }
 
+    /// Returns the name under which models of a hash are held.
+    pub fn name_of(&self, bundle: Digest) -> Option<String> {
+        let places = self.read();
+        let mut held = places.held.iter();
+        held.find(|(_, held)| held.bundle == bundle)
+            .map(|(name, _)| name.clone())
+    }
+
     /// Lets recipes that name no models get these from now on. Streams that are open keep theirs.
     ///
     /// # Errors
@@ -350,6 +358,11 @@ impl PatchService for Shelf {
 
     fn failure(&self) -> Option<String> {
         self.serving(None).ok().and_then(|active| active.failure())
+    }
+
+    fn has_waiting_readers(&self) -> bool {
+        let places = self.read();
+        places.held.values().any(|held| held.streams.has_waiting_readers())
     }
 
     fn shelf(&self) -> Option<&Shelf> {

@@ -47,7 +47,6 @@ impl<T> OrderedWindow<T> {
     }
 
     /// Tells whether the result of an ordinal lies ready.
-    #[cfg(test)]
     pub(super) fn holds(&self, ordinal: u64) -> bool {
         let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.ready.contains_key(&ordinal)

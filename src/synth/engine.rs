@@ -5,6 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -45,6 +46,7 @@ enum Answer {
 struct Job {
     task: Task,
     cancelled: Cancelled,
+    asked: Instant,
     reply: Sender<Result<Answer, SynthError>>,
 }
 
@@ -138,7 +140,12 @@ impl Engine {
 
     fn ask(&self, task: Task, cancelled: Cancelled) -> Result<Answer, SynthError> {
         let (reply, answer) = bounded(1);
-        let job = Job { task, cancelled, reply };
+        let job = Job {
+            task,
+            cancelled,
+            asked: Instant::now(),
+            reply,
+        };
         self.jobs.send(job).map_err(|_| SynthError::Ended)?;
         answer.recv().map_err(|_| SynthError::Ended)?
     }
@@ -146,7 +153,14 @@ impl Engine {
 
 fn serve(bundle: &Bundle, queue: &Receiver<Job>, health: &Health) {
     let device = bundle.device();
-    for Job { task, cancelled, reply } in queue {
+    for Job {
+        task,
+        cancelled,
+        asked,
+        reply,
+    } in queue
+    {
+        Stage::WaitForDevice.since(asked);
         let answer = if cancelled.is_set() {
             Err(SynthError::Cancelled)
         } else {

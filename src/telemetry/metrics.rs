@@ -28,6 +28,8 @@ pub const UNPLACEABLE_TOTAL: &str = "freetumor_unplaceable_total";
 pub const BORDERLINE_TOTAL: &str = "freetumor_borderline_total";
 /// Bytes of a GPU's memory, by `kind`: `in_use` by tensors, `reserved` by the allocator.
 pub const DEVICE_MEMORY_BYTES: &str = "freetumor_device_memory_bytes";
+/// Patches that streams have asked for and not yet taken: being made, or ready.
+pub const PATCHES_IN_FLIGHT: &str = "freetumor_patches_in_flight";
 /// Streams open now.
 pub const STREAMS_OPEN: &str = "freetumor_streams_open";
 /// Streams ended, by `reason`.
@@ -52,6 +54,18 @@ pub const MODELS_INFO: &str = "freetumor_models_info";
 pub const TRAINING_LOSS: &str = "freetumor_training_loss";
 /// A training's mean Dice score on held-out cases at its last validation, by `class`.
 pub const TRAINING_DICE: &str = "freetumor_training_dice";
+/// Share of true lesions that a segmentor in training found at its last validation, by `organ` and `size`.
+pub const TRAINING_SENSITIVITY: &str = "freetumor_training_sensitivity";
+/// Number of the mix that a steered training learns from; 0 is the recipe as it was configured.
+pub const TRAINING_MIX: &str = "freetumor_training_mix";
+/// Shares of a steered training's mix, by `of` (`organ` or `size`) and `name`.
+pub const TRAINING_MIX_SHARE: &str = "freetumor_training_mix_share";
+/// Patches that the hosted training learnt from per second since its last report; 0 while none runs.
+pub const TRAINING_PATCHES_PER_SECOND: &str = "freetumor_training_patches_per_second";
+/// Hosted trainings at work: 0 or 1.
+pub const TRAININGS_RUNNING: &str = "freetumor_trainings_running";
+/// Hosted trainings that wait for their turn.
+pub const TRAININGS_QUEUED: &str = "freetumor_trainings_queued";
 /// Seconds spent in a stage of the work, by `stage`.
 pub const STAGE_SECONDS: &str = "freetumor_stage_seconds";
 
@@ -70,6 +84,8 @@ pub enum Stage {
     Look,
     /// Augmentation.
     Augment,
+    /// A lesion waiting for the device.
+    WaitForDevice,
     /// A stream waiting for its next batch.
     WaitForBatch,
     /// Windowing, compression and checksums of a batch.
@@ -88,6 +104,7 @@ impl Stage {
             Self::Gate => "gate",
             Self::Look => "look",
             Self::Augment => "augment",
+            Self::WaitForDevice => "wait_for_device",
             Self::WaitForBatch => "wait_for_batch",
             Self::Encode => "encode",
             Self::WaitForClient => "wait_for_client",
@@ -98,8 +115,13 @@ impl Stage {
     pub fn time<T>(self, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
-        histogram!(STAGE_SECONDS, "stage" => self.name()).record(start.elapsed());
+        self.since(start);
         result
+    }
+
+    /// Records what began at `start` and ends now.
+    pub fn since(self, start: Instant) {
+        histogram!(STAGE_SECONDS, "stage" => self.name()).record(start.elapsed());
     }
 }
 
@@ -238,12 +260,39 @@ pub const METRICS: &[Metric] = &[
         &["bundle", "snapshot", "numerics"],
         "models and store behind the default recipe; always 1",
     ),
+    Metric::gauge(
+        PATCHES_IN_FLIGHT,
+        &[],
+        "patches that streams have asked for and not yet taken",
+    ),
     Metric::gauge(TRAINING_LOSS, &["stage"], "a training's loss at its last report"),
     Metric::gauge(
         TRAINING_DICE,
         &["class"],
         "a training's mean Dice score on held-out cases at its last validation",
     ),
+    Metric::gauge(
+        TRAINING_SENSITIVITY,
+        &["organ", "size"],
+        "share of true lesions that a segmentor in training found at its last validation",
+    ),
+    Metric::gauge(
+        TRAINING_MIX,
+        &[],
+        "number of the mix that a steered training learns from; 0 is the recipe as configured",
+    ),
+    Metric::gauge(
+        TRAINING_MIX_SHARE,
+        &["of", "name"],
+        "shares of a steered training's mix by organ and by size class",
+    ),
+    Metric::gauge(
+        TRAINING_PATCHES_PER_SECOND,
+        &[],
+        "patches that the hosted training learnt from per second since its last report; 0 while none runs",
+    ),
+    Metric::gauge(TRAININGS_RUNNING, &[], "hosted trainings at work: 0 or 1"),
+    Metric::gauge(TRAININGS_QUEUED, &[], "hosted trainings that wait for their turn"),
 ];
 
 /// Installs the process's recorder, once, and returns what renders it.

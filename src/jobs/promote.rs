@@ -1,0 +1,115 @@
+//! A finished job's segmentor as the critic of new models, beside the generator that it learnt from.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{JobError, JobName, JobState, TrainingHost};
+use crate::checkpoint::{Bundle, Calibration, Role, load_manifest};
+use crate::digest::Digest;
+use crate::learn::{Promotion, promote_segmentor};
+use crate::nn::CubeSides;
+
+/// Where models lie.
+#[derive(Clone, Debug, Default)]
+pub struct ModelFolders {
+    /// The folder of folders that models are loaded from by name.
+    pub root: Option<PathBuf>,
+    /// Name and folder of the models that the server started with.
+    pub first: Option<(String, PathBuf)>,
+}
+
+/// What a promotion made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Promoted {
+    /// The name under which the models can be loaded.
+    pub models: JobName,
+    /// Their hash.
+    pub bundle: Digest,
+    /// What they hold.
+    pub roles: BTreeSet<Role>,
+    /// The gate's thresholds, from real lesions that the segmentor never saw.
+    pub calibration: Calibration,
+}
+
+impl ModelFolders {
+    /// Returns the folder of models that were listed under a name.
+    fn find(&self, name: &str) -> Option<PathBuf> {
+        let first = self.first.as_ref().filter(|(known, _)| known == name);
+        let first = first.map(|(_, folder)| folder.clone());
+        first.or_else(|| Some(self.root.as_ref()?.join(name)))
+    }
+}
+
+impl TrainingHost {
+    /// Makes models of a finished job: its segmentor as the critic, calibrated on the lesions it never saw, and the
+    /// generator and discriminator of the models that gated its stream. They are not loaded.
+    ///
+    /// # Errors
+    /// [`JobError`] says what is missing: a finished job, a folder of models, a name that is free, held-out tumours.
+    pub fn promote(&self, job: &str, models: &JobName) -> Result<Promoted, JobError> {
+        let (record, status) = self.get(job)?;
+        if status.state != JobState::Finished {
+            let (name, state) = (status.name, status.state);
+            let what = "only one that is finished can be promoted";
+            return Err(JobError::State { name, state, what });
+        }
+        let parts = self.parts();
+        let Some(root) = &parts.models.root else {
+            return Err(JobError::Unfit(
+                "the server has no folder of models; start it with --models-root".into(),
+            ));
+        };
+        let target = root.join(models.as_str());
+        if target.exists() {
+            return Err(JobError::ModelsExist(models.clone()));
+        }
+        let source = record.models.as_deref().and_then(|name| parts.models.find(name));
+        // A name that starts with a dot is not listed.
+        let folder = tempfile::Builder::new().prefix(".promoting-").tempdir_in(root)?;
+        let mut roles = BTreeSet::from([Role::Critic]);
+        let mut cubes = CubeSides::default();
+        if let Some(source) = &source {
+            let sides = load_manifest(source, Role::Critic)?.cubes;
+            cubes = CubeSides::of_manifest(&sides).unwrap_or_default();
+            for role in [Role::Generator, Role::Discriminator] {
+                if copy_model(source, folder.path(), role)? {
+                    roles.insert(role);
+                }
+            }
+        }
+        let promotion = Promotion {
+            config: &record.config,
+            service: &*parts.service,
+            cases: &*parts.cases,
+            cubes,
+            device: &parts.device,
+            dtype: parts.dtype,
+        };
+        let calibration = promote_segmentor(&promotion, &self.folder(&record.name), folder.path())?;
+        // What cannot be loaded is not offered.
+        let bundle = Bundle::load(folder.path(), &parts.device)?.hash;
+        fs_err::rename(folder.path(), &target)?;
+        fs_err::File::open(root)?.sync_all()?;
+        tracing::info!(job = %record.name, %models, %bundle, "a segmentor was promoted");
+        Ok(Promoted {
+            models: models.clone(),
+            bundle,
+            roles,
+            calibration,
+        })
+    }
+}
+
+/// Copies a model's two files; `false` where there are none.
+fn copy_model(from: &Path, to: &Path, role: Role) -> Result<bool, JobError> {
+    let files = ["safetensors", "json"].map(|extension| format!("{}.{extension}", role.name()));
+    if !from.join(&files[1]).exists() {
+        return Ok(false);
+    }
+    for file in files {
+        fs_err::copy(from.join(&file), to.join(&file))?;
+    }
+    Ok(true)
+}
