@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 
 use freetumor::evaluate::{Overlap, overlap};
-use freetumor::ingest::nifti::{read_image, read_labels, write_image};
+use freetumor::ingest::nifti::{read_image, read_labels, write_image, write_labels};
 use freetumor::ingest::orient::orient;
 use freetumor::ingest::write_on_source;
 use freetumor::phantom::{PhantomSpec, cohort, generate};
@@ -100,7 +100,7 @@ fn without_a_header_the_affine_is_written_in_double_precision() {
     assert_eq!((back.affine_xyz, back.voxels), (source.affine_xyz, labels));
 }
 
-/// Saves a phantom as it is, and with axes permuted and turned round; returns its labels.
+/// Saves a phantom and its labels as they are, and with axes permuted and turned round; returns the labels.
 fn two_files(folder: &Path) -> Array3<u8> {
     let spec = cohort(91, 1, 0).remove(0);
     let volume = generate(&PhantomSpec {
@@ -111,6 +111,9 @@ fn two_files(folder: &Path) -> Array3<u8> {
     // Axes (y, z, x) instead of (z, y, x), y turned round.
     let mut turned = volume.image.clone().permuted_axes([1, 0, 2]);
     turned.invert_axis(Axis(0));
+    let mut turned_labels = volume.labels.clone().permuted_axes([1, 0, 2]);
+    turned_labels.invert_axis(Axis(0));
+    write_labels(&folder.join("plain-truth.nii.gz"), volume.labels.view(), &volume.grid).unwrap();
     let m = &volume.grid.affine.0;
     let last = (volume.grid.shape[1] - 1) as f64;
     let affine = std::array::from_fn(|row| [-m[row][1], m[row][0], m[row][2], m[row][3] + last * m[row][1]]);
@@ -119,6 +122,7 @@ fn two_files(folder: &Path) -> Array3<u8> {
         affine: Affine(affine),
     };
     write_image(&folder.join("turned.nii"), turned.view(), &grid).unwrap();
+    write_labels(&folder.join("turned-truth.nii"), turned_labels.view(), &grid).unwrap();
     volume.labels
 }
 
@@ -256,4 +260,79 @@ fn a_store_is_scored_and_predicted() {
         let (k, j, i) = labels.voxels.dim();
         assert_eq!([i, j, k], record.source.shape_xyz);
     }
+}
+
+#[test]
+fn scans_are_scored_on_the_grids_of_their_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let truth = two_files(folder.path());
+    let path = |name: &str| folder.path().join(name);
+    // The third is no NIfTI file, the fourth has no labels.
+    std::fs::write(path("broken.nii"), "hello").unwrap();
+    let list = serde_json::json!({"training": [
+        {"image": "plain.nii.gz", "label": "plain-truth.nii.gz"},
+        {"image": "turned.nii", "label": "turned-truth.nii"},
+        {"image": "broken.nii", "label": "plain-truth.nii.gz"},
+    ], "test": ["plain.nii.gz"]});
+    std::fs::write(path("dataset.json"), list.to_string()).unwrap();
+    let names = [
+        "liver",
+        "liver_tumour",
+        "pancreas",
+        "pancreas_tumour",
+        "kidney",
+        "kidney_tumour",
+    ];
+    let map: Vec<String> = (names.iter().zip(1..))
+        .map(|(name, id)| format!("{id} = {name:?}"))
+        .collect();
+    std::fs::write(
+        path("preset.toml"),
+        format!("annotated = {names:?}\n[map]\n{}\n", map.join("\n")),
+    )
+    .unwrap();
+    let evaluate = |preset: &str| {
+        freetumor()
+            .args(["evaluate", "--config", "configs/demo.toml", "--json"])
+            .args(["--datalist", text(&path("dataset.json")), "--preset", preset])
+            .args(MODEL)
+            .output()
+            .unwrap()
+    };
+    let output = evaluate(text(&path("preset.toml")));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "one scan was refused: {said}");
+    assert!(said.contains("broken.nii"), "{said}");
+    let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let [plain, turned] = scores["scores"].as_array().unwrap().as_slice() else {
+        panic!("two scans have labels: {scores}");
+    };
+    assert_eq!(plain["classes"], turned["classes"], "whatever the files' axes");
+
+    // The same from outside: the file that `predict` writes, against the file of labels, voxel by voxel.
+    let out = path("predicted.nii.gz");
+    let said = run(&[
+        &[
+            "predict",
+            "--config",
+            "configs/demo.toml",
+            "--image",
+            text(&path("plain.nii.gz")),
+            "--out",
+            text(&out),
+        ],
+        &MODEL[..],
+    ]
+    .concat());
+    assert_eq!(said.code, Some(0), "{}", said.text);
+    let predicted = orient(read_labels(&out).unwrap()).voxels;
+    for (name, id) in names.iter().zip(1_u8..) {
+        let count =
+            |of: &dyn Fn(u8, u8) -> bool| predicted.iter().zip(&truth).filter(|(p, t)| of(**p, **t)).count() as u64;
+        let overlap = &plain["classes"][name]["overlap"];
+        assert_eq!(overlap["predicted"], count(&|p, _| p == id), "{name}");
+        assert_eq!(overlap["truth"], count(&|_, t| t == id), "{name}");
+    }
+    let unfit = evaluate("no-such-preset");
+    assert!(String::from_utf8_lossy(&unfit.stderr).contains("no-such-preset"));
 }

@@ -227,6 +227,19 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     assert!(error("waits", config(2)).contains("already"));
     assert!(error("third", config(2)).contains("1 trainings are waiting"));
     assert!(error("third", TrainingConfig { steps: 0, ..config(2) }).starts_with("segmentor.steps: expected"));
+    let mut foreign = config(2);
+    foreign.split.file = Some("/etc/hostname".into());
+    assert!(error("third", foreign).starts_with("segmentor.split.file: expected none"));
+    let mut huge = config(2);
+    huge.widths = vec![1024; 7];
+    huge.held_out.window.window = [64; 3];
+    huge.recipe.patch = Some([64; 3]);
+    let said = error("third", huge);
+    assert!(said.starts_with("segmentor.network: expected at most"), "{said}");
+    let mut crowd = config(2);
+    crowd.batch_size = u32::MAX;
+    let said = error("third", crowd);
+    assert!(said.starts_with("segmentor.batch_size: expected at most"), "{said}");
     assert!(
         host.resume("waits")
             .unwrap_err()

@@ -69,6 +69,7 @@ class StreamDataset(IterableDataset[Item]):
         world: int | None = None,
         steps: int | None = None,
         start: int = 0,
+        last_batch: str = "fill",
         image: str = "f32",
         codec: str = "raw",
         outputs: Sequence[str] = (),
@@ -88,13 +89,19 @@ class StreamDataset(IterableDataset[Item]):
             rank, world: this process and how many share the stream; absent: what ``torch.distributed`` says, or 0 of 1.
             steps: batches of this rank in an epoch; absent: as many as cover the server's epoch.
             start: the first index of epoch 0.
+            last_batch: what becomes of indices that fill no step of all ranks: ``fill`` takes as many of the next epoch
+                along, ``drop`` leaves them to it; either way all ranks get as many batches of the same size.
             with_meta: whether items carry their provenance.
 
         Raises:
             ProblemError: the server refused the recipe.
             StreamCut: nobody listens.
+            ValueError: an epoch of no whole step, or another ``last_batch``.
         """
         super().__init__()
+        if last_batch not in ("fill", "drop"):
+            raise ValueError(f"last_batch: expected fill or drop, got {last_batch!r} (freetumor.stream has partial)")
+        self._is_filled = last_batch == "fill"
         self._rank, self._world = _place(rank, world)
         self._batch_size = batch_size
         self._with_meta = with_meta
@@ -106,7 +113,9 @@ class StreamDataset(IterableDataset[Item]):
             "patience": patience, "connect_patience": patience, "timeout": timeout,
         }
         whole: int = steps * self._step if steps is not None else int(self.resolved["patches_per_epoch"])
-        self._epoch_indices = _whole_steps(whole, self._step)
+        self._epoch_indices = self._whole_steps(whole)
+        if self._epoch_indices == 0:
+            raise ValueError(f"last_batch: an epoch of {whole} patches has no whole step of {self._step}")
         #: First index, epoch, and indices left of it, where epochs are counted from. Shared with workers: one that
         #: resumes tells the others and the main process, which makes the workers of the next epoch.
         self._origin = _shared([start, 0, self._epoch_indices])
@@ -163,7 +172,7 @@ class StreamDataset(IterableDataset[Item]):
             state = cast("Mapping[str, Any]", _advanced([state], 0))
             cursor = Cursor.from_dict(state["cursor"])
         left: int | None = state["left"]
-        indices = self._epoch_indices if left is None else _whole_steps(left, self._step)
+        indices = self._epoch_indices if left is None else self._whole_steps(left)
         self._origin.copy_(torch.tensor([cursor.next_index, state["epoch"], indices]))
         self._epoch.fill_(state["epoch"])
         self._resumed = self._done = int(state.get("done", 0))
@@ -172,6 +181,11 @@ class StreamDataset(IterableDataset[Item]):
     def _step(self) -> int:
         """Indices in a step of all ranks."""
         return self._world * self._batch_size
+
+    def _whole_steps(self, indices: int) -> int:
+        """Returns the indices of the whole steps that cover some indices, or fit into them: as many for every rank."""
+        steps = -(-indices // self._step) if self._is_filled else indices // self._step
+        return steps * self._step
 
     def _segment(self) -> tuple[int, int]:
         """Returns the current epoch's first index that is due, and how many of its indices are."""
@@ -313,11 +327,6 @@ def _place(rank: int | None, world: int | None) -> tuple[int, int]:
 def _worker() -> tuple[int, int]:
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)
-
-
-def _whole_steps(indices: int, step: int) -> int:
-    """Returns the indices of as many whole steps as cover some indices, so that every rank gets as many batches."""
-    return -(-indices // step) * step
 
 
 def _advanced(states: Sequence[Mapping[str, Any]], more_steps: int) -> Position:

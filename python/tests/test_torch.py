@@ -114,6 +114,22 @@ def test_epochs_follow_each_other_also_after_a_resume(server: Server, workers: i
     assert [index for item in again for index in seen(item)] == epochs[2]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_dropped_indices_are_the_next_epochs(server: Server, workers: int) -> None:
+    data = dataset(server, batch_size=3, last_batch="drop")  # an epoch of 26 is eight steps, 24 indices
+    epochs = []
+    for epoch in range(2):
+        data.set_epoch(epoch)
+        steps = [seen(item) for item in loader_of(data, workers)]
+        assert len(steps) == len(data) == 8 and all(len(step) == 3 for step in steps)
+        epochs.append(sum(steps, []))
+    assert sorted(sum(epochs, [])) == list(range(48))
+    with pytest.raises(ValueError, match="no whole step of 32"):
+        dataset(server, batch_size=32, last_batch="drop")
+    with pytest.raises(ValueError, match="expected fill or drop, got 'partial'"):
+        dataset(server, last_batch="partial")
+
+
 def test_persistent_workers_get_the_next_epoch(server: Server) -> None:
     data = dataset(server, steps=4)
     loader = loader_of(data, 2, kind=DataLoader, persistent_workers=True)

@@ -13,7 +13,7 @@ use crate::volume::Plan;
 /// No manifest is larger: hashes of 10^5 training cases take 7 MB.
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 /// No file of weights is larger.
-const MAX_WEIGHTS_BYTES: u64 = 2 << 30;
+pub const MAX_WEIGHTS_BYTES: u64 = 2 << 30;
 
 /// A model with its manifest.
 pub struct Loaded<M> {

@@ -1,39 +1,53 @@
-//! `freetumor evaluate`: scores a model on the labelled cases of a store.
+//! `freetumor evaluate`: scores a model on the labelled cases of a store, or on scans on their own grids.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use burn::tensor::Device;
 
-use super::device::{Compute, DeviceArgs};
+use super::device::DeviceArgs;
 use super::models::{Network, Segmenting, WindowArgs, open_store};
 use super::{ConfigArgs, say, say_error, say_json};
-use crate::checkpoint::{Provenance, check_plan};
+use crate::checkpoint::{ModelManifest, Provenance, check_plan};
+use crate::config::Config;
 use crate::evaluate::{
-    Examination, HeldOut, HeldOutSettings, LesionRates, ReportHead, Slice, Summary, html, score_held_out,
+    CaseScore, Comparison, Examination, HeldOut, HeldOutSettings, LesionRates, Predictor, ReportHead, Scored, Slice,
+    Summary, html, score_held_out,
 };
-use crate::store::Cases;
-use crate::stream::seen_cases;
+use crate::ingest::{IngestConfig, LabelledScan, Preset, datalist, labels_on_grid, read_labelled};
+use crate::nn::Network as Net;
+use crate::store::{CaseKind, Cases};
+use crate::stream::{is_seen, seen_cases};
 
 /// How many cases a report shows a slice of: about 30 kB each.
 const MOST_SLICES: usize = 40;
 
-/// Score a critic or segmentor on the labelled cases of a store: Dice, NSD and HD95 per class, lesions by size
+/// Score a critic or segmentor on labelled cases: Dice, NSD and HD95 per class, lesions by size
 ///
-/// Cases that the model was trained on, and near-duplicates of them, are left out; their number is printed.
-/// `docs/evaluation.md` defines every measure.
+/// Of a store on the store's grid; of a datalist on the grid of every scan's own file, as challenges score. Cases that the
+/// model was trained on, and near-duplicates of them, are left out; their number is printed. `docs/evaluation.md` defines
+/// every measure.
 ///
 /// Examples:
 ///   freetumor evaluate --config configs/demo.toml --store store --models models --network segmentor --json
 ///   freetumor evaluate --config configs/demo.toml --store store --models assets/demo --network critic --report scores.html
+///   freetumor evaluate --config configs/abdomen.toml --datalist dataset.json --preset lits --models models --json
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["store", "datalist"])))]
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
     /// The store's folder
     #[arg(long, value_name = "DIR")]
-    store: PathBuf,
+    store: Option<PathBuf>,
+    /// Medical Segmentation Decathlon JSON instead: the scans with labels of all its lists, on their own grids
+    #[arg(long, value_name = "FILE", requires = "preset")]
+    datalist: Option<PathBuf>,
+    /// What its label ids mean: a name that `ingest --list-presets` prints, or a TOML file
+    #[arg(long, value_name = "NAME", requires = "datalist")]
+    preset: Option<String>,
     /// The folder of models
     #[arg(long, value_name = "DIR")]
     models: PathBuf,
@@ -54,42 +68,37 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
-    let Compute { device, dtype } = args.device.open()?;
-    let store = open_store(&args.store, &config)?;
-    let network = Segmenting::open(&args.models, args.network, &device)?;
-    let (name, hash) = (network.manifest.role.name(), network.hash());
-    check_plan((name, &network.manifest.plan), ("the store", store.plan()))?;
-    let unseen = unseen_cases(&*store, &Provenance::of(&[&network.manifest]));
-    let held_out = config.segmentor.held_out;
-    let settings = HeldOutSettings {
-        window: args.window.over(&held_out.window),
-        ..held_out
+    let compute = args.device.open()?;
+    let network = Segmenting::open(&args.models, args.network, &compute.device)?;
+    let held_out = config.segmentor.held_out.clone();
+    let exam = Exam {
+        net: network.net.clone().with_compute_dtype(compute.dtype),
+        device: compute.device,
+        manifest: &network.manifest,
+        settings: HeldOutSettings {
+            window: args.window.over(&held_out.window),
+            ..held_out
+        },
+        is_illustrated: args.report.is_some(),
     };
-    let exam = Examination {
-        net: &network.net.with_compute_dtype(dtype),
-        device: &device,
-        cases: &*store,
-        held_out: &unseen,
-        settings: &settings,
+    let done = match (&args.store, &args.datalist, &args.preset) {
+        (Some(store), _, _) => exam.of_store(store, &config)?,
+        (_, Some(list), Some(preset)) => exam.of_scans(list, &Preset::open(preset)?, &config.ingest)?,
+        _ => bail!("nothing to evaluate on: name --store, or --datalist and --preset"),
     };
-    let plan = store.plan();
-    let mut slices = Vec::new();
-    let scores = score_held_out(&exam, &mut |scored| {
-        say_error(&format!("scored {}", scored.score.case));
-        if args.report.is_some() && slices.len() < MOST_SLICES {
-            slices.push(Slice::of(scored, &plan.labels, plan.window_hu));
-        }
-    })?;
+    let Examined {
+        scores,
+        slices,
+        of_what,
+        refused,
+    } = done;
     if scores.cases.is_empty() {
-        bail!(
-            "no labelled case in {} that the model was not trained on",
-            args.store.display()
-        );
+        bail!("no labelled case in {of_what} that the model was not trained on");
     }
     if let Some(path) = &args.report {
         let head = ReportHead {
-            model: &format!("{name} {hash}"),
-            snapshot: &store.snapshot().to_string(),
+            model: &format!("{} {}", network.manifest.role.name(), network.hash()),
+            snapshot: &of_what,
         };
         fs_err::write(path, html(&head, &scores, &slices)).context("cannot write the report")?;
     }
@@ -98,20 +107,143 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         print(&scores)
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if refused == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// A network, and how it is scored.
+struct Exam<'a> {
+    net: Net,
+    device: Device,
+    manifest: &'a ModelManifest,
+    settings: HeldOutSettings,
+    is_illustrated: bool,
+}
+
+/// What came out.
+struct Examined {
+    scores: HeldOut,
+    slices: Vec<Slice>,
+    /// Snapshot of the store, or the datalist.
+    of_what: String,
+    /// Scans that could not be read.
+    refused: usize,
+}
+
+impl Exam<'_> {
+    fn of_store(&self, dir: &Path, config: &Config) -> anyhow::Result<Examined> {
+        let store = open_store(dir, config)?;
+        let name = self.manifest.role.name();
+        check_plan((name, &self.manifest.plan), ("the store", store.plan()))?;
+        let unseen = unseen_cases(&*store, &Provenance::of(&[self.manifest]));
+        let exam = Examination {
+            net: &self.net,
+            device: &self.device,
+            cases: &*store,
+            held_out: &unseen,
+            settings: &self.settings,
+        };
+        let mut slices = Vec::new();
+        Ok(Examined {
+            scores: score_held_out(&exam, &mut |scored| self.note(scored, &mut slices))?,
+            slices,
+            of_what: store.snapshot().to_string(),
+            refused: 0,
+        })
+    }
+
+    /// Scores scans one after the other on the grids of their files; one that cannot be read is reported and stops no other.
+    fn of_scans(&self, list: &Path, preset: &Preset, options: &IngestConfig) -> anyhow::Result<Examined> {
+        let plan = &self.manifest.plan;
+        preset.resolve(plan)?;
+        let provenance = Provenance::of(&[self.manifest]);
+        let (mut scores, mut slices) = (Vec::new(), Vec::new());
+        let (mut refused, mut seen) = (0, 0);
+        for entry in datalist::read(list)? {
+            if scores.len() == self.settings.cases {
+                say_error(&format!(
+                    "held_out.cases = {}: the rest is left out",
+                    self.settings.cases
+                ));
+                break;
+            }
+            match read_labelled(&entry, (preset, plan), options) {
+                Ok(Some(scan)) if is_seen(&scan.source_hash, &scan.fingerprint, &provenance) => seen += 1,
+                Ok(Some(scan)) if scan.kind == CaseKind::Labelled => {
+                    scores.push(self.score(&entry.id, &scan, &mut slices)?);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    refused += 1;
+                    say_error(&format!("{}: refused: {error}", entry.id));
+                }
+            }
+        }
+        say_left_out(seen);
+        Ok(Examined {
+            scores: HeldOut::of(scores, &plan.labels, &self.settings),
+            slices,
+            of_what: list.display().to_string(),
+            refused,
+        })
+    }
+
+    fn score(&self, id: &str, scan: &LabelledScan, slices: &mut Vec<Slice>) -> anyhow::Result<CaseScore> {
+        let plan = &self.manifest.plan;
+        let predictor = Predictor {
+            net: &self.net,
+            plan,
+            settings: &self.settings.window,
+            device: &self.device,
+        };
+        let probabilities = predictor.probabilities(&scan.planned.image);
+        let prediction = labels_on_grid(&probabilities, &scan.planned.grid, &scan.grid);
+        let comparison = Comparison {
+            prediction: &prediction,
+            truth: &scan.truth,
+            annotation: &scan.annotation,
+            spacing_mm: scan.grid.spacing_mm(),
+        };
+        let score = comparison
+            .measure(&plan.labels, &self.settings.tolerance)?
+            .named(id, &scan.patient);
+        let scored = Scored {
+            score: &score,
+            image: &scan.image,
+            truth: &scan.truth,
+            prediction: &prediction,
+            spacing_mm: scan.grid.spacing_mm(),
+        };
+        self.note(&scored, slices);
+        Ok(score)
+    }
+
+    fn note(&self, scored: &Scored, slices: &mut Vec<Slice>) {
+        say_error(&format!("scored {}", scored.score.case));
+        if self.is_illustrated && slices.len() < MOST_SLICES {
+            let plan = &self.manifest.plan;
+            slices.push(Slice::of(scored, &plan.labels, plan.window_hu));
+        }
+    }
 }
 
 /// Lists the cases that a model was not trained on, and says how many others there are.
 fn unseen_cases(store: &dyn Cases, provenance: &Provenance) -> Vec<usize> {
     let seen = seen_cases(store, provenance);
     let unseen: Vec<usize> = (0..seen.len()).filter(|case| !seen[*case]).collect();
-    if unseen.len() < seen.len() {
+    say_left_out(seen.len() - unseen.len());
+    unseen
+}
+
+fn say_left_out(cases: usize) {
+    if cases > 0 {
         say_error(&format!(
-            "{} cases left out: the model was trained on them or on near-duplicates of them",
-            seen.len() - unseen.len()
+            "{cases} cases left out: the model was trained on them or on near-duplicates of them"
         ));
     }
-    unseen
 }
 
 fn print(scores: &HeldOut) {

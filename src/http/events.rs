@@ -47,14 +47,14 @@ pub(super) async fn follow(
 ) -> Result<Response, Problem> {
     let Query(From { after }) = from.map_err(|rejection| Problem::new(ProblemKind::Query, rejection.body_text()))?;
     let after = last_event(&headers)?.unwrap_or(after);
+    let trainings = host(&app)?;
     let place = app.followers.clone().try_acquire_owned().map_err(|_| {
         counter!(REFUSED_TOTAL, "route" => "/v1/trainings/{name}/events").increment(1);
         let detail = "as many clients follow trainings as jobs.max_followers allows";
         Problem::new(ProblemKind::Busy, detail).retry_after(app.config.retry_after_seconds)
     })?;
     let heartbeat = Duration::from_secs(app.config.heartbeat_seconds);
-    let shared = app.clone();
-    let follower = on_thread("trainings", move || Ok(host(&shared)?.follow(&name, after)?)).await?;
+    let follower = on_thread("trainings", move || Ok(trainings.follow(&name, after)?)).await?;
     let (sender, receiver) = channel(EVENTS_IN_FLIGHT);
     spawn("events", move || {
         send_events(&app, follower, &sender);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! datalist.rs -> pipeline.rs: files.rs (nifti.rs | dicom/) -> orient.rs -> volume::resample -> crop -> store::StoreWriter
-//!                    masks.rs: folder of masks -> labels; preset.rs, built_in.rs: file ids -> class names
+//!                    labels.rs, masks.rs: label files and folders of masks -> labels; preset.rs, built_in.rs: file ids -> class names
 //!                    config.rs: what is refused; regrid.rs: labels onto the image's grid
 //!                    planned.rs: a scan on the plan's grid, and labels back to the file's
 //!                    ledger.rs: what a second run can skip; report.rs: what a user is told
@@ -14,6 +14,7 @@ pub mod datalist;
 pub mod dicom;
 mod files;
 mod header;
+mod labels;
 mod ledger;
 mod masks;
 pub mod nifti;
@@ -36,7 +37,9 @@ pub use config::{IngestConfig, LabelGrid, NotFinite};
 pub use datalist::{Entry, Section};
 pub use orient::source_hash;
 pub use pipeline::{IngestRequest, ingest};
-pub use planned::{PlannedScan, labels_on_source, read_planned, write_on_source};
+pub use planned::{
+    LabelledScan, PlannedScan, labels_on_grid, labels_on_source, read_labelled, read_planned, write_on_source,
+};
 pub use preset::Preset;
 pub use report::{CaseProgress, CaseReport, IngestReport, Status, StoredCase};
 pub use shard::Shard;

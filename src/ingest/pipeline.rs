@@ -11,23 +11,21 @@ use std::time::Instant;
 use ndarray::{Array3, s};
 
 use super::built_in;
-use super::datalist::{Entry, Section};
+use super::datalist::Entry;
 use super::files::{hash_of, image_files, patient_of, read_image};
+use super::labels::LabelReader;
 use super::ledger::{Ledger, LedgerEntry};
-use super::masks;
-use super::nifti;
-use super::orient::{Oriented, orient, source_hash};
+use super::orient::{orient, source_hash};
 use super::planned::onto_plan;
-use super::preset::{Preset, ResolvedPreset};
-use super::regrid::regrid_labels;
+use super::preset::Preset;
 use super::report::{CaseProgress, CaseReport, IngestReport, Status, StoredCase};
 use super::shard::Shard;
-use super::{IngestConfig, IngestError, LabelGrid, looks_like};
+use super::{IngestConfig, IngestError, looks_like};
 use crate::digest::Digest;
 use crate::panic::panic_text;
 use crate::store::{self, CaseInput, CaseKind, CaseRecord, Duplicate, StoreWriter};
 use crate::volume::resample::resample_labels;
-use crate::volume::{Annotation, Fingerprint, Grid, Plan, Region};
+use crate::volume::{Fingerprint, Grid, Plan, Region};
 
 /// Raised whenever the same files would become another case: it makes every case be made again.
 const INGEST_REVISION: u32 = 2;
@@ -39,8 +37,6 @@ const BODY_HU: i16 = -500;
 const CROP_MARGIN_MM: f64 = 10.0;
 /// From this many labelled cases on, a class that none of them has is worth a word.
 const CASES_THAT_TELL: usize = 3;
-/// How far label and image voxels may lie apart, in mm.
-const GRID_TOLERANCE_MM: f64 = 1e-3;
 
 /// What to ingest.
 #[derive(Clone, Debug)]
@@ -67,9 +63,7 @@ pub fn ingest(
     progress: &(dyn Fn(&CaseProgress) + Sync),
 ) -> Result<IngestReport, IngestError> {
     let pipeline = Pipeline {
-        preset: &request.preset,
-        options: &request.options,
-        resolved: request.preset.resolve(plan)?,
+        labels: LabelReader::new(&request.preset, plan, &request.options)?,
         writer: StoreWriter::create(store_dir, plan)?,
         ledger: Ledger::open(store_dir)?,
         plan,
@@ -133,17 +127,8 @@ fn longest_first<T: Send>(cases: &[&Entry], run: impl Fn(&Entry) -> T + Sync) ->
     Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
-struct Labels {
-    /// Ids of the plan, on the image's grid.
-    voxels: Array3<u8>,
-    /// The ids that the file has.
-    ids: BTreeSet<u8>,
-}
-
 struct Pipeline<'a> {
-    preset: &'a Preset,
-    options: &'a IngestConfig,
-    resolved: ResolvedPreset,
+    labels: LabelReader<'a>,
     writer: StoreWriter,
     ledger: Ledger,
     plan: &'a Plan,
@@ -206,37 +191,28 @@ impl Pipeline<'_> {
 
     /// Returns the digest of everything that decides what the case becomes.
     fn key(&self, entry: &Entry) -> Result<Digest, IngestError> {
-        let labels = entry.labels.as_deref().map(|path| hash_of(&self.label_files(path)?));
+        let labels = entry.labels.as_deref().map(|path| hash_of(&self.labels.files(path)?));
         let labels = labels.transpose()?;
         let key = (
             INGEST_REVISION,
             hash_of(&image_files(&entry.image)?)?,
             labels,
             (entry.section, &entry.patient),
-            self.preset,
-            self.options,
+            self.labels.preset,
+            self.labels.options,
             self.plan,
         );
         Ok(Digest::of_json(&key))
     }
 
-    /// Returns the files that labels are made of.
-    fn label_files(&self, path: &Path) -> Result<Vec<PathBuf>, IngestError> {
-        if path.is_dir() {
-            let files = masks::mask_files(path, &self.preset.masks)?;
-            return Ok(files.into_iter().map(|(path, _)| path).collect());
-        }
-        Ok(vec![path.into()])
-    }
-
     /// Reads, checks, orients, resamples and crops a case.
     fn prepare(&self, entry: &Entry) -> Result<(CaseInput, Vec<String>, BTreeSet<u8>), IngestError> {
-        let (scan, mut warnings) = read_image(&entry.image, self.options)?;
+        let (scan, mut warnings) = read_image(&entry.image, self.labels.options)?;
         let image = orient(scan);
         let labels = entry
             .labels
             .as_deref()
-            .map(|path| self.labels(path, entry, &image, &mut warnings))
+            .map(|path| self.labels.read(path, &entry.image, &image, &mut warnings))
             .transpose()?;
         let (labels, label_ids) = match labels {
             Some(labels) => (Some(labels.voxels), labels.ids),
@@ -251,7 +227,7 @@ impl Pipeline<'_> {
             warnings.push(format!("no voxel above {BODY_HU} HU: not cropped"));
             Region::whole(grid.shape)
         });
-        let (kind, annotation) = self.annotation(entry);
+        let (kind, annotation) = self.labels.annotation(entry);
         let input = CaseInput {
             id: entry.id.clone(),
             kind,
@@ -271,52 +247,6 @@ impl Pipeline<'_> {
         Ok((input, warnings, label_ids))
     }
 
-    /// Reads labels, brings them onto the image's grid or refuses those on another, and translates them to the plan's ids.
-    fn labels(
-        &self,
-        path: &Path,
-        entry: &Entry,
-        image: &Oriented<i16>,
-        warnings: &mut Vec<String>,
-    ) -> Result<Labels, IngestError> {
-        let mut labels = orient(if path.is_dir() {
-            masks::read_masks(path, &self.preset.masks, self.options)?
-        } else {
-            nifti::read_labels_as(path, self.options)?
-        });
-        if let Some(what) = grid_difference(&image.grid, &labels.grid) {
-            let (voxels, warning) = self
-                .regridded(&labels, image, what)
-                .map_err(|what| IngestError::OtherGrid {
-                    labels: path.into(),
-                    image: entry.image.clone(),
-                    what,
-                })?;
-            labels.voxels = voxels;
-            warnings.push(warning);
-        }
-        let mut seen = [false; 256];
-        labels.voxels.iter().for_each(|id| seen[usize::from(*id)] = true);
-        let found: BTreeSet<u8> = (0..=255).filter(|id| seen[usize::from(*id)]).collect();
-        let table = &self.resolved.table;
-        if let Some(id) = found.iter().find(|id| table[usize::from(**id)].is_none()) {
-            return Err(IngestError::UnknownLabel {
-                path: path.into(),
-                id: *id,
-                preset: self.preset.name.clone(),
-                known: self.resolved.known_ids(),
-                candidates: built_in::candidates(&found),
-            });
-        }
-        labels
-            .voxels
-            .mapv_inplace(|id| table[usize::from(id)].expect("checked just above"));
-        Ok(Labels {
-            voxels: labels.voxels,
-            ids: found,
-        })
-    }
-
     /// Names the classes that were annotated in several cases and occur in none: the preset may be another data set's.
     fn unused_classes(&self, entries: &[&Entry], cases: &[CaseReport]) -> Vec<String> {
         let labelled: Vec<_> = (entries.iter().zip(cases))
@@ -327,66 +257,25 @@ impl Pipeline<'_> {
             .flat_map(|(_, case)| case.label_ids.iter().copied())
             .collect();
         let unused = |class: &String| {
-            let of_class = |id: &u8| self.preset.map.get(id) == Some(class);
-            let is_annotated = |entry: &Entry| self.annotation(entry).1.classes.contains(class);
+            let of_class = |id: &u8| self.labels.preset.map.get(id) == Some(class);
+            let is_annotated = |entry: &Entry| self.labels.annotation(entry).1.classes.contains(class);
             let looked = labelled.iter().filter(|(entry, _)| is_annotated(entry)).count();
             (looked >= CASES_THAT_TELL && !all.iter().any(of_class)).then(|| {
                 let others: Vec<_> = built_in::candidates(&all)
                     .into_iter()
-                    .filter(|name| *name != self.preset.name)
+                    .filter(|name| *name != self.labels.preset.name)
                     .collect();
                 let ids: Vec<_> = all.iter().map(ToString::to_string).collect();
                 format!(
                     "preset {}: {class} occurs in none of {looked} cases; the ids found are {}{}",
-                    self.preset.name,
+                    self.labels.preset.name,
                     ids.join(", "),
                     looks_like(&others)
                 )
             })
         };
-        let classes = &self.resolved.annotation.classes;
+        let classes = &self.labels.resolved.annotation.classes;
         classes.iter().filter_map(unused).collect()
-    }
-
-    /// Brings labels onto the image's grid, where that is asked for and they meet; returns a warning with them.
-    fn regridded(
-        &self,
-        labels: &Oriented<u8>,
-        image: &Oriented<i16>,
-        difference: String,
-    ) -> Result<(Array3<u8>, String), String> {
-        if self.options.label_grid == LabelGrid::Refuse {
-            return Err(difference);
-        }
-        let regridded = regrid_labels(labels, &image.grid);
-        let (labelled, outside) = (regridded.labelled, regridded.outside);
-        if labelled > 0 && outside == labelled {
-            return Err(format!("all {labelled} labelled voxels lie outside the image"));
-        }
-        let warning = format!(
-            "labels of {:?} voxels resampled to the image's {:?} (z, y, x): {:.2} % of {labelled} labelled voxels lie outside",
-            labels.grid.shape,
-            image.grid.shape,
-            100.0 * outside as f64 / labelled.max(1) as f64,
-        );
-        Ok((regridded.voxels, warning))
-    }
-
-    /// Returns what is known about a case's labels: nothing without a label file, no tumours in `unlabeled`.
-    fn annotation(&self, entry: &Entry) -> (CaseKind, Annotation) {
-        let mut annotation = self.resolved.annotation.clone();
-        if entry.labels.is_none() {
-            annotation.classes.clear();
-            annotation.assumed_tumour_free = false;
-            return (CaseKind::Unlabelled, annotation);
-        }
-        if entry.section == Section::Unlabeled {
-            // As the published pools do; provenance keeps it apart from what was annotated.
-            annotation.classes.retain(|class| !class.ends_with("_tumour"));
-            annotation.assumed_tumour_free = true;
-            return (CaseKind::Unlabelled, annotation);
-        }
-        (self.resolved.kind, annotation)
     }
 
     fn remarks(&self, record: &CaseRecord) -> Vec<String> {
@@ -408,21 +297,6 @@ impl Pipeline<'_> {
         }
         remarks
     }
-}
-
-/// Says how two grids differ: shapes, or the farthest corner by more than the tolerance.
-fn grid_difference(image: &Grid, labels: &Grid) -> Option<String> {
-    if image.shape != labels.shape {
-        return Some(format!("shape {:?} (z, y, x) against {:?}", labels.shape, image.shape));
-    }
-    let far = image.shape.map(|side| (side - 1) as f64);
-    let apart = (0..8).map(|corner| {
-        let at = std::array::from_fn(|axis| if corner >> axis & 1 == 1 { far[axis] } else { 0.0 });
-        let (a, b) = (image.affine.to_mm(at), labels.affine.to_mm(at));
-        (0..3).map(|axis| (a[axis] - b[axis]).abs()).fold(0.0, f64::max)
-    });
-    let farthest = apart.fold(0.0, f64::max);
-    (farthest > GRID_TOLERANCE_MM).then(|| format!("a corner lies {farthest:.4} mm away, at most {GRID_TOLERANCE_MM}"))
 }
 
 /// Returns the box around everything denser than air or labelled, with a margin; nothing where there is no such voxel.

@@ -4,15 +4,17 @@ use std::path::Path;
 
 use ndarray::{Array3, Array4, ArrayView3, Axis, Zip};
 
-use super::files::read_image;
+use super::files::{patient_of, read_image};
+use super::labels::LabelReader;
 use super::nifti;
-use super::orient::{file_order, orient, oriented_grid};
+use super::orient::{Oriented, file_order, orient, oriented_grid, source_hash};
 use super::pipeline::{body_box, cropped};
 use super::regrid::inverse;
-use super::{IngestConfig, IngestError};
-use crate::store::SourceGeometry;
+use super::{Entry, IngestConfig, IngestError, Preset};
+use crate::digest::Digest;
+use crate::store::{CaseKind, SourceGeometry};
 use crate::volume::resample::{AxisMap, resample_image, resample_values, resampled_grid};
-use crate::volume::{AIR_HU, BACKGROUND, Grid, Plan, Region, Shape};
+use crate::volume::{AIR_HU, Annotation, BACKGROUND, Fingerprint, Grid, Plan, Region, Shape};
 
 /// A shift this near to whole voxels is whole: rounding of affines.
 const WHOLE_VOXELS: f64 = 1e-6;
@@ -36,19 +38,79 @@ pub struct PlannedScan {
 /// [`IngestError`] names the file.
 pub fn read_planned(path: &Path, plan: &Plan, options: &IngestConfig) -> Result<PlannedScan, IngestError> {
     let (scan, remarks) = read_image(path, options)?;
+    PlannedScan::of(path, orient(scan), plan, remarks)
+}
+
+impl PlannedScan {
+    fn of(path: &Path, image: Oriented<i16>, plan: &Plan, remarks: Vec<String>) -> Result<Self, IngestError> {
+        let (resampled, grid) = onto_plan(path, image.voxels, &image.grid, plan)?;
+        let nothing = Array3::zeros(grid.shape);
+        let body = body_box(&resampled, &nothing, &grid).unwrap_or_else(|| Region::whole(grid.shape));
+        Ok(Self {
+            image: cropped(&resampled, body),
+            grid: Grid {
+                shape: body.size,
+                affine: grid.affine.shifted(body.start),
+            },
+            source: image.source,
+            remarks,
+        })
+    }
+}
+
+/// A scan as ingest would store it, and the truth about it at the resolution of its file: indices grow towards Superior, Anterior
+/// and Right.
+#[derive(Clone, Debug)]
+pub struct LabelledScan {
+    /// What a model sees.
+    pub planned: PlannedScan,
+    /// The file's image in HU.
+    pub image: Array3<i16>,
+    /// True label ids of the plan, beside it.
+    pub truth: Array3<u8>,
+    /// Where both lie.
+    pub grid: Grid,
+    /// What the annotators looked for.
+    pub annotation: Annotation,
+    /// Whether tumours are among it.
+    pub kind: CaseKind,
+    /// Whose scan it is, as far as its files say.
+    pub patient: String,
+    /// Hash of the scan's voxels.
+    pub source_hash: Digest,
+    /// By which near-duplicates are found.
+    pub fingerprint: Fingerprint,
+}
+
+/// Reads an image and its labels; nothing where the entry has none.
+///
+/// # Errors
+/// [`IngestError`] names the file.
+pub fn read_labelled(
+    entry: &Entry,
+    (preset, plan): (&Preset, &Plan),
+    options: &IngestConfig,
+) -> Result<Option<LabelledScan>, IngestError> {
+    let Some(labels) = &entry.labels else {
+        return Ok(None);
+    };
+    let reader = LabelReader::new(preset, plan, options)?;
+    let (scan, mut remarks) = read_image(&entry.image, options)?;
     let image = orient(scan);
-    let (resampled, grid) = onto_plan(path, image.voxels, &image.grid, plan)?;
-    let nothing = Array3::zeros(grid.shape);
-    let body = body_box(&resampled, &nothing, &grid).unwrap_or_else(|| Region::whole(grid.shape));
-    Ok(PlannedScan {
-        image: cropped(&resampled, body),
-        grid: Grid {
-            shape: body.size,
-            affine: grid.affine.shifted(body.start),
-        },
-        source: image.source,
-        remarks,
-    })
+    let truth = reader.read(labels, &entry.image, &image, &mut remarks)?.voxels;
+    let (kind, annotation) = reader.annotation(entry);
+    let (voxels, grid) = (image.voxels.clone(), image.grid);
+    Ok(Some(LabelledScan {
+        patient: entry.patient.clone().map_or_else(|| patient_of(&entry.image), Ok)?,
+        source_hash: source_hash(&voxels),
+        fingerprint: Fingerprint::of(voxels.view(), grid.spacing_mm()),
+        planned: PlannedScan::of(&entry.image, image, plan, remarks)?,
+        image: voxels,
+        truth,
+        grid,
+        annotation,
+        kind,
+    }))
 }
 
 /// Resamples an oriented image to the plan's spacing, air no darker than air.
@@ -80,8 +142,15 @@ pub(super) fn onto_plan(
 /// # Shape
 /// `[C, D, H, W]` on `grid` -> the file's (k, j, i).
 pub fn labels_on_source(probabilities: &Array4<f32>, grid: &Grid, source: &SourceGeometry) -> Array3<u8> {
-    let file = oriented_grid(source);
-    let maps = axis_maps(grid, &file);
+    file_order(labels_on_grid(probabilities, grid, &oriented_grid(source)), source)
+}
+
+/// The same on a grid whose axes are the plan's: a file's, before its voxels are put into its own order.
+///
+/// # Shape
+/// `[C, D, H, W]` on `grid` -> `[D, H, W]` on `file`.
+pub fn labels_on_grid(probabilities: &Array4<f32>, grid: &Grid, file: &Grid) -> Array3<u8> {
+    let maps = axis_maps(grid, file);
     let mut labels = Array3::from_elem(file.shape, BACKGROUND);
     let mut best = Array3::from_elem(file.shape, f32::NEG_INFINITY);
     for (class, values) in (0_u8..).zip(probabilities.outer_iter()) {
@@ -96,7 +165,7 @@ pub fn labels_on_source(probabilities: &Array4<f32>, grid: &Grid, source: &Sourc
             });
     }
     clear_outside(&mut labels, maps, grid.shape);
-    file_order(labels, source)
+    labels
 }
 
 /// Returns for every axis where the voxels of a file lie on a grid with the same axes.

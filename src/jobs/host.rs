@@ -1,6 +1,5 @@
 //! Takes jobs, runs one at a time on a thread of its own, and lets others look at them.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,15 +9,15 @@ use burn::tensor::Device;
 use metrics::gauge;
 use serde::{Deserialize, Serialize};
 
-use super::journal::{Journal, JournalReader};
 use super::run::run;
-use super::{Entry, Event, JobError, JobName, JobRecord, JobState, JobStatus};
+use super::table::{Jobs, Known, events_path};
+use super::{Event, Follower, JobError, JobName, JobRecord, JobState, JobStatus};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::learn::{SegmentorConfig, check_segmentor};
 use crate::store::Cases;
 use crate::stream::{PatchService, Weights};
-use crate::telemetry::metrics::{TRAININGS_QUEUED, TRAININGS_RUNNING};
+use crate::telemetry::metrics::TRAININGS_RUNNING;
 
 /// How many jobs there may be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,22 +76,6 @@ pub struct TrainingParts {
     pub models: super::promote::ModelFolders,
 }
 
-struct Known {
-    record: Arc<JobRecord>,
-    status: JobStatus,
-    journal: Journal,
-    stop: Arc<AtomicBool>,
-}
-
-#[derive(Default)]
-struct Jobs {
-    known: BTreeMap<JobName, Known>,
-    queue: VecDeque<JobName>,
-    is_closed: bool,
-    /// Whether the training thread is at work on a job.
-    is_busy: bool,
-}
-
 /// What hosts trainings. Dropping it stops them with a checkpoint.
 pub struct TrainingHost {
     parts: Arc<TrainingParts>,
@@ -145,6 +128,7 @@ impl TrainingHost {
     /// # Errors
     /// [`JobError`] names the field, or the limit that was reached.
     pub fn submit(&self, name: JobName, mut config: SegmentorConfig) -> Result<JobStatus, JobError> {
+        self.refuse_paths(&config)?;
         let resolved = check_segmentor(&config, &*self.parts.service, &*self.parts.cases)?;
         let needs_models = resolved.bundle != Digest::default();
         config.recipe.bundle = needs_models.then(|| resolved.bundle.to_string());
@@ -160,14 +144,28 @@ impl TrainingHost {
         jobs.admit(&record.name, &self.parts.config)?;
         let folder = self.folder(&record.name);
         fs_err::create_dir_all(&folder)?;
-        record.write(&folder)?;
-        let status = jobs.insert(record, &self.parts)?;
-        jobs.tell(&status.name, Event::Queued)?;
-        jobs.queue.push_back(status.name.clone());
-        let status = jobs.get(status.name.as_str())?.status.clone();
+        let status = match jobs.enter(record, &folder, &self.parts) {
+            Ok(status) => status,
+            Err(error) => {
+                // What was refused must not train after a restart. Where not even this works, the error says enough.
+                fs_err::remove_dir_all(&folder).ok();
+                return Err(error);
+            }
+        };
         drop(jobs);
         self.jobs.1.notify_all();
         Ok(status)
+    }
+
+    /// Refuses a file that the server's own configuration does not name: paths are not a client's to choose.
+    fn refuse_paths(&self, config: &SegmentorConfig) -> Result<(), JobError> {
+        if config.split.file == self.parts.defaults.split.file {
+            return Ok(());
+        }
+        Err(JobError::Field {
+            field: "segmentor.split.file".into(),
+            what: "expected none, or the one that the server's configuration names".into(),
+        })
     }
 
     /// Returns how every job stands, by name.
@@ -264,12 +262,30 @@ impl TrainingHost {
     /// [`JobError::Unknown`].
     pub fn follow(self: &Arc<Self>, name: &str, after: u64) -> Result<Follower, JobError> {
         let name = self.get(name)?.1.name;
-        Ok(Follower {
-            reader: JournalReader::new(&events_path(&self.parts, &name)),
-            host: self.clone(),
-            name,
-            after,
-        })
+        Ok(Follower::new(self.clone(), name, after))
+    }
+
+    /// Returns the file of a job's events.
+    pub(super) fn events_path(&self, name: &JobName) -> PathBuf {
+        events_path(&self.parts, name)
+    }
+
+    /// Looks at the jobs.
+    pub(super) fn look<T>(&self, look: impl Fn(&Jobs) -> T) -> T {
+        look(&self.lock())
+    }
+
+    /// Waits until the jobs are as wanted; `false` where they are not in time.
+    pub(super) fn wait_until(&self, until: Instant, wanted: impl Fn(&Jobs) -> bool) -> bool {
+        let mut jobs = self.lock();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if wanted(&jobs) || left.is_zero() {
+                return wanted(&jobs);
+            }
+            let waited = self.jobs.1.wait_timeout(jobs, left);
+            jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Stops the job that trains with a checkpoint, takes no more, and waits until it is done or the time is over.
@@ -279,16 +295,10 @@ impl TrainingHost {
         for known in jobs.known.values() {
             known.stop.store(true, Ordering::Relaxed);
         }
+        drop(jobs);
         self.jobs.1.notify_all();
-        let until = Instant::now() + time;
-        while jobs.is_busy {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                tracing::warn!("the time is over; the training goes on from its last checkpoint at the next start");
-                return;
-            }
-            let waited = self.jobs.1.wait_timeout(jobs, left);
-            jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if !self.wait_until(Instant::now() + time, |jobs| !jobs.is_busy) {
+            tracing::warn!("the time is over; the training goes on from its last checkpoint at the next start");
         }
     }
 }
@@ -308,10 +318,6 @@ const FILES: [&str; 5] = [
     "segmentor.state.safetensors",
 ];
 
-fn events_path(parts: &TrainingParts, name: &JobName) -> PathBuf {
-    parts.root.join(name.as_str()).join("events.jsonl")
-}
-
 /// Takes the folder for this process.
 fn lock(parts: &TrainingParts) -> Result<fs_err::File, JobError> {
     let path = parts.root.join("lock");
@@ -327,90 +333,6 @@ fn lock(parts: &TrainingParts) -> Result<fs_err::File, JobError> {
             what: "another server has this folder of jobs; give each its own".into(),
         }),
         Err(std::fs::TryLockError::Error(error)) => Err(error.into()),
-    }
-}
-
-impl Jobs {
-    /// Finds the jobs of a folder, and queues those that were under way, the longest known first.
-    fn find(parts: &TrainingParts) -> Result<Self, JobError> {
-        let (mut jobs, mut under_way) = (Self::default(), Vec::new());
-        for entry in fs_err::read_dir(&parts.root)? {
-            let entry = entry?;
-            if !entry.file_type()?.is_dir() {
-                continue;
-            }
-            let Some(record) = JobRecord::read(&entry.path())? else {
-                continue;
-            };
-            let status = jobs.insert(record, parts)?;
-            if matches!(
-                status.state,
-                JobState::Running | JobState::Interrupted | JobState::Queued
-            ) {
-                under_way.push((status.state == JobState::Queued, status.last_event, status.name));
-            }
-        }
-        // What trained before goes first.
-        under_way.sort();
-        for (_, _, name) in under_way {
-            tracing::info!(%name, "the training goes on");
-            jobs.tell(&name, Event::Queued)?;
-            jobs.queue.push_back(name);
-        }
-        Ok(jobs)
-    }
-
-    fn get(&self, name: &str) -> Result<&Known, JobError> {
-        let parsed = name.parse::<JobName>().ok();
-        let known = parsed.and_then(|name| self.known.get(&name));
-        known.ok_or_else(|| JobError::Unknown(name.chars().take(80).collect()))
-    }
-
-    fn admit(&self, name: &JobName, config: &JobsConfig) -> Result<(), JobError> {
-        if self.known.contains_key(name) {
-            return Err(JobError::Exists(name.clone()));
-        }
-        if self.known.len() >= config.max_kept {
-            let limit = config.max_kept;
-            return Err(JobError::TooMany { limit });
-        }
-        self.admit_one_more(config)
-    }
-
-    fn admit_one_more(&self, config: &JobsConfig) -> Result<(), JobError> {
-        if self.is_closed {
-            return Err(JobError::Stopping);
-        }
-        if self.queue.len() >= config.max_queued {
-            let limit = config.max_queued;
-            return Err(JobError::Full { limit });
-        }
-        Ok(())
-    }
-
-    /// Opens a job's journal and takes it in.
-    fn insert(&mut self, record: JobRecord, parts: &TrainingParts) -> Result<JobStatus, JobError> {
-        let (journal, last) = Journal::open(&events_path(parts, &record.name))?;
-        let mut status = JobStatus::new(&record);
-        last.iter().for_each(|entry| status.take(entry));
-        let known = Known {
-            status: status.clone(),
-            journal,
-            stop: Arc::default(),
-            record: Arc::new(record),
-        };
-        self.known.insert(status.name.clone(), known);
-        Ok(status)
-    }
-
-    /// Writes an event down, and only then lets it count.
-    fn tell(&mut self, name: &JobName, event: Event) -> Result<(), JobError> {
-        if let Some(known) = self.known.get_mut(name) {
-            let entry = known.journal.append(event)?;
-            known.status.take(&entry);
-        }
-        gauge!(TRAININGS_QUEUED).set(self.queue.len() as f64);
-        Ok(())
     }
 }
 
@@ -459,57 +381,4 @@ fn next((jobs, changed): &(Mutex<Jobs>, Condvar)) -> Option<(Arc<JobRecord>, Arc
         jobs = changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
     }
     None
-}
-
-/// Follows a job's events.
-pub struct Follower {
-    host: Arc<TrainingHost>,
-    name: JobName,
-    reader: JournalReader,
-    after: u64,
-}
-
-impl Follower {
-    /// Blocks for the next events, some at a time: none where nothing happened within a time, or nothing any more once
-    /// one said that the job has ended.
-    ///
-    /// # Errors
-    /// [`JobError`] names the file.
-    pub fn next(&mut self, time: Duration) -> Result<Vec<Entry>, JobError> {
-        let until = Instant::now() + time;
-        loop {
-            let mut entries = self.reader.read()?;
-            let is_end = entries.is_empty();
-            entries.retain(|entry| entry.id > self.after);
-            if let Some(last) = entries.last() {
-                self.after = last.id;
-                return Ok(entries);
-            }
-            // Old events of a long journal come in chunks.
-            if is_end && !self.wait(until) {
-                return Ok(entries);
-            }
-        }
-    }
-
-    /// Tells whether the job has ended and every event was read.
-    pub fn is_over(&self) -> bool {
-        let jobs = self.host.lock();
-        let status = jobs.known.get(&self.name).map(|known| &known.status);
-        status.is_none_or(|status| status.last_event == self.after && status.state.is_end())
-    }
-
-    /// Waits until there is an event that was not read; `false` where there is none in time.
-    fn wait(&self, until: Instant) -> bool {
-        let mut jobs = self.host.lock();
-        loop {
-            let last = jobs.known.get(&self.name).map_or(0, |known| known.status.last_event);
-            let left = until.saturating_duration_since(Instant::now());
-            if last > self.after || left.is_zero() {
-                return last > self.after;
-            }
-            let waited = self.host.jobs.1.wait_timeout(jobs, left);
-            jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
 }

@@ -11,15 +11,18 @@
 //! waited go on, from their last checkpoint and to the same weights (on the CPU), those that somebody stopped stay
 //! stopped. Knows nothing of HTTP.
 
+mod follow;
 mod host;
 mod journal;
 mod name;
 mod promote;
 mod record;
 mod run;
+mod table;
 mod turn;
 
-pub use host::{Follower, JobsConfig, TrainingHost, TrainingParts};
+pub use follow::Follower;
+pub use host::{JobsConfig, TrainingHost, TrainingParts};
 pub use journal::{Entry, Event};
 pub use name::JobName;
 pub use promote::{ModelFolders, Promoted};

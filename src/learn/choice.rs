@@ -5,8 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use super::LearnError;
 use super::check::Section;
-use crate::checkpoint::Architecture;
+use crate::checkpoint::{Architecture, MAX_WEIGHTS_BYTES};
 use crate::nn::{Encoder, Merging, MonaiUnetConfig, Network, NnunetConfig, NnunetStage, SwinUnetrConfig, UnetConfig};
+
+/// The most parameters of a network: what more of them weigh could not be loaded again.
+const MAX_PARAMETERS: u64 = MAX_WEIGHTS_BYTES / 4;
 
 /// A network other than the plain U-Net of `widths`. Channels in and out follow from the plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,6 +105,9 @@ pub(super) fn check_sides(
     if let Some(what) = architecture.refusal() {
         return section.check("network", false, "a network that can be built", what);
     }
+    let parameters = architecture.parameters();
+    let expected = format!("at most {MAX_PARAMETERS} parameters");
+    section.check("network", parameters <= MAX_PARAMETERS, &expected, parameters)?;
     let stride = architecture.stride();
     let fits = |side: &[usize; 3]| {
         side.iter()

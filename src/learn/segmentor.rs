@@ -30,6 +30,9 @@ use crate::stream::recipe::{Recipe, Selection};
 use crate::stream::{PatchService, PatchStream, Resolved, held_out_cases};
 use crate::volume::{ClassSet, IGNORE, Plan};
 
+/// The most voxels of a step: 128 patches of 128^3. What a device can hold is less, and depends on the network.
+const MAX_BATCH_VOXELS: u64 = 1 << 28;
+
 /// Stage 3's configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -305,7 +308,14 @@ impl Setup {
         wanted.select.hold_out.extend(ids);
         let recipe = service.resolve(wanted)?;
         let architecture = config.architecture(plan.labels.class_count());
-        check_sides((&Section("segmentor"), "recipe.patch"), &architecture, &[recipe.patch])?;
+        let section = Section("segmentor");
+        check_sides((&section, "recipe.patch"), &architecture, &[recipe.patch])?;
+        let most = MAX_BATCH_VOXELS / (recipe.patch.iter().product::<usize>() as u64).max(1);
+        let (batch, expected) = (
+            u64::from(config.batch_size),
+            format!("at most {most} patches of {:?}", recipe.patch),
+        );
+        section.check("batch_size", batch <= most, &expected, batch)?;
         let (training, held_out) = cases_of(cases, &recipe.recipe.select);
         Ok(Self {
             recipe,

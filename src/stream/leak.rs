@@ -10,7 +10,7 @@ use super::recipe::{Recipe, Selection};
 use crate::checkpoint::{Bundle, Provenance};
 use crate::digest::Digest;
 use crate::store::{CaseRecord, Cases, groups, nearness};
-use crate::volume::Outline;
+use crate::volume::{Fingerprint, Outline};
 
 /// Which of a store's cases the models have seen, the same scans or near-duplicates of them; found when first asked for.
 #[derive(Default)]
@@ -50,6 +50,18 @@ pub fn seen_cases(cases: &dyn Cases, provenance: &Provenance) -> Vec<bool> {
         seen_group[*group] |= near;
     }
     group.iter().map(|group| seen_group[*group]).collect()
+}
+
+/// Tells whether a scan that no store holds is one that models were trained on, or a near-duplicate of one.
+pub fn is_seen(source_hash: &Digest, fingerprint: &Fingerprint, provenance: &Provenance) -> bool {
+    if provenance.source_hashes.contains(source_hash) {
+        return true;
+    }
+    let Some(outline) = Outline::of(fingerprint) else {
+        return false;
+    };
+    let others = provenance.fingerprints.par_iter().filter_map(Outline::of);
+    others.any(|other| nearness(&outline, &other).is_some())
 }
 
 /// Tells for every case whether it is held out: named by id or hash, or the same scan as one that is, or a near-duplicate.

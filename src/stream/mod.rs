@@ -36,7 +36,7 @@ use patch::StreamedPatch;
 use recipe::{Recipe, RecipeError};
 
 pub use fair::Weights;
-pub use leak::{held_out_cases, seen_cases};
+pub use leak::{held_out_cases, is_seen, seen_cases};
 pub use service::{StartError, StreamConfig, Streams};
 pub use shelf::{ModelEntry, ModelSource, ModelState, ModelsError, Shelf, ShelfParts, WarmUp};
 pub use stats::{BinCounts, StatsSnapshot, StreamStats};

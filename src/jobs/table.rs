@@ -1,0 +1,131 @@
+//! The jobs of a folder: found, taken in, queued.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use metrics::gauge;
+
+use super::journal::Journal;
+use super::{Event, JobError, JobName, JobRecord, JobState, JobStatus, JobsConfig, TrainingParts};
+use crate::telemetry::metrics::TRAININGS_QUEUED;
+
+/// A job, and the end of its journal.
+pub(super) struct Known {
+    pub record: Arc<JobRecord>,
+    pub status: JobStatus,
+    pub journal: Journal,
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Every job, by name.
+#[derive(Default)]
+pub(super) struct Jobs {
+    pub known: BTreeMap<JobName, Known>,
+    pub queue: VecDeque<JobName>,
+    pub is_closed: bool,
+    /// Whether the training thread is at work on a job.
+    pub is_busy: bool,
+}
+
+impl Jobs {
+    /// Finds the jobs of a folder, and queues those that were under way, the longest known first.
+    pub fn find(parts: &TrainingParts) -> Result<Self, JobError> {
+        let (mut jobs, mut under_way) = (Self::default(), Vec::new());
+        for entry in fs_err::read_dir(&parts.root)? {
+            let entry = entry?;
+            if !entry.file_type()?.is_dir() {
+                continue;
+            }
+            let Some(record) = JobRecord::read(&entry.path())? else {
+                continue;
+            };
+            let status = jobs.insert(record, parts)?;
+            if matches!(
+                status.state,
+                JobState::Running | JobState::Interrupted | JobState::Queued
+            ) {
+                under_way.push((status.state == JobState::Queued, status.last_event, status.name));
+            }
+        }
+        // What trained before goes first.
+        under_way.sort();
+        for (_, _, name) in under_way {
+            tracing::info!(%name, "the training goes on");
+            jobs.tell(&name, Event::Queued)?;
+            jobs.queue.push_back(name);
+        }
+        Ok(jobs)
+    }
+
+    pub fn get(&self, name: &str) -> Result<&Known, JobError> {
+        let parsed = name.parse::<JobName>().ok();
+        let known = parsed.and_then(|name| self.known.get(&name));
+        known.ok_or_else(|| JobError::Unknown(name.chars().take(80).collect()))
+    }
+
+    pub fn admit(&self, name: &JobName, config: &JobsConfig) -> Result<(), JobError> {
+        if self.known.contains_key(name) {
+            return Err(JobError::Exists(name.clone()));
+        }
+        if self.known.len() >= config.max_kept {
+            let limit = config.max_kept;
+            return Err(JobError::TooMany { limit });
+        }
+        self.admit_one_more(config)
+    }
+
+    pub fn admit_one_more(&self, config: &JobsConfig) -> Result<(), JobError> {
+        if self.is_closed {
+            return Err(JobError::Stopping);
+        }
+        if self.queue.len() >= config.max_queued {
+            let limit = config.max_queued;
+            return Err(JobError::Full { limit });
+        }
+        Ok(())
+    }
+
+    /// Writes a new job down and queues it.
+    pub fn enter(&mut self, record: JobRecord, folder: &Path, parts: &TrainingParts) -> Result<JobStatus, JobError> {
+        record.write(folder)?;
+        let name = self.insert(record, parts)?.name;
+        if let Err(error) = self.tell(&name, Event::Queued) {
+            self.known.remove(&name);
+            return Err(error);
+        }
+        self.queue.push_back(name.clone());
+        Ok(self.get(name.as_str())?.status.clone())
+    }
+
+    /// Opens a job's journal and takes it in.
+    fn insert(&mut self, record: JobRecord, parts: &TrainingParts) -> Result<JobStatus, JobError> {
+        let (journal, last) = Journal::open(&events_path(parts, &record.name))?;
+        let mut status = JobStatus::new(&record);
+        last.iter().for_each(|entry| status.take(entry));
+        let known = Known {
+            status: status.clone(),
+            journal,
+            stop: Arc::default(),
+            record: Arc::new(record),
+        };
+        self.known.insert(status.name.clone(), known);
+        Ok(status)
+    }
+
+    /// Writes an event down, and only then lets it count.
+    pub fn tell(&mut self, name: &JobName, event: Event) -> Result<(), JobError> {
+        if let Some(known) = self.known.get_mut(name) {
+            let entry = known.journal.append(event)?;
+            known.status.take(&entry);
+        }
+        gauge!(TRAININGS_QUEUED).set(self.queue.len() as f64);
+        Ok(())
+    }
+}
+
+/// Returns where a job's journal lies.
+pub(super) fn events_path(parts: &TrainingParts, name: &JobName) -> PathBuf {
+    parts.root.join(name.as_str()).join("events.jsonl")
+}
