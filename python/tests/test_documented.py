@@ -272,7 +272,7 @@ def test_every_documented_status_is_met_and_no_other(served: Server, store: Path
 def elsewhere(caller: Caller, store: Path, tmp_path: Path) -> None:
     """What needs a server of its own: no admin keys, keys that cannot be read, damage, models that saw the cases."""
     with Server(store) as running:
-        for path in ("/v1/reload", "/v1/drain", "/v1/models/roll-back"):
+        for path in ("/v1/reload", "/v1/drain", "/v1/models/roll-back", "/v1/trainings"):
             assert caller.ask(running, "POST", path) == 404
         release = "/v1/models/{name}/release"
         assert caller.ask(running, "POST", "/v1/models/x/release", route=release) == 404
