@@ -96,8 +96,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bail!("no labelled case in {of_what} that the model was not trained on");
     }
     if let Some(path) = &args.report {
+        let model = format!("{} {}", network.manifest.role.name(), network.hash());
         let head = ReportHead {
-            model: &format!("{} {}", network.manifest.role.name(), network.hash()),
+            model: &model,
             snapshot: &of_what,
         };
         fs_err::write(path, html(&head, &scores, &slices)).context("cannot write the report")?;

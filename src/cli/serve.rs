@@ -49,6 +49,16 @@ pub(super) struct Args {
     device: DeviceArgs,
 }
 
+impl Args {
+    /// Returns where models lie.
+    fn folders(&self) -> ModelFolders {
+        ModelFolders {
+            root: self.models_root.clone(),
+            first: self.models.clone().map(|dir| (models_name(Some(&dir)), dir)),
+        }
+    }
+}
+
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut config = args.config.load()?;
     if let Some(bind) = args.bind {
@@ -79,14 +89,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             weights: config.stream.weights,
             device: compute.device,
             dtype: compute.dtype,
-            models: ModelFolders {
-                root: args.models_root.clone(),
-                first: args.models.clone().map(|dir| (models_name(Some(&dir)), dir)),
-            },
+            models: args.folders(),
         };
         TrainingHost::start(parts).context("--jobs-dir: cannot host trainings")
     });
-    let server = start(&config, &store, (service, recipe), trainings.transpose()?)?;
+    let trainings = trainings.transpose()?;
+    let server = start(&config, &store, (service, recipe), trainings)?;
     say(&format!(
         "serving {} cases on {}://{}",
         crate::store::Cases::records(&*store).len(),

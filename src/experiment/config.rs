@@ -10,6 +10,8 @@ use crate::sampler::Augmentation;
 use crate::stream::recipe::REVISION;
 use crate::volume::Plan;
 
+/// Raised whenever the same configuration would mean other arms: runs of before do not count then.
+const EXPERIMENT_REVISION: u32 = 3;
 /// The most patients of one kind.
 const MAX_PATIENTS: usize = 9_000;
 
@@ -27,7 +29,8 @@ pub struct ExperimentConfig {
     pub unlabelled: usize,
     /// Test patients (scanners C, D and E in turn).
     pub test: usize,
-    /// Share of the hosts' pool in arms that synthesize.
+    /// Share of patches with a synthetic tumour in arms that synthesize. Where the gate accepts none in some hosts, more hosts
+    /// are taken, which then stand for patches without tumour.
     pub synthetic_share: f64,
     /// What the arm `real_augmented` does to its patches.
     pub strong: Augmentation,
@@ -158,7 +161,7 @@ impl Setting<'_> {
             ..
         } = self.experiment;
         Digest::of_json(&(
-            ("experiment", env!("CARGO_PKG_VERSION"), REVISION),
+            ("experiment", EXPERIMENT_REVISION, env!("CARGO_PKG_VERSION"), REVISION),
             (self.plan, self.phantom),
             (self.critic, self.synthesizer, self.segmentor),
             (organ, cohort_seed, test, synthetic_share, strong),

@@ -33,10 +33,14 @@ use crate::evaluate::EvaluateError;
 use crate::learn::LearnError;
 use crate::store::StoreError;
 use crate::stream::StartError;
+use crate::stream::StreamError;
 
 /// Why an experiment cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ExperimentError {
+    /// A patch could not be streamed.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
     /// A configuration value outside its range.
     #[error("experiment.{key}: expected {expected}, got {got}")]
     Config {

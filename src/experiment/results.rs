@@ -25,6 +25,8 @@ pub struct RunRecord {
     pub organ_dsc: f64,
     /// Voxels called tumour over voxels that are, over all test cases.
     pub predicted_over_true: f64,
+    /// Share of patches from healthy patients that were meant to get a lesion.
+    pub hosts_share: f64,
     /// Share of patches with an accepted lesion among all that the segmentor saw.
     pub synthetic_share: f64,
     /// Accepted lesions over attempted ones; absent where nothing was attempted.
@@ -210,6 +212,7 @@ mod tests {
             tumour_dsc: dsc.to_vec(),
             organ_dsc: 0.9,
             predicted_over_true: 1.0,
+            hosts_share: 0.0,
             synthetic_share: 0.0,
             accepted: None,
             seconds: 1.0,

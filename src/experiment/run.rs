@@ -1,11 +1,13 @@
 //! Carries out runs: makes stores and models where they are missing, trains a segmentor, tests it, keeps its predictions.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Device;
 
+use super::arm::Hosts;
 use super::cohort::{Cohort, test_specs};
 use super::results::mean;
 use super::{Arm, ExperimentError, Results, RunKey, RunRecord, Setting};
@@ -16,8 +18,14 @@ use crate::kernel::ComputeDtype;
 use crate::learn::{CriticConfig, Job, Progress, SegmentorConfig, Split, SynthesizerConfig};
 use crate::learn::{train_critic, train_segmentor, train_synthesizer};
 use crate::phantom::{PhantomSpec, case_id, write_cohort};
+use crate::sampler::Pool;
 use crate::store::{Cases, Store, StoreConfig};
-use crate::stream::{StreamConfig, Streams};
+use crate::stream::delivery::Delivery;
+use crate::stream::patch::Outcome;
+use crate::stream::{BinCounts, PatchService, StatsSnapshot, StreamConfig, Streams};
+
+/// Patches by which the gate's acceptance is measured.
+const PROBED: u64 = 192;
 
 /// Where an experiment keeps its files and what it computes with.
 pub struct Workplace<'a> {
@@ -90,17 +98,24 @@ impl<'a> Experiment<'a> {
         let bundle = models.map(|(bundle, _)| bundle);
         let service = Streams::start(store.clone(), bundle, self.place.stream.clone())?;
         let folder = self.place.out.join("runs").join(key.name());
-        let config = self.segmentor(key);
+        let hosts = self.hosts(key, &*service)?;
+        let config = self.segmentor(key, hosts);
+        let before = service.stats().snapshot();
         let mut job = self.job(&store, &folder, progress)?;
         train_segmentor(&config, &*service, &mut job)?;
         let scores = self.test(&folder, &config, progress)?;
-        let bins = service.stats().snapshot();
-        let (attempted, accepted) = (bins.bins.iter().map(|bin| (bin.attempted, bin.accepted)))
-            .fold((0, 0), |sum, bin| (sum.0 + bin.0, sum.1 + bin.1));
+        let after = service.stats().snapshot();
+        let count = |of: fn(&BinCounts) -> u64| {
+            let sum = |stats: &StatsSnapshot| stats.bins.iter().map(of).sum::<u64>();
+            sum(&after) - sum(&before)
+        };
+        let (attempted, accepted) = (count(|bin| bin.attempted), count(|bin| bin.accepted));
+        let patches = after.patches - before.patches;
         let record = RunRecord {
             key,
             accepted: (attempted > 0).then(|| accepted as f64 / attempted as f64),
-            synthetic_share: accepted as f64 / bins.patches.max(1) as f64,
+            hosts_share: if key.arm.synthesizes() { hosts.share } else { 0.0 },
+            synthetic_share: accepted as f64 / patches.max(1) as f64,
             seconds: started.elapsed().as_secs_f64(),
             model_seconds,
             ..self.record(key, &scores)
@@ -125,6 +140,7 @@ impl<'a> Experiment<'a> {
             tumour_dsc: of(&tumour).map(|measures| measures.dice.unwrap_or(0.0)).collect(),
             organ_dsc: mean(of(organ).filter_map(|measures| measures.dice)).unwrap_or(0.0),
             predicted_over_true: sum(|overlap| overlap.predicted) / sum(|overlap| overlap.truth).max(1.0),
+            hosts_share: 0.0,
             synthetic_share: 0.0,
             accepted: None,
             seconds: 0.0,
@@ -132,13 +148,46 @@ impl<'a> Experiment<'a> {
         }
     }
 
-    fn segmentor(&self, key: RunKey) -> SegmentorConfig {
+    /// Returns what a run takes of its healthy patients; of the gated arm, the share of accepted patches is measured first.
+    fn hosts(&self, key: RunKey, service: &Streams) -> Result<Hosts, ExperimentError> {
+        let Setting {
+            segmentor, experiment, ..
+        } = self.setting;
+        let pool = match key.unlabelled {
+            0 => Pool::LabelledHost,
+            _ => Pool::UnlabelledHost,
+        };
+        let centres = &segmentor.recipe.centres;
+        let of = |accepted: f64| Hosts::new(pool, (experiment.synthetic_share, accepted), centres);
+        if key.arm != Arm::Gated {
+            return Ok(of(1.0));
+        }
+        let mut recipe = self.segmentor(key, of(1.0)).recipe;
+        recipe.pools = Some(BTreeMap::from([(pool, 1.0)]));
+        let delivery = Delivery {
+            count: Some(PROBED),
+            batch_size: 1,
+            ..Delivery::default()
+        };
+        let mut stream = service.open(&service.resolve(recipe)?, &delivery)?;
+        let mut accepted = 0;
+        while let Some(batch) = stream.next_batch() {
+            let patches = batch?.patches;
+            accepted += patches
+                .iter()
+                .filter(|patch| patch.meta.outcome == Outcome::Accepted)
+                .count();
+        }
+        Ok(of(accepted as f64 / PROBED as f64))
+    }
+
+    fn segmentor(&self, key: RunKey, hosts: Hosts) -> SegmentorConfig {
         let Setting {
             segmentor, experiment, ..
         } = self.setting;
         let mut config = segmentor.clone();
         config.seed = segmentor.seed + key.seed;
-        config.recipe = key.arm.recipe(&segmentor.recipe, experiment, key.unlabelled);
+        config.recipe = key.arm.recipe(&segmentor.recipe, experiment, hosts);
         config.recipe.seed = segmentor.recipe.seed + key.seed;
         config.split = nothing_held_out();
         config

@@ -68,17 +68,10 @@ impl TrainingHost {
         let source = record.models.as_deref().and_then(|name| parts.models.find(name));
         // A name that starts with a dot is not listed.
         let folder = tempfile::Builder::new().prefix(".promoting-").tempdir_in(root)?;
-        let mut roles = BTreeSet::from([Role::Critic]);
-        let mut cubes = CubeSides::default();
-        if let Some(source) = &source {
-            let sides = load_manifest(source, Role::Critic)?.cubes;
-            cubes = CubeSides::of_manifest(&sides).unwrap_or_default();
-            for role in [Role::Generator, Role::Discriminator] {
-                if copy_model(source, folder.path(), role)? {
-                    roles.insert(role);
-                }
-            }
-        }
+        let (roles, cubes) = match &source {
+            Some(source) => copy_painters(source, folder.path())?,
+            None => (BTreeSet::from([Role::Critic]), CubeSides::default()),
+        };
         let promotion = Promotion {
             config: &record.config,
             service: &*parts.service,
@@ -100,6 +93,19 @@ impl TrainingHost {
             calibration,
         })
     }
+}
+
+/// Copies generator and discriminator, where there are some; returns what the new models will hold, and the cubes in which they
+/// look at lesions.
+fn copy_painters(from: &Path, to: &Path) -> Result<(BTreeSet<Role>, CubeSides), JobError> {
+    let mut roles = BTreeSet::from([Role::Critic]);
+    for role in [Role::Generator, Role::Discriminator] {
+        if copy_model(from, to, role)? {
+            roles.insert(role);
+        }
+    }
+    let sides = load_manifest(from, Role::Critic)?.cubes;
+    Ok((roles, CubeSides::of_manifest(&sides).unwrap_or_default()))
 }
 
 /// Copies a model's two files; `false` where there are none.

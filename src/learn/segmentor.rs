@@ -16,8 +16,8 @@ use super::steering::{Mix, Steering, SteeringSettings};
 use super::validation::{ValidationSettings, Validator, mean_dice};
 use super::{LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
-    Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, check_plan, fill_network,
-    save_model,
+    Architecture, FORMAT_VERSION, ModelManifest, Precision, Role, Training, Weights, WeightsFile, check_plan,
+    fill_network, save_model,
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
@@ -404,7 +404,14 @@ pub fn train_segmentor(
         (fitted.steps, config.seed),
         dice_metrics(&report.held_out),
     );
-    let manifest = ModelManifest {
+    let manifest = manifest(architecture, plan, &recipe, record);
+    save_model(job.out, manifest, &weights, config.precision)?;
+    write_report(job.out, "segmentor", &report)?;
+    Ok(report)
+}
+
+fn manifest(architecture: Architecture, plan: Plan, recipe: &Resolved, record: Training) -> ModelManifest {
+    ModelManifest {
         format_version: FORMAT_VERSION,
         role: Role::Segmentor,
         architecture,
@@ -416,8 +423,5 @@ pub fn train_segmentor(
         adapter: Adapter::default(),
         imported: None,
         weights: WeightsFile::default(),
-    };
-    save_model(job.out, manifest, &weights, config.precision)?;
-    write_report(job.out, "segmentor", &report)?;
-    Ok(report)
+    }
 }
