@@ -32,8 +32,7 @@ use crate::checkpoint::CheckpointError;
 use crate::evaluate::EvaluateError;
 use crate::learn::LearnError;
 use crate::store::StoreError;
-use crate::stream::StartError;
-use crate::stream::StreamError;
+use crate::stream::{StartError, StreamError};
 
 /// Why an experiment cannot start or go on.
 #[derive(Debug, thiserror::Error)]

@@ -98,7 +98,7 @@ impl<'a> Experiment<'a> {
         let bundle = models.map(|(bundle, _)| bundle);
         let service = Streams::start(store.clone(), bundle, self.place.stream.clone())?;
         let folder = self.place.out.join("runs").join(key.name());
-        let hosts = self.hosts(key, &*service)?;
+        let hosts = self.hosts(key, &service)?;
         let config = self.segmentor(key, hosts);
         let before = service.stats().snapshot();
         let mut job = self.job(&store, &folder, progress)?;
