@@ -255,6 +255,12 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     host.stop("third").unwrap();
     assert!(error("fourth", config(2)).contains("3 trainings are kept"));
     assert!(!folder.path().join("jobs/fourth").exists());
+    assert!(host.remove("long").unwrap_err().to_string().contains("long is running"));
+    host.remove("third").unwrap();
+    assert!(!folder.path().join("jobs/third").exists());
+    assert!(matches!(host.get("third"), Err(JobError::Unknown(_))));
+    host.submit(name("fourth"), config(2)).unwrap();
+    host.stop("fourth").unwrap();
 
     let second = start(folder.path(), limits.clone()).err().unwrap().to_string();
     assert!(second.contains("another server has this folder"), "{second}");

@@ -238,6 +238,8 @@ def trainings(caller: Caller, server: Server) -> None:
     assert change("third/stop", "stop") == 202
     assert change("waiting/resume", "resume") == 202
     assert change("waiting/stop", "stop") == 202
+    for name, status in (("third", 204), ("third", 404), ("endless", 409)):
+        assert caller.ask(server, "DELETE", f"{path}/{name}", route=f"{path}/{{name}}", key=ADMIN) == status
 
 
 def drained(caller: Caller, server: Server) -> None:

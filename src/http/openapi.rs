@@ -50,6 +50,7 @@ impl IntoParams for BatchParameters {
         trainings::get,
         events::follow,
         trainings::file,
+        trainings::remove,
         trainings::stop,
         trainings::resume,
         trainings::promote,
@@ -182,7 +183,7 @@ fn training_rules(method: &str, path: &str) -> (Asked, &'static [ProblemKind]) {
                 K::Stopping,
             ],
         ),
-        (_, "/v1/trainings/{name}/stop") => (
+        (_, "/v1/trainings/{name}" | "/v1/trainings/{name}/stop") => (
             Asked::Admin,
             &[K::TrainingsOff, K::TrainingUnknown, K::TrainingConflict, K::Internal],
         ),

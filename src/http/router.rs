@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 
 use super::app::Shared;
 use super::settings::MAX_BODY_BYTES;
@@ -37,6 +37,7 @@ pub(super) fn router(app: Shared) -> Router {
         .route("/v1/models/{name}/activate", post(models::activate))
         .route("/v1/models/{name}/release", post(models::release))
         .route("/v1/trainings", post(trainings::submit))
+        .route("/v1/trainings/{name}", delete(trainings::remove))
         .route("/v1/trainings/{name}/stop", post(trainings::stop))
         .route("/v1/trainings/{name}/resume", post(trainings::resume))
         .route("/v1/trainings/{name}/promote/{models}", post(trainings::promote))

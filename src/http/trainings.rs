@@ -1,4 +1,4 @@
-//! `/v1/trainings`: hosted trainings, their events and files; for admins: start, stop, resume, promote.
+//! `/v1/trainings`: hosted trainings, their events and files; for admins: start, stop, resume, remove, promote.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -107,6 +107,15 @@ async fn change(
 ) -> Result<Response, Problem> {
     let status = with_host(app, move |_, host| work(host)).await?;
     Ok((StatusCode::ACCEPTED, Json(status)).into_response())
+}
+
+/// Removes a training that is neither queued nor running, with all of its files.
+#[utoipa::path(delete, path = "/v1/trainings/{name}",
+    params(("name" = String, Path, description = "the training's name")),
+    responses((status = 204, description = "it is gone")))]
+pub(super) async fn remove(State(app): State<Shared>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
+    with_host(app, move |_, host| Ok(host.remove(&name)?)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Makes models of a finished training: its segmentor as critic, calibrated on held-out lesions, beside the generator and

@@ -230,6 +230,25 @@ impl TrainingHost {
         Ok(status)
     }
 
+    /// Removes a job with all of its files; clients that follow it hear nothing more.
+    ///
+    /// # Errors
+    /// [`JobError::Unknown`], [`JobError::State`] where it is queued or runs, or [`JobError::Io`] names the file.
+    pub fn remove(&self, name: &str) -> Result<(), JobError> {
+        let mut jobs = self.lock();
+        let status = &jobs.get(name)?.status;
+        let (name, state) = (status.name.clone(), status.state);
+        if !state.is_end() {
+            let what = "only one that is neither queued nor running can be removed";
+            return Err(JobError::State { name, state, what });
+        }
+        fs_err::remove_dir_all(self.folder(&name))?;
+        jobs.known.remove(&name);
+        drop(jobs);
+        self.jobs.1.notify_all();
+        Ok(())
+    }
+
     /// Returns the folder of a job.
     pub(super) fn folder(&self, name: &JobName) -> PathBuf {
         self.parts.root.join(name.as_str())

@@ -60,7 +60,7 @@ pub enum JobError {
         limit: usize,
     },
     /// As many jobs are kept as may.
-    #[error("{limit} trainings are kept, which is the configured limit; remove old ones from the folder of jobs")]
+    #[error("{limit} trainings are kept, which is the configured limit; remove old ones")]
     TooMany {
         /// The limit.
         limit: usize,
