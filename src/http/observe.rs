@@ -49,6 +49,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         "GET" => "GET",
         "HEAD" => "HEAD",
         "POST" => "POST",
+        "DELETE" => "DELETE",
         _ => "other",
     };
     let span = tracing::info_span!(
