@@ -4,11 +4,10 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
-use super::LearnError;
 use super::calibrate::{calibrate, judge_real};
 use super::cubes::Catalogue;
 use super::segmentor::Setup;
-use super::{SegmentorConfig, models};
+use super::{LearnError, SegmentorConfig};
 use crate::checkpoint::{Calibration, Precision, Role, collect_network, load_segmentor, save_model};
 use crate::kernel::ComputeDtype;
 use crate::nn::CubeSides;
@@ -64,6 +63,5 @@ pub fn promote_segmentor(promotion: &Promotion, from: &Path, to: &Path) -> Resul
     manifest.cubes = cubes.all().to_vec();
     manifest.calibration = Some(calibration.clone());
     save_model(to, manifest, &weights, Precision::Single)?;
-    models::write_report(to, "promotion", &calibration)?;
     Ok(calibration)
 }
