@@ -69,7 +69,7 @@ def test_a_training_survives_the_server_beside_two_clients(
     server = Server(store, *arguments, env=ENVIRONMENT)
     try:
         assert ask(server, "/v1/trainings", {"name": "job", "segmentor": SEGMENTOR})[0] == 201
-        ranks = [Trainer(server.url, rank, 2, pause=0.02) for rank in range(2)]
+        ranks = [Trainer(server.url, rank, 2, pause=lambda: time.sleep(0.02)) for rank in range(2)]
         for rank in ranks:
             rank.start()
         told: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,24 +39,26 @@ def streams_open(server: Server) -> int:
 def test_a_server_killed_twenty_times_under_four_clients(store: Path, whole: Epoch) -> None:
     server = Server(store)
     try:
-        trainers = [Trainer(server.url, rank, 4, pause=0.05) for rank in range(4)]
+        # Four patches a rank and life of a server, 85 of a rank's 96 in all: every one of twenty servers dies in the epoch.
+        rations = [threading.Semaphore(4) for _ in range(4)]
+        trainers = [Trainer(server.url, rank, 4, pause=ration.acquire) for rank, ration in enumerate(rations)]
         for trainer in trainers:
             trainer.start()
         wait_until(lambda: all(trainer.seen for trainer in trainers), "every rank has begun")
-        kills = 0
         for _ in range(20):
             time.sleep(random.uniform(0.0, 0.2))
-            kills += any(trainer.is_alive() for trainer in trainers)
             before = reconnects(trainers)
             server.kill()
             server = Server(store, port=server.port)
-            wait_until(lambda: reconnects(trainers) > before or not any(trainer.is_alive() for trainer in trainers),
-                       "somebody comes back")
+            for ration in rations:
+                ration.release(4)
+            wait_until(lambda: reconnects(trainers) > before, "somebody comes back")
+        for ration in rations:
+            ration.release(RECIPE["patches_per_epoch"])
         seen = finish(trainers)
     finally:
         server.kill()
     check(seen, whole)
-    assert kills == 20, f"the epoch was over after {kills} kills"
     assert reconnects(trainers) >= 20
 
 
@@ -102,7 +105,7 @@ def test_the_world_changes_from_four_to_one_to_three_in_an_epoch(store: Path, wh
     cursor: freetumor.Cursor | None = None
     with Server(store) as server:
         for world, steps in [(4, 20), (1, 70), (3, None)]:
-            trainers = [Trainer(server.url, rank, world, pause=0.0, batch_size=2, cursor=cursor, count=steps)
+            trainers = [Trainer(server.url, rank, world, batch_size=2, cursor=cursor, count=steps)
                         for rank in range(world)]
             for trainer in trainers:
                 trainer.start()
@@ -140,7 +143,7 @@ def test_a_network_that_harms_connections(store: Path, whole: Epoch, kind: str) 
         # Past the answer's own header, which carries no checksum; then anywhere in the next 4 MB.
         faults = [Fault(kind, random.randrange(2_000, 4_000_000)) for _ in range(6)]
         proxy = Proxy(server.port, faults)
-        trainers = [Trainer(proxy.url, rank, 2, pause=0.0) for rank in range(2)]
+        trainers = [Trainer(proxy.url, rank, 2) for rank in range(2)]
         for trainer in trainers:
             trainer.start()
         seen = finish(trainers)

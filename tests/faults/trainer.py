@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import freetumor
@@ -50,14 +51,15 @@ def check(seen: Seen, whole: Epoch) -> None:
 
 
 class Trainer(threading.Thread):
-    """One rank: takes its share of an epoch at its own pace.
+    """One rank: takes its share of an epoch, and calls `pause` after every batch.
 
     Attributes:
         seen: what it consumed.
         error: what ended it, if it was not the end of the epoch.
     """
 
-    def __init__(self, url: str, rank: int, world: int, *, pause: float, **delivery: Any) -> None:
+    def __init__(self, url: str, rank: int, world: int, *, pause: Callable[[], object] = lambda: None,
+                 **delivery: Any) -> None:
         super().__init__(name=f"rank-{rank}", daemon=True)
         self.seen: Seen = []
         self.error: BaseException | None = None
@@ -70,7 +72,7 @@ class Trainer(threading.Thread):
             self.stream = open_stream(self._url, **self._delivery)
             for batch in self.stream:
                 self.seen += seen_in(batch)
-                time.sleep(self._pause)
+                self._pause()
         except BaseException as error:
             self.error = error
 
