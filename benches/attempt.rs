@@ -156,6 +156,7 @@ impl Scene {
             image: planted.host.image.clone(),
             soft: planted.soft.clone(),
             organ: 0,
+            host: planted.host.labels.map(|label| u8::from(*label == self.organ.id)),
             diameter_mm: planted.diameter_mm,
             contrast_hu: draw_contrast_hu(&mut rng, ContrastBin::Dark),
             spacing_mm: SPACING_MM,
@@ -175,13 +176,14 @@ impl Scene {
         let after = compose(&cube.image, &residual, &cube.soft);
         clock.lap();
         let (before, cancelled) = (planted.host.image.clone(), Cancelled::default());
-        let seen = self.engine.judge(before, after, &cancelled).unwrap();
+        let called = self.engine.judge(after.clone(), &cancelled).unwrap();
+        let seen = self.engine.compare(before, after, &cancelled).unwrap();
         clock.lap();
         let lesion = planted.soft.map(|soft| u8::from(*soft >= LESION_FROM));
         let tumours: Vec<u8> = self.plan.labels.organs().iter().map(|organ| organ.tumour_id).collect();
         let scores = gate::scores(&Judged {
             before: &seen.before,
-            after: &seen.after,
+            after: &called,
             lesion: &lesion,
             others: &planted.host.labels.map(|label| u8::from(tumours.contains(label))),
             tumour_id: self.organ.tumour_id,
@@ -212,7 +214,8 @@ impl Scene {
         clock.lap();
         let after = compose(&cube.image, &residual, &cube.soft);
         clock.last = Instant::now();
-        self.engine.judge(cube.image, after, &cube.cancelled).unwrap();
+        self.engine.judge(after.clone(), &cube.cancelled).unwrap();
+        self.engine.compare(cube.image, after, &cube.cancelled).unwrap();
         clock.lap();
         [clock.laps[0], clock.laps[1]]
     }

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use freetumor::checkpoint::Bundle;
-use freetumor::nn::{CubeSides, Network, OutputActivation, PublishedConfig};
+use freetumor::nn::{CubeSides, Network, PublishedConfig};
 use freetumor::phantom::{PhantomSpec, Phase, Scanner, write_store};
 use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::diameters_mm;
@@ -197,11 +197,7 @@ fn main() {
         chance(critic.forward(input(image, window)), tumour)
     });
 
-    let published = PublishedConfig {
-        in_channels: 1,
-        out_channels: 3,
-        activation: OutputActivation::None,
-    };
+    let published = PublishedConfig::discriminator(PublishedConfig::PUBLISHED_WIDTH);
     let net = published.init(&Device::flex(), 1);
     let scene = Scene::new([1.5; 3]);
     let window = scene.plan.window_hu;

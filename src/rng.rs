@@ -44,6 +44,8 @@ pub enum Purpose {
     Warp = 15,
     /// Resamples of patients for a score's interval.
     Bootstrap = 16,
+    /// The piece of texture that the published synthesizer takes.
+    Texture = 17,
 }
 
 /// A stream of random numbers under one key.

@@ -58,6 +58,16 @@ medium = 1.0
 [synthesizer.split]
 folds = 2
 
+[experiment.published]
+method = "published"
+published = { width = 2 }
+steps = 2
+voxels_per_step = 8192
+max_cube = 16
+held_out_lesions = 2
+cube_mix = { medium = 1.0 }
+split = { folds = 2 }
+
 [segmentor]
 widths = [4, 8]
 steps = 3
@@ -106,13 +116,13 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
     let dir = dir.path();
     std::fs::write(dir.join("c.toml"), CONFIG).unwrap();
     let listed = said(&experiment(dir, &["--list"]));
-    assert!(listed.contains("0 of 7 runs are done"), "{listed}");
+    assert!(listed.contains("0 of 8 runs are done"), "{listed}");
 
     // One arm first: the others are still to do, and the one is not repeated.
     said(&experiment(dir, &["--arms", "real_only"]));
     let first = results(dir);
     let all = said(&experiment(dir, &[]));
-    assert!(all.contains("1 of 7 runs are done"), "{all}");
+    assert!(all.contains("1 of 8 runs are done"), "{all}");
     let document = results(dir);
     assert_eq!(document["arms"]["real_only"], first["arms"]["real_only"]);
     for arm in Arm::ALL {
@@ -124,7 +134,7 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
             arm.name()
         );
     }
-    assert_eq!(document["comparisons"].as_object().unwrap().len(), 7);
+    assert_eq!(document["comparisons"].as_object().unwrap().len(), 8);
     assert!(
         std::fs::read_to_string(dir.join("results/r.md"))
             .unwrap()
@@ -135,7 +145,7 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
             .unwrap()
             .starts_with("<svg")
     );
-    assert!(said(&experiment(dir, &[])).contains("7 of 7 runs are done"));
+    assert!(said(&experiment(dir, &[])).contains("8 of 8 runs are done"));
 
     // Anyone can score the kept predictions.
     let test = Store::open(dir.join("out/test")).unwrap();
@@ -155,12 +165,12 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
 
     // The file alone, on another machine, is enough to pass over what is done; another configuration starts anew.
     std::fs::remove_dir_all(dir.join("out")).unwrap();
-    assert!(said(&experiment(dir, &["--list"])).contains("7 of 7 runs are done"));
+    assert!(said(&experiment(dir, &["--list"])).contains("8 of 8 runs are done"));
     std::fs::write(dir.join("c.toml"), CONFIG.replace("ln_sd = 0.1", "ln_sd = 0.2")).unwrap();
     std::fs::remove_dir_all(dir.join("out")).unwrap();
     let anew = said(&experiment(dir, &["--list"]));
     assert!(
-        anew.contains("of another configuration") && anew.contains("0 of 7 runs are done"),
+        anew.contains("of another configuration") && anew.contains("0 of 8 runs are done"),
         "{anew}"
     );
 }

@@ -283,11 +283,7 @@ fn parameters_are_counted_as_their_programs_count() {
         ..SwinUnetrConfig::published(3)
     };
     assert_eq!(small.init(&Device::flex(), 0).num_params() as u64, small.parameters());
-    let generator = PublishedConfig {
-        in_channels: 1,
-        out_channels: 3,
-        activation: OutputActivation::Tanh,
-    };
+    let generator = PublishedConfig::generator(PublishedConfig::PUBLISHED_WIDTH, 3);
     assert_eq!(Architecture::Published(generator).parameters(), 19_073_795);
 }
 

@@ -13,9 +13,11 @@ use freetumor::checkpoint::{Bundle, Role, load_manifest};
 use freetumor::evaluate::HeldOutSettings;
 use freetumor::kernel::ComputeDtype;
 use freetumor::learn::{
-    CriticConfig, Job, Keep, LearnError, Metrics, NetworkChoice, Progress, Quiet, SegmentorConfig, SynthesizerConfig,
-    ValidationSettings, train_critic, train_segmentor, train_synthesizer,
+    CriticConfig, Job, Keep, LearnError, Method, Metrics, NetworkChoice, OptimizerSettings, Progress,
+    PublishedSettings, Quiet, SegmentorConfig, SynthesizerConfig, ValidationSettings, train_critic, train_segmentor,
+    train_synthesizer,
 };
+use freetumor::nn::PublishedConfig;
 use freetumor::store::Cases;
 use freetumor::stream::recipe::Recipe;
 use freetumor::stream::{PatchService, StreamConfig, Streams};
@@ -231,6 +233,68 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
     assert!(bundle.generator.is_some() && bundle.discriminator.is_some() && bundle.provenance.known);
     // Eight labelled and three unlabelled cases were not held out.
     assert_eq!(bundle.provenance.source_hashes.len(), 11);
+}
+
+/// The published stage 2 at toy size: it learns to be recognised, resumes to the same weights, and its generator can be streamed.
+#[test]
+fn the_published_generator_learns_resumes_and_completes_a_bundle() {
+    let store = toy::store(10, 4);
+    let device = Device::flex();
+    let critic = tempfile::tempdir().unwrap();
+    let config = |steps| SynthesizerConfig {
+        method: Method::Published,
+        published: PublishedSettings {
+            width: 4,
+            ..PublishedSettings::default()
+        },
+        steps,
+        voxels_per_step: 2 * 16 * 16 * 16,
+        max_cube: 16,
+        cube_mix: [(SizeClass::Tiny, 1.0)].into(),
+        held_out_lesions: 4,
+        optimizer: OptimizerSettings {
+            learning_rate: 2e-3,
+            warmup: 1,
+            ..OptimizerSettings::default()
+        },
+        ..SynthesizerConfig::default()
+    };
+    let mut job = Job {
+        cases: &store,
+        out: critic.path(),
+        resume: false,
+        device: &device,
+        dtype: ComputeDtype::F32,
+        progress: &mut Quiet,
+    };
+    train_critic(&critic_config(40), &mut job).unwrap();
+    let run = |steps, out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out,
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress,
+        };
+        train_synthesizer(&config(steps), critic.path(), &mut job)
+    };
+    let [whole, parts, longer] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let report = run(6, whole.path(), false, &mut Quiet).unwrap();
+    run(6, parts.path(), false, &mut StopAfter(3, 0)).unwrap_err();
+    run(6, parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!(
+        weights(whole.path(), Role::Generator),
+        weights(parts.path(), Role::Generator)
+    );
+    assert_eq!((report.trained.lesions, report.hosts_held_out), (4, true));
+    assert_eq!(report.parameters[0], PublishedConfig::generator(4, 3).parameters());
+    let bundle = Bundle::load(whole.path(), &device).unwrap();
+    assert!(bundle.published.is_some() && bundle.generator.is_none() && bundle.discriminator.is_none());
+
+    // Forty steps against the critic: its lesions are recognised better than those of the fresh generator.
+    let learnt = run(40, longer.path(), false, &mut Quiet).unwrap();
+    assert!(learnt.trained.soft_recall > learnt.untrained.soft_recall, "{learnt:?}");
 }
 
 #[test]

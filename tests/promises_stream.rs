@@ -12,7 +12,7 @@ use std::time::Duration;
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Calibration, CalibrationEntry, Provenance, Thresholds};
 use freetumor::digest::Digest;
-use freetumor::nn::{CubeSides, GeneratorConfig, UnetConfig};
+use freetumor::nn::{CubeSides, GeneratorConfig, PublishedConfig, UnetConfig};
 use freetumor::sampler::{Augmentation, Pool};
 use freetumor::store::{
     Candidate, CaseKind, CaseRecord, Cases, Crop, MemoryStore, NearDuplicate, OrganRecord, SourceGeometry, StoreError,
@@ -858,6 +858,40 @@ fn p5_models_of_another_grid_change_only_the_lesion() {
     // every grid, give or take what interpolation takes from a lesion of a few voxels.
     let own = mean_off_hu[0];
     assert!(mean_off_hu.iter().all(|off| (off - own).abs() < 5.0), "{mean_off_hu:?}");
+}
+
+/// The paper's generator paints on its own grid and on others, the same bytes on one thread and on three, inside the mask alone.
+#[test]
+fn the_published_generator_paints_where_the_models_hold_it() {
+    let published = |spacing_mm| {
+        let mut models = Arc::into_inner(bundle_of(spacing_mm)).unwrap();
+        models.generator = None;
+        models.published = Some(PublishedConfig::generator(2, 3).init(&Device::flex(), 4));
+        Arc::new(models)
+    };
+    let delivery = batches(Delivery::default(), 4);
+    let recipe = judged(0.0, Fallback::Best);
+    for spacing_mm in [[2.0; 3], [1.5; 3]] {
+        let streams = start(1, Some(published(spacing_mm)));
+        // Where the models hold no other generator, it is what an absent synthesizer means.
+        let resolved = streams.resolve(recipe.clone()).unwrap();
+        assert_eq!(resolved.recipe.synthesizer, Some(SynthesizerKind::Published));
+        let patches = read(&streams, &recipe, &delivery);
+        let three = start(3, Some(published(spacing_mm)));
+        assert_eq!(digests(&read(&three, &recipe, &delivery)), digests(&patches));
+        assert!(patches.iter().filter_map(off_hu).count() >= 6);
+    }
+    // Under the published rule a critic that recognises nothing refuses everything; what it refuses is the client's to choose.
+    let mut strict = judged(0.0, Fallback::Healthy);
+    strict.gate.rule = GateRule::Published;
+    for patch in read(&start(2, Some(published([2.0; 3]))), &strict, &delivery) {
+        let expected = if patch.meta.lesions.is_empty() {
+            Outcome::HealthyAfterK
+        } else {
+            Outcome::Accepted
+        };
+        assert_eq!(patch.meta.outcome, expected);
+    }
 }
 
 /// Checks that a patch is its source but for its lesion; returns how far the lesion's contrast is off what was asked.

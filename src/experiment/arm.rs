@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ExperimentConfig;
 use crate::sampler::{Centre, Pool};
-use crate::stream::recipe::Recipe;
-use crate::synth::SynthesizerKind;
+use crate::stream::recipe::{Fallback, Recipe};
+use crate::synth::{GateRule, SynthesizerKind};
 
 /// What a segmentor may learn from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -25,19 +25,22 @@ pub enum Arm {
     Generator,
     /// And those of the generator's lesions that pass the gate.
     Gated,
+    /// And those of the published generator's lesions that pass the published gate.
+    Published,
     /// The labelled patients, and the unlabelled ones with their true tumours and labels: what synthesis could reach at best.
     Oracle,
 }
 
 impl Arm {
     /// Every arm, in the order of tables.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::RealOnly,
         Self::RealAugmented,
         Self::CopyPaste,
         Self::Analytic,
         Self::Generator,
         Self::Gated,
+        Self::Published,
         Self::Oracle,
     ];
 
@@ -50,6 +53,7 @@ impl Arm {
             Self::Analytic => "analytic",
             Self::Generator => "generator",
             Self::Gated => "gated",
+            Self::Published => "published",
             Self::Oracle => "oracle",
         }
     }
@@ -59,14 +63,19 @@ impl Arm {
         matches!(self, Self::RealOnly | Self::RealAugmented)
     }
 
-    /// Tells whether it needs critic, generator and discriminator.
+    /// Tells whether it needs a critic and a generator.
     pub fn needs_models(self) -> bool {
-        matches!(self, Self::Generator | Self::Gated)
+        matches!(self, Self::Generator | Self::Gated | Self::Published)
+    }
+
+    /// Tells whether some of its lesions are refused.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::Gated | Self::Published)
     }
 
     /// Tells whether it puts tumours into healthy patients.
     pub fn synthesizes(self) -> bool {
-        matches!(self, Self::CopyPaste | Self::Analytic | Self::Generator | Self::Gated)
+        !self.is_real() && self != Self::Oracle
     }
 
     /// Returns the recipe of its stream: the base, with the arm's pools, synthesizer and gate.
@@ -74,7 +83,7 @@ impl Arm {
         let mut recipe = base.clone();
         recipe.pools = Some(BTreeMap::from([(Pool::LabelledReal, 1.0)]));
         if self.synthesizes() {
-            recipe.centres = hosts.centres_beside(&base.centres);
+            recipe.centres = centres_beside(&base.centres, config.synthetic_share);
             recipe.pools = Some(BTreeMap::from([
                 (Pool::LabelledReal, 1.0 - hosts.share),
                 (hosts.pool, hosts.share),
@@ -82,10 +91,15 @@ impl Arm {
         }
         recipe.synthesizer = Some(match self {
             Self::Generator | Self::Gated => SynthesizerKind::Conditional,
+            Self::Published => SynthesizerKind::Published,
             Self::CopyPaste => SynthesizerKind::CopyPaste,
             Self::RealOnly | Self::RealAugmented | Self::Analytic | Self::Oracle => SynthesizerKind::Analytic,
         });
-        recipe.gate.enabled = self == Self::Gated;
+        recipe.gate.enabled = self.is_gated();
+        if self == Self::Published {
+            recipe.gate.rule = GateRule::Published;
+        }
+        recipe.fallback = Fallback::Real;
         if self == Self::RealAugmented {
             recipe.augment = config.strong.clone();
         }
@@ -98,42 +112,32 @@ impl Arm {
 pub(super) struct Hosts {
     /// Whose.
     pub pool: Pool,
-    /// Share of their patches.
+    /// Share of the indices that ask for a lesion in one of them. Where the gate accepts none, a real patch takes the place.
     pub share: f64,
-    /// Share of those that stay without a tumour, because the gate accepts none.
-    pub healthy: f64,
 }
 
 impl Hosts {
-    /// Returns what an arm takes so that a share of its patches has an accepted lesion, as far as its patches without tumour, which
-    /// those that stay healthy replace, go.
-    pub fn new(pool: Pool, (synthetic, accepted): (f64, f64), centres: &BTreeMap<Centre, f64>) -> Self {
-        let most = synthetic + anywhere(centres);
-        let share = (synthetic / accepted.max(f64::MIN_POSITIVE)).min(most);
+    /// Returns what an arm takes so that a share of its patches has an accepted lesion, as far as all indices go.
+    pub fn new(pool: Pool, synthetic: f64, accepted: f64) -> Self {
         Self {
             pool,
-            share,
-            healthy: share * (1.0 - accepted),
+            share: (synthetic / accepted.max(f64::MIN_POSITIVE)).min(1.0),
         }
-    }
-
-    /// Returns what real patches show beside. All arms see as much of what is no tumour: a host's patch shows a lesion, so that
-    /// more real ones are cut anywhere; one that stays healthy takes the place of one of these.
-    fn centres_beside(&self, base: &BTreeMap<Centre, f64>) -> BTreeMap<Centre, f64> {
-        let (total, anywhere): (f64, f64) = (base.values().sum(), anywhere(base));
-        let wanted = ((anywhere - self.healthy) / (1.0 - self.share)).clamp(0.0, 1.0);
-        let left = (1.0 - wanted) / (1.0 - anywhere).max(f64::MIN_POSITIVE);
-        let share = |(centre, share): (&Centre, &f64)| match centre {
-            Centre::Anywhere => (*centre, wanted),
-            Centre::Tumour | Centre::Organ => (*centre, share / total * left),
-        };
-        base.iter().map(share).collect()
     }
 }
 
-/// Returns the share of patches that are cut anywhere.
-fn anywhere(centres: &BTreeMap<Centre, f64>) -> f64 {
-    centres.get(&Centre::Anywhere).copied().unwrap_or(0.0) / centres.values().sum::<f64>()
+/// Returns what real patches show beside a share of synthetic ones. All arms see as much of what is no tumour: a host's patch shows
+/// a lesion, so that more of the real ones are cut anywhere.
+fn centres_beside(base: &BTreeMap<Centre, f64>, synthetic: f64) -> BTreeMap<Centre, f64> {
+    let total: f64 = base.values().sum();
+    let anywhere = base.get(&Centre::Anywhere).copied().unwrap_or(0.0) / total;
+    let wanted = (anywhere / (1.0 - synthetic)).clamp(0.0, 1.0);
+    let left = (1.0 - wanted) / (1.0 - anywhere).max(f64::MIN_POSITIVE);
+    let share = |(centre, share): (&Centre, &f64)| match centre {
+        Centre::Anywhere => (*centre, wanted),
+        Centre::Tumour | Centre::Organ => (*centre, share / total * left),
+    };
+    base.iter().map(share).collect()
 }
 
 /// One training run of the segmentor.
@@ -181,40 +185,40 @@ mod tests {
         BTreeMap::from([(Centre::Tumour, 0.8), (Centre::Organ, 0.4), (Centre::Anywhere, 0.8)])
     }
 
-    /// Shares of the whole stream: synthetic, real tumour, organ, without tumour.
+    /// Shares of the whole stream: synthetic, real tumour, organ, anywhere.
     fn mix(accepted: f64) -> [f64; 4] {
-        let hosts = Hosts::new(Pool::UnlabelledHost, (0.4, accepted), &base());
-        let beside = hosts.centres_beside(&base());
+        let hosts = Hosts::new(Pool::UnlabelledHost, 0.4, accepted);
+        let beside = centres_beside(&base(), 0.4);
         assert!((beside.values().sum::<f64>() - 1.0).abs() < 1e-12, "{beside:?}");
-        let real = 1.0 - hosts.share;
+        // A refused host's place is a real patch's.
+        let synthetic = hosts.share * accepted;
+        let real = |centre| (1.0 - synthetic) * beside[&centre];
         [
-            hosts.share - hosts.healthy,
-            real * beside[&Centre::Tumour],
-            real * beside[&Centre::Organ],
-            real * beside[&Centre::Anywhere] + hosts.healthy,
+            synthetic,
+            real(Centre::Tumour),
+            real(Centre::Organ),
+            real(Centre::Anywhere),
         ]
     }
 
     #[test]
     fn arms_see_as_many_tumours_and_as_much_of_the_rest_whatever_the_gate_accepts() {
-        for accepted in [1.0, 0.75, 0.5] {
+        for accepted in [1.0, 0.75, 0.4] {
             let wanted = [0.4, 0.4 / 3.0, 0.2 / 3.0, 0.4];
             let got = mix(accepted);
             let apart = got.iter().zip(wanted).map(|(a, b)| (a - b).abs());
             assert!(apart.fold(0.0, f64::max) < 1e-12, "{accepted}: {got:?}");
         }
-        // Fewer than half: there is nothing left that healthy hosts could replace.
-        let few = mix(0.25);
-        assert!((few[0] - 0.2).abs() < 1e-12 && (few[3] - 0.6).abs() < 1e-12, "{few:?}");
-        assert_eq!(mix(0.0)[0], 0.0);
+        // Fewer: every index asks for a lesion, and there are fewer.
+        assert!((mix(0.25)[0] - 0.25).abs() < 1e-12);
+        assert_eq!(Hosts::new(Pool::UnlabelledHost, 0.4, 0.0).share, 1.0);
     }
 
     #[test]
     fn centres_may_be_of_one_kind() {
         for centre in [Centre::Tumour, Centre::Anywhere] {
             let base = BTreeMap::from([(centre, 2.0)]);
-            let hosts = Hosts::new(Pool::LabelledHost, (0.5, 1.0), &base);
-            assert_eq!(hosts.centres_beside(&base), BTreeMap::from([(centre, 1.0)]));
+            assert_eq!(centres_beside(&base, 0.5), BTreeMap::from([(centre, 1.0)]));
         }
     }
 }

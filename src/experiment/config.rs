@@ -1,17 +1,19 @@
 //! What an experiment is told.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Arm, ExperimentError, RunKey};
 use crate::digest::Digest;
-use crate::learn::{CriticConfig, SegmentorConfig, SynthesizerConfig};
+use crate::learn::{CriticConfig, Method, SegmentorConfig, SynthesizerConfig};
 use crate::phantom::PhantomSettings;
 use crate::sampler::Augmentation;
 use crate::stream::recipe::REVISION;
 use crate::volume::Plan;
 
 /// Raised whenever the same configuration would mean other arms: runs of before do not count then.
-const EXPERIMENT_REVISION: u32 = 3;
+const EXPERIMENT_REVISION: u32 = 4;
 /// The most patients of one kind.
 const MAX_PATIENTS: usize = 9_000;
 
@@ -34,6 +36,8 @@ pub struct ExperimentConfig {
     pub synthetic_share: f64,
     /// What the arm `real_augmented` does to its patches.
     pub strong: Augmentation,
+    /// Stage 2 of the arm `published`; its critic is that of the other arms.
+    pub published: SynthesizerConfig,
     /// The arms.
     pub arms: Vec<Arm>,
     /// Seeds of every arm: 0, 1, ...
@@ -56,6 +60,10 @@ impl Default for ExperimentConfig {
             test: 45,
             synthetic_share: 0.5,
             strong: Augmentation::default(),
+            published: SynthesizerConfig {
+                method: Method::Published,
+                ..SynthesizerConfig::default()
+            },
             arms: Arm::ALL.to_vec(),
             seeds: 5,
             labelled_counts: vec![4, 8, 16, 32],
@@ -103,6 +111,16 @@ impl ExperimentConfig {
             "1 to 1000",
             self.seeds.to_string(),
         )?;
+        let method = self.published.method;
+        check(
+            "published.method",
+            method == Method::Published,
+            "published",
+            format!("{method:?}"),
+        )?;
+        if let Err(error) = self.published.check() {
+            check("published", false, "a stage 2 of valid values", error.to_string())?;
+        }
         let curve = self.curve_seeds;
         check("curve_seeds", curve <= 1000, "0 to 1000", curve.to_string())
     }
@@ -150,7 +168,13 @@ pub struct Setting<'a> {
 }
 
 impl Setting<'_> {
-    /// Returns the digest that results are kept under: of everything but which of the runs are asked for.
+    /// Returns the digests of what decides the runs of one arm alone.
+    pub fn own_digests(&self) -> BTreeMap<Arm, Digest> {
+        BTreeMap::from([(Arm::Published, Digest::of_json(&self.experiment.published))])
+    }
+
+    /// Returns the digest that results are kept under: of everything but which of the runs are asked for and what one arm alone
+    /// is told.
     pub fn digest(&self) -> Digest {
         let ExperimentConfig {
             organ,
@@ -178,7 +202,7 @@ mod tests {
         let config = ExperimentConfig::default();
         config.check().unwrap();
         let runs = config.runs();
-        let arms = 7 * 5;
+        let arms = 8 * 5;
         // Of the curves, 8 labelled patients are among the arms; the scaling curve has four counts of its own.
         let curves = 3 * (2 * 3 + 4);
         assert_eq!(runs.len(), arms + curves);

@@ -35,6 +35,9 @@ pub struct RunRecord {
     pub seconds: f64,
     /// Wall time of critic and synthesizer, in s, where this run trained them.
     pub model_seconds: Option<f64>,
+    /// The digest of what this arm alone is told, where there is something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Digest>,
 }
 
 /// All runs of one configuration.
@@ -44,6 +47,8 @@ pub struct Results {
     pub config: Digest,
     /// Ids of the test cases.
     pub cases: Vec<String>,
+    /// Digests of what decides the runs of one arm alone.
+    own: BTreeMap<Arm, Digest>,
     runs: BTreeMap<RunKey, RunRecord>,
 }
 
@@ -57,15 +62,17 @@ struct Stored {
 
 impl Results {
     /// Starts without runs.
-    pub fn new(config: Digest, cases: Vec<String>) -> Self {
+    pub fn new(config: Digest, own: BTreeMap<Arm, Digest>, cases: Vec<String>) -> Self {
         Self {
             config,
+            own,
             cases,
             runs: BTreeMap::new(),
         }
     }
 
-    /// Reads a file's runs, if there is one of the same configuration; one of another is left out, and `false` returned.
+    /// Reads a file's runs, if there is one of the same configuration; a file of another is left out, and
+    /// `false` returned, and so are the runs of an arm that was told something else.
     ///
     /// # Errors
     /// [`ExperimentError::Results`] names the file.
@@ -85,7 +92,8 @@ impl Results {
         if stored.config != self.config || stored.cases != self.cases {
             return Ok(false);
         }
-        for run in stored.runs {
+        let is_current = |run: &RunRecord| run.own == self.own.get(&run.key.arm).copied();
+        for run in stored.runs.into_iter().filter(is_current).collect::<Vec<_>>() {
             if run.tumour_dsc.len() != self.cases.len() {
                 return Err(refused(format!(
                     "{}: expected {} cases",
@@ -217,6 +225,7 @@ mod tests {
             accepted: None,
             seconds: 1.0,
             model_seconds: None,
+            own: None,
         }
     }
 
@@ -226,13 +235,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("results.json");
         let cases = || vec!["a".to_string(), "b".to_string()];
-        let mut results = Results::new(Digest::of_json(&1), cases());
+        let new = |config: i32, own: i32| {
+            let own = BTreeMap::from([(Arm::Published, Digest::of_json(&own))]);
+            Results::new(Digest::of_json(&config), own, cases())
+        };
+        let mut results = new(1, 1);
         for (seed, real) in [(0, 0.4), (1, 0.5), (2, 0.3)] {
             results.insert(record(Arm::RealOnly, seed, [real, real]));
         }
         for seed in [0, 2] {
             results.insert(record(Arm::Gated, seed, [0.6, 0.8]));
         }
+        results.insert(RunRecord {
+            own: Some(Digest::of_json(&1)),
+            ..record(Arm::Published, 0, [0.5, 0.5])
+        });
         let document = results.document(&config);
         assert_eq!(
             document["arms"]["real_only"]["tumour_dsc"],
@@ -245,10 +262,13 @@ mod tests {
             .unwrap();
         assert!((difference - 0.35).abs() < 1e-12);
         results.write(&config, &path).unwrap();
-        let mut same = Results::new(Digest::of_json(&1), cases());
+        let mut same = new(1, 1);
         assert!(same.take_over(&path).unwrap());
         assert_eq!(same, results);
-        let mut other = Results::new(Digest::of_json(&2), cases());
+        // What one arm alone is told concerns its runs alone.
+        let mut told = new(1, 2);
+        assert!(told.take_over(&path).unwrap() && told.runs.len() == results.runs.len() - 1);
+        let mut other = new(2, 1);
         assert!(!other.take_over(&path).unwrap() && other.runs.is_empty());
         fs_err::write(&path, "{").unwrap();
         assert!(same.take_over(&path).unwrap_err().to_string().contains("results.json"));

@@ -60,7 +60,7 @@ impl<'a> Experiment<'a> {
         let specs = test_specs(setting.phantom, config.cohort_seed, config.test, plan.spacing_mm);
         let test = store_of(&setting, &place, &place.out.join("test"), &specs)?;
         let cases = test.records().iter().map(|record| record.id.clone()).collect();
-        let mut results = Results::new(setting.digest(), cases);
+        let mut results = Results::new(setting.digest(), setting.own_digests(), cases);
         results.take_over(&place.out.join("results.json"))?;
         Ok(Self {
             setting,
@@ -145,21 +145,19 @@ impl<'a> Experiment<'a> {
             accepted: None,
             seconds: 0.0,
             model_seconds: None,
+            own: self.setting.own_digests().get(&key.arm).copied(),
         }
     }
 
-    /// Returns what a run takes of its healthy patients; of the gated arm, the share of accepted patches is measured first.
+    /// Returns what a run takes of its healthy patients; of gated arms, the share of accepted patches is measured first.
     fn hosts(&self, key: RunKey, service: &Streams) -> Result<Hosts, ExperimentError> {
-        let Setting {
-            segmentor, experiment, ..
-        } = self.setting;
+        let experiment = self.setting.experiment;
         let pool = match key.unlabelled {
             0 => Pool::LabelledHost,
             _ => Pool::UnlabelledHost,
         };
-        let centres = &segmentor.recipe.centres;
-        let of = |accepted: f64| Hosts::new(pool, (experiment.synthetic_share, accepted), centres);
-        if key.arm != Arm::Gated {
+        let of = |accepted: f64| Hosts::new(pool, experiment.synthetic_share, accepted);
+        if !key.arm.is_gated() {
             return Ok(of(1.0));
         }
         let mut recipe = self.segmentor(key, of(1.0)).recipe;
@@ -292,13 +290,17 @@ impl<'a> Experiment<'a> {
             return Ok(None);
         }
         let cohort = self.cohort(key.labelled, key.unlabelled, key.seed);
-        let folder = self.seed_folder(key.seed).join(cohort.name()).join("models");
+        let (name, synthesizer) = match key.arm {
+            Arm::Published => ("published", &self.setting.experiment.published),
+            _ => ("models", self.setting.synthesizer),
+        };
+        let folder = self.seed_folder(key.seed).join(cohort.name()).join(name);
         let is_new = !folder.join("synthesizer.report.json").exists();
         if is_new {
             let critic = self.critic(key, progress)?;
             let config = SynthesizerConfig {
-                seed: self.setting.synthesizer.seed + key.seed,
-                ..self.setting.synthesizer.clone()
+                seed: synthesizer.seed + key.seed,
+                ..synthesizer.clone()
             };
             train_synthesizer(&config, &critic, &mut self.job(store, &folder, progress)?)?;
         }

@@ -37,6 +37,7 @@ pub fn instance_norm_leaky_relu(x: Tensor<5>, gamma: Tensor<2>, beta: Tensor<2>,
         let y = instance_norm_leaky_relu(x.cast(FloatDType::F32), gamma, beta, slope);
         return y.cast(FloatDType::BF16);
     }
+    let (gamma, beta) = (follow(gamma, &x), follow(beta, &x));
     let x: Tensor<3> = x.reshape([b, c, d * h * w]);
     let mean = x.clone().mean_dim(2);
     let centred = x - mean;

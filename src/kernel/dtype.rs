@@ -67,6 +67,7 @@ pub(super) fn is_cpu(device: &Device) -> bool {
 pub(crate) fn follow<const D: usize>(parameter: Tensor<D>, x: &Tensor<5>) -> Tensor<D> {
     match (parameter.dtype(), x.dtype()) {
         (DType::F32, DType::BF16) => parameter.cast(FloatDType::BF16),
+        (DType::F32, DType::F64) => parameter.cast(FloatDType::F64),
         _ => parameter,
     }
 }

@@ -108,6 +108,8 @@ fn blur_axis(image: &mut Array3<f32>, axis: Axis) {
 pub(super) struct SlabMix {
     axis: Axis,
     shares: Vec<f64>,
+    /// Whose slab a patch gets.
+    partners: Vec<usize>,
 }
 
 impl SlabMix {
@@ -116,18 +118,19 @@ impl SlabMix {
         Self {
             axis: Axis(rng.below(3)),
             shares: (0..batch).map(|_| rng.uniform()).collect(),
+            partners: (0..batch).map(|i| (i + 1) % batch).collect(),
         }
     }
 
     /// Exchanges slabs of one kind of array.
     pub fn apply<T: Clone>(&self, arrays: &[Array3<T>]) -> Vec<Array3<T>> {
-        let pairs = arrays.iter().enumerate().zip(&self.shares);
+        let pairs = arrays.iter().zip(&self.partners).zip(&self.shares);
         pairs
-            .map(|((i, own), share)| {
+            .map(|((own, partner), share)| {
                 let mut mixed = own.clone();
                 let cut = (share * own.len_of(self.axis) as f64) as usize;
                 let (mut head, _) = mixed.view_mut().split_at(self.axis, cut);
-                let (other, _) = arrays[(i + 1) % arrays.len()].view().split_at(self.axis, cut);
+                let (other, _) = arrays[*partner].view().split_at(self.axis, cut);
                 Zip::from(&mut head).and(&other).for_each(|a, b| *a = b.clone());
                 mixed
             })
@@ -138,6 +141,7 @@ impl SlabMix {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::learn::npz;
     use crate::rng::Purpose;
 
     /// Two patches whose images say which patch and voxel they are, and whose labels say the same.
@@ -161,6 +165,41 @@ mod tests {
             changed += usize::from(mixed_labels != labels);
         }
         assert!(changed > 40, "{changed}");
+    }
+
+    /// The released exchange with one coin for image and label: heads of the patches, tails of their partners.
+    #[test]
+    fn slabs_are_exchanged_as_published() {
+        let Some(golden) = npz::golden("06_slabmix.npz") else {
+            return;
+        };
+        let patches = |name: &str| -> Vec<Array3<f32>> {
+            let npz::Array { shape, values } = &golden[name];
+            let shape = (shape[2], shape[3], shape[4]);
+            let patches = values.chunks_exact(shape.0 * shape.1 * shape.2);
+            patches
+                .map(|v| Array3::from_shape_vec(shape, v.to_vec()).unwrap())
+                .collect()
+        };
+        let tails: Vec<usize> = golden["perm"].values.iter().map(|v| *v as usize).collect();
+        let heads: Vec<usize> = (0..4)
+            .map(|i| tails.iter().position(|tail| *tail == i).unwrap())
+            .collect();
+        for (cut, axis) in [0, 5, 9, 11].into_iter().flat_map(|cut| [(cut, 0), (cut, 1)]) {
+            let length = [12.0, 10.0][axis];
+            let mix = SlabMix {
+                axis: Axis(axis),
+                shares: vec![(f64::from(cut) + 0.5).min(length) / length; 4],
+                partners: heads.clone(),
+            };
+            for kind in ["image", "label"] {
+                let mixed = mix.apply(&patches(kind));
+                let expected = patches(&format!("cut{cut}_axis{axis}_{kind}"));
+                for (i, tail) in tails.iter().enumerate() {
+                    assert_eq!(mixed[*tail], expected[i], "{kind} cut {cut} axis {axis}");
+                }
+            }
+        }
     }
 
     #[test]

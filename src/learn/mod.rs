@@ -6,8 +6,10 @@ mod augment;
 mod calibrate;
 mod check;
 mod choice;
+mod conditional;
 mod critic;
 mod cubes;
+mod drawing;
 mod fit;
 mod guard;
 mod learner;
@@ -15,10 +17,14 @@ mod learner;
 #[path = "../../tests/looks/mod.rs"]
 mod looks;
 mod models;
+#[cfg(test)]
+#[path = "../../tests/common/npz.rs"]
+mod npz;
 mod optimise;
 mod painted;
 mod painting;
 mod promote;
+mod published;
 mod segmentor;
 mod split;
 mod steering;
@@ -39,7 +45,7 @@ pub use segmentor::{SegmentorConfig, SegmentorReport, check_segmentor, train_seg
 pub use split::Split;
 pub use steering::{Mix, SteeringSettings};
 pub use synthesizer::train_synthesizer;
-pub use synthesizer_settings::{LossWeights, SynthesizerConfig, SynthesizerReport};
+pub use synthesizer_settings::{LossWeights, Method, PublishedSettings, SynthesizerConfig, SynthesizerReport};
 pub use validation::{Keep, ValidationSettings};
 
 use std::path::PathBuf;

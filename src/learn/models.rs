@@ -122,11 +122,11 @@ pub(super) fn held_out_scores(
     })?)
 }
 
-/// Writes generator and discriminator, whose provenance includes the critic's.
-pub(super) fn save_pair(
+/// Writes models of stage 2, whose provenance includes the critic's.
+pub(super) fn save_beside(
     config: &SynthesizerConfig,
     critic: &ModelManifest,
-    (models, mut record): ([(Role, Architecture, Weights); 2], Training),
+    (models, mut record): (Vec<(Role, Architecture, Weights)>, Training),
     out: &Path,
 ) -> Result<(), LearnError> {
     let seen = critic.training.iter().flat_map(|training| &training.source_hashes);

@@ -9,13 +9,11 @@ use super::augment::Look;
 use super::cubes::{Catalogue, normalise, read_cube, side_of, stack};
 use super::guard::area;
 use super::models::{mean, metrics};
-use super::painted::{Host, HostBatch, Wanted, draw_noise};
+use super::painted::{Host, Wanted};
 use super::texture::{Textures, strength};
 use super::{LearnError, Metrics, SynthesizerConfig};
 use crate::checkpoint::{Bundle, Thresholds};
 use crate::evaluate::{argmax, forward};
-use crate::nn::{Generator, Unet};
-
 use crate::rng::{Purpose, Rng};
 use crate::store::TumourRecord;
 use crate::synth::gate::{Judged, judge, scores};
@@ -77,14 +75,21 @@ impl PaintingScore {
     }
 }
 
-/// What lesions are painted with and into.
+/// What lesions are painted into, and how they are measured.
 pub(super) struct Painter<'a> {
     pub config: &'a SynthesizerConfig,
     pub catalogue: Catalogue<'a>,
     pub textures: Textures,
-    pub discriminator: Unet,
     pub bundle: &'a Bundle,
     pub device: &'a Device,
+}
+
+/// What paints, and what tells painted from real.
+pub(super) struct Brush<'a> {
+    /// The residual in HU of a host for the noise of a key (seed, lesion, noise field), `[1, 1, D, H, W]`.
+    pub residual: &'a dyn Fn(&Host, [u64; 3]) -> Tensor<5>,
+    /// The discriminator's logits of a windowed image, `[1, 3, D, H, W]`.
+    pub discriminate: &'a dyn Fn(Tensor<5>) -> Tensor<5>,
 }
 
 /// The measures of one lesion.
@@ -125,24 +130,18 @@ impl Painter<'_> {
     }
 
     /// Paints a lesion with one noise field; HU rounded as in serving.
-    fn paint(&self, generator: &Generator, host: &Host, index: u64, noise: u64) -> Array3<f32> {
-        let side = host.image.dim().0;
-        let batch = HostBatch::new(std::slice::from_ref(host), self.catalogue.organs.len(), self.device);
-        let field = draw_noise(self.config.seed + SEED_OFFSET, index, noise, side);
-        let noise: Tensor<5> = stack(std::iter::once(&field), self.device);
-        let residual = batch.residual(generator, &self.bundle.plan.window_hu, noise);
+    fn paint(&self, brush: &Brush, host: &Host, index: u64, noise: u64) -> Array3<f32> {
+        let residual = (brush.residual)(host, [self.config.seed + SEED_OFFSET, index, noise]);
         let data = residual.into_data().convert::<f32>();
         let values: Vec<f32> = data.try_to_vec().expect("converted to this type");
-        let residual = Array3::from_shape_vec((side, side, side), values).expect("the generator keeps the shape");
+        let residual = Array3::from_shape_vec(host.image.dim(), values).expect("the generator keeps the shape");
         Zip::from(&host.image)
             .and(&residual)
             .map_collect(|hu, change| (hu + change).round())
     }
 
-    fn measure(&self, generator: &Generator, host: &Host, index: u64) -> Measure {
-        let painted: Vec<_> = (0..NOISES)
-            .map(|noise| self.paint(generator, host, index, noise))
-            .collect();
+    fn measure(&self, brush: &Brush, host: &Host, index: u64) -> Measure {
+        let painted: Vec<_> = (0..NOISES).map(|noise| self.paint(brush, host, index, noise)).collect();
         let organ = &self.catalogue.organs[host.organ];
         let spacing_mm = self.catalogue.record(host.case).grid.spacing_mm();
         let see = |image: &Array3<f32>| {
@@ -200,7 +199,7 @@ impl Painter<'_> {
         Measure {
             texture_hu: f64::from(strength(image, lesion).into_scalar::<f32>()),
             real_texture_hu: self.textures.mean(host.organ),
-            odds: self.odds(&painted[0], &host.lesion),
+            odds: self.odds(brush, &painted[0], &host.lesion),
             soft_recall: inside(&chance),
             recall: score.recall,
             precision: score.precision,
@@ -213,23 +212,21 @@ impl Painter<'_> {
     }
 
     /// Returns the discriminator's log odds of real over painted, averaged over a lesion.
-    fn odds(&self, image: &Array3<f32>, lesion: &Array3<u8>) -> f32 {
+    fn odds(&self, brush: &Brush, image: &Array3<f32>, lesion: &Array3<u8>) -> f32 {
         let [image, lesion] = [image.clone(), lesion.mapv(f32::from)].map(|a| stack(std::iter::once(&a), self.device));
-        let logits = self
-            .discriminator
-            .forward(normalise(image, &self.bundle.plan.window_hu), None);
+        let logits = (brush.discriminate)(normalise(image, &self.bundle.plan.window_hu));
         lesion_means(log_odds(logits), lesion).into_scalar()
     }
 
     /// Asks the discriminator about every real lesion of the cases.
-    fn real_odds(&self) -> Result<Vec<f32>, LearnError> {
+    fn real_odds(&self, brush: &Brush) -> Result<Vec<f32>, LearnError> {
         let of = |(case, _, tumour): (usize, usize, &TumourRecord)| {
             let side = side_of(
                 SizeClass::of_diameter(f64::from(tumour.diameter_mm)),
                 self.config.max_cube,
             );
             let cube = read_cube(self.catalogue.cases, case, tumour.centre, side, &Look::none())?;
-            Ok(self.odds(&cube.image, &cube.labels.mapv(|id| u8::from(id == tumour.id))))
+            Ok(self.odds(brush, &cube.image, &cube.labels.mapv(|id| u8::from(id == tumour.id))))
         };
         self.catalogue.all_tumours().into_iter().map(of).collect()
     }
@@ -282,13 +279,13 @@ fn line(points: &[(f64, f64)]) -> (f64, f64) {
     (xy / xx, xy * xy / (xx * yy))
 }
 
-/// Paints the same lesions with a generator and averages.
-pub(super) fn score_painting(painter: &Painter, generator: &Generator) -> Result<PaintingScore, LearnError> {
+/// Paints the same lesions with whatever brush and averages.
+pub(super) fn score_painting(painter: &Painter, brush: &Brush) -> Result<PaintingScore, LearnError> {
     let hosts = painter.hosts()?;
     let measures: Vec<Measure> = hosts
         .iter()
         .zip(0..)
-        .map(|(host, index)| painter.measure(generator, host, index))
+        .map(|(host, index)| painter.measure(brush, host, index))
         .collect();
     let points: Vec<(f64, f64)> = measures
         .iter()
@@ -308,7 +305,7 @@ pub(super) fn score_painting(painter: &Painter, generator: &Generator) -> Result
         texture_hu: average(&|m| m.texture_hu),
         real_texture_hu: mean(measures.iter().filter_map(|m| m.real_texture_hu)),
         discriminator_auc: area(
-            &painter.real_odds()?,
+            &painter.real_odds(brush)?,
             &measures.iter().map(|m| m.odds).collect::<Vec<_>>(),
         ),
         noise_ratio: mean(measures.iter().filter_map(|m| m.noise_ratio)),

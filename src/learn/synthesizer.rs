@@ -3,378 +3,19 @@
 
 use std::path::Path;
 
-use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData, activation};
-use ndarray::Array3;
+use burn::tensor::Device;
 
-use super::adversary::{REAL, class_weights, discriminator_classes, lesion_means, log_odds, unsteadiness};
-use super::augment::Look;
-use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack};
-use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
-use super::guard::{Guard, Seen};
-use super::models::{check_finite, copy_critic, metrics, save_pair, scalar, training_of, under, write_report};
-use super::painted::{Host, HostBatch, Wanted, draw_noise};
-use super::painting::{Painter, score_painting};
-use super::synthesizer_settings::{LossWeights, SynthesizerConfig, SynthesizerReport};
-use super::texture::{Textures, diversity, per_lesion, roughness, strength};
-use super::{LearnError, Optimizer, ValidationSettings};
-use crate::checkpoint::{Architecture, Bundle, Role, Weights, collect, fill, load_manifest};
+use super::cubes::Catalogue;
+use super::fit::{FitSettings, Job, Metrics, Progress};
+use super::models::{copy_critic, save_beside, training_of, write_report};
+use super::painting::Painter;
+use super::synthesizer_settings::{Method, SynthesizerConfig, SynthesizerReport};
+use super::texture::Textures;
+use super::{LearnError, PaintingScore, ValidationSettings};
+use crate::checkpoint::{Architecture, Bundle, Role, Weights, load_manifest};
 use crate::digest::Digest;
-use crate::nn::{Generator, GeneratorConfig, Network, Unet, UnetConfig, weighted_cross_entropy};
-use crate::rng::{Purpose, Rng};
-use crate::volume::{ContrastBin, SizeClass};
-
-struct SynthesizerTrainee<'a> {
-    config: &'a SynthesizerConfig,
-    catalogue: Catalogue<'a>,
-    bundle: &'a Bundle,
-    /// With gradients.
-    device: Device,
-    /// On the device with gradients, its own parameters without.
-    critic: Network,
-    generator: Generator,
-    discriminator: Unet,
-    optimizer: Optimizer,
-    discriminator_optimizer: Optimizer,
-    textures: Textures,
-    guard: Guard,
-    last: Metrics,
-}
-
-impl SynthesizerTrainee<'_> {
-    /// Returns a step's size class, cube side and number of cubes.
-    fn plan_step(&self, step: u64) -> (SizeClass, usize, usize) {
-        let mut rng = Rng::keyed(self.config.seed, step, 0, Purpose::Training);
-        let mix = &self.config.cube_mix;
-        let shares: Vec<f64> = SizeClass::ALL
-            .iter()
-            .map(|size| mix.get(size).copied().unwrap_or(0.0))
-            .collect();
-        let size = SizeClass::ALL[rng.weighted(&shares).unwrap_or(0)];
-        let side = side_of(size, self.config.max_cube);
-        // Pairs, because what another noise field changes is seen in a pair alone.
-        (
-            size,
-            side,
-            2 * (self.config.voxels_per_step / side.pow(3) / 2).clamp(1, 16),
-        )
-    }
-
-    /// Draws a step's hosts, labelled and unlabelled in turn; neighbours are the same lesion and differ in their noise alone.
-    fn hosts(&self, step: u64) -> Result<Vec<Host>, LearnError> {
-        let (size, side, count) = self.plan_step(step);
-        let mut hosts = Vec::with_capacity(count);
-        for slot in 0..count / 2 {
-            let mut rng = Rng::keyed(self.config.seed, step, slot as u64 + 1, Purpose::Training);
-            let look = Look::draw(&mut rng, &self.config.look);
-            let wanted = Wanted {
-                form: &self.config.form,
-                size,
-                side,
-                labelled: (step + slot as u64).is_multiple_of(2),
-                broad_contrast: self.config.broad_contrast,
-            };
-            let host = match wanted.draw(&self.catalogue, &mut rng, &look)? {
-                Some(host) => host,
-                // Nobody holds a lesion of this size: a tiny one in the same cube keeps the step's shape.
-                None => Wanted {
-                    size: SizeClass::Tiny,
-                    ..wanted
-                }
-                .draw(&self.catalogue, &mut rng, &look)?
-                .ok_or_else(|| LearnError::Data("no organ of the training cases holds a lesion of 5 mm".into()))?,
-            };
-            hosts.extend(std::iter::repeat_n(host, 2));
-        }
-        Ok(hosts)
-    }
-
-    /// Draws a step's cubes around real tumours, as many as there are different hosts.
-    fn reals(&self, step: u64) -> Result<Vec<Cube>, LearnError> {
-        let (size, side, count) = self.plan_step(step);
-        let draws = (0..count / 2).map(|slot| {
-            let mut rng = Rng::keyed(self.config.seed, step, 1000 + slot as u64, Purpose::Training);
-            let look = Look::draw(&mut rng, &self.config.look);
-            let Some((case, _, tumour)) = self.catalogue.draw_tumour(&mut rng, &[size]) else {
-                return Err(LearnError::Data(
-                    "the synthesizer needs real tumours that are not held out".into(),
-                ));
-            };
-            read_cube(self.catalogue.cases, case, tumour.centre, side, &look)
-        });
-        draws.collect()
-    }
-
-    fn noise(&self, step: u64, hosts: &[Host]) -> Tensor<5> {
-        let fields: Vec<Array3<f32>> = (0..hosts.len())
-            .map(|slot| draw_noise(self.config.seed, step, slot as u64, hosts[0].image.dim().0))
-            .collect();
-        stack(fields.iter(), &self.device)
-    }
-
-    /// The recall that the critic shall reach on a lesion.
-    fn wanted_recall(&self, host: &Host) -> f32 {
-        let organ = &self.catalogue.organs[host.organ].name;
-        let bin = ContrastBin::of_contrast(host.contrast_hu);
-        let thresholds = self.bundle.calibration.thresholds(organ, host.size(), bin);
-        let recall = thresholds.map_or(0.7, |thresholds| thresholds.recall);
-        // A critic that misses a fifth of the real lesions calibrates to 0, and would ask for nothing.
-        (recall + self.config.recall_margin).clamp(self.config.least_recall, 0.95) as f32
-    }
-
-    /// Draws the strength of every host's texture from real lesions; neighbours share one.
-    fn wanted_textures(&self, step: u64, hosts: &[Host]) -> Tensor<1> {
-        let draw = |slot: usize| {
-            let mut rng = Rng::keyed(self.config.seed, step, 2000 + slot as u64 / 2, Purpose::Training);
-            let host = &hosts[slot];
-            self.textures.draw(&mut rng, host.organ, host.size()).unwrap_or(0.0)
-        };
-        let wanted: Vec<f32> = (0..hosts.len()).map(draw).collect();
-        Tensor::from_data(TensorData::new(wanted, [hosts.len()]), &self.device)
-    }
-
-    /// Returns the critic's losses: recall below the wanted one, and tumour around the lesion that was not there before.
-    fn critic_losses(&self, hosts: &[Host], batch: &HostBatch, fake: Tensor<5>) -> (Tensor<1>, Tensor<1>) {
-        let b = hosts.len();
-        let chances = activation::softmax(self.critic.forward(fake), 1);
-        let classes = chances.dims()[1];
-        let (mut own, mut any) = (vec![0.0_f32; b * classes], vec![0.0_f32; b * classes]);
-        for (i, host) in hosts.iter().enumerate() {
-            own[i * classes + usize::from(self.catalogue.organs[host.organ].tumour_id)] = 1.0;
-            for organ in &self.catalogue.organs {
-                any[i * classes + usize::from(organ.tumour_id)] = 1.0;
-            }
-        }
-        let select = |chosen: Vec<f32>, chances: Tensor<5>| -> Tensor<5> {
-            let chosen = Tensor::<5>::from_data(TensorData::new(chosen, [b, classes, 1, 1, 1]), &self.device);
-            (chances * chosen).sum_dim(1)
-        };
-        let size = per_lesion(batch.lesion.clone()).clamp_min(1.0);
-        let recall = per_lesion(select(own, chances.clone()) * batch.lesion.clone()) / size.clone();
-        let wanted: Vec<f32> = hosts.iter().map(|host| self.wanted_recall(host)).collect();
-        let wanted = Tensor::<1>::from_data(TensorData::new(wanted, [b]), &self.device);
-        let missing = activation::relu(wanted.clone() - recall) / wanted;
-
-        let plain = self.bundle.plan.window_hu;
-        let before = activation::softmax(self.critic.forward(normalise(batch.image_hu.clone(), &plain)), 1);
-        let new = activation::relu(select(any.clone(), chances) - select(any, before).detach());
-        let around: Vec<Array3<f32>> = hosts.iter().map(|host| host.around(&self.catalogue)).collect();
-        let alarm = per_lesion(new * stack(around.iter(), &self.device)) / size;
-        (missing.mean(), alarm.mean())
-    }
-
-    /// Returns the parts of the generator's loss, and by how much the pairs differ.
-    fn generator_losses(
-        &self,
-        step: u64,
-        hosts: &[Host],
-        (batch, residual, fake): (&HostBatch, &Tensor<5>, &Tensor<5>),
-    ) -> (GeneratorLosses, f64) {
-        let (recall, alarm) = self.critic_losses(hosts, batch, fake.clone());
-        // The discriminator's parameters take no part in this graph: they can receive nothing from it.
-        let frozen = self.discriminator.clone().no_grad();
-        let share = 1.0 / hosts.len() as f32;
-        let real = hosts.iter().flat_map(|host| {
-            let classes: Vec<_> = host.lesion.iter().map(|l| (*l == 1).then_some(REAL)).collect();
-            class_weights(&classes, share)
-        });
-        let weights = self.weights_tensor(real.collect(), fake.dims());
-        let wanted = self.wanted_textures(step, hosts);
-        let strength = strength(batch.image_hu.clone() + residual.clone(), batch.lesion.clone());
-        let diversity = diversity(batch, residual.clone(), wanted.clone());
-        let losses = GeneratorLosses {
-            recall,
-            alarm,
-            adversarial: weighted_cross_entropy(frozen.forward(fake.clone(), None), weights),
-            roughness: roughness(batch, residual.clone()),
-            texture: (strength - wanted).abs().mean() / 10.0,
-            sameness: activation::relu(diversity.clone().neg() + self.config.diversity).mean(),
-        };
-        (losses, scalar(diversity.mean()))
-    }
-
-    /// Updates the generator alone; returns what it painted, cut off from it.
-    fn generator_step(&mut self, step: u64, hosts: &[Host]) -> Result<Painted, LearnError> {
-        let batch = HostBatch::new(hosts, self.catalogue.organs.len(), &self.device);
-        let window = self.bundle.plan.window_hu;
-        let residual = batch.residual(&self.generator, &window, self.noise(step, hosts));
-        let fake = normalise(batch.image_hu.clone() + residual.clone(), &window);
-        let (losses, diversity) = self.generator_losses(step, hosts, (&batch, &residual, &fake));
-        let loss = losses.weighted(&self.config.loss);
-        let total = scalar(loss.clone());
-        check_finite(step, "generator_loss", total)?;
-        let rate = self.config.optimizer.rate(step, self.config.steps);
-        let (generator, norm) = self.optimizer.step(self.generator.clone(), &loss.backward(), rate);
-        check_finite(step, "generator_gradient_norm", norm)?;
-        self.generator = generator;
-        let mut measured = metrics([("generator_loss", total), ("generator_gradient_norm", norm)]);
-        measured.extend(losses.metrics());
-        Ok(Painted {
-            cubes: Tensor::from_inner(fake.inner()),
-            lesions: batch.lesion,
-            diversity,
-            measured,
-        })
-    }
-
-    fn weights_tensor(&self, weights: Vec<f32>, like: [usize; 5]) -> Tensor<5> {
-        let [b, _, d, h, w] = like;
-        Tensor::from_data(TensorData::new(weights, [b, 3, d, h, w]), &self.device)
-    }
-
-    /// Returns the weights of what the discriminator shall say, hosts first, then cubes around real tumours.
-    fn judgements(&self, hosts: &[Host], reals: &[Cube]) -> Result<Vec<f32>, LearnError> {
-        let share = 1.0 / (hosts.len() + reals.len()) as f32;
-        let mut weights = Vec::new();
-        for host in hosts {
-            let cube = Cube {
-                case: host.case,
-                image: Array3::zeros((0, 0, 0)),
-                labels: host.labels.clone(),
-            };
-            let classes = discriminator_classes(&self.catalogue, &cube, Some(&host.lesion))?;
-            weights.extend(class_weights(&classes, share));
-        }
-        for cube in reals {
-            let classes = discriminator_classes(&self.catalogue, cube, None)?;
-            weights.extend(class_weights(&classes, share));
-        }
-        Ok(weights)
-    }
-
-    /// Updates the discriminator alone, on painted cubes that no longer know of the generator and on real tumours, with
-    /// gradients that this step alone has filled (the released code adds the generator's; section 7, item 8).
-    fn discriminator_step(&mut self, step: u64, hosts: &[Host], painted: &Painted) -> Result<Metrics, LearnError> {
-        let reals = self.reals(step)?;
-        let images = stack(reals.iter().map(|cube| &cube.image), &self.device);
-        let images = normalise(images, &self.bundle.plan.window_hu);
-        let images = Tensor::cat(vec![painted.cubes.clone(), images], 0);
-        let weights = self.weights_tensor(self.judgements(hosts, &reals)?, images.dims());
-        let logits = self.discriminator.forward(images.clone(), None);
-        let real = weights.clone().narrow(1, REAL, 1).greater_elem(0.0).float();
-        let loss = weighted_cross_entropy(logits.clone(), weights);
-        let penalty = match self.config.r1 > 0.0 {
-            true => {
-                let mut rng = Rng::keyed(self.config.seed, step, 3000, Purpose::Training);
-                let seen = [images, logits.clone(), real.clone()].map(|x| x.narrow(0, hosts.len(), reals.len()));
-                unsteadiness(&self.discriminator, seen, &mut rng)
-            }
-            false => Tensor::zeros([1], &self.device),
-        };
-        let seen = seen(painted, log_odds(logits), real);
-        let loss = loss + penalty.clone() * self.config.r1;
-        let value = scalar(loss.clone());
-        check_finite(step, "discriminator_loss", value)?;
-        let rate = self.config.discriminator_optimizer.rate(step, self.config.steps);
-        let (discriminator, norm) =
-            self.discriminator_optimizer
-                .step(self.discriminator.clone(), &loss.backward(), rate);
-        check_finite(step, "discriminator_gradient_norm", norm)?;
-        self.discriminator = discriminator;
-        let mut measured = metrics([
-            ("discriminator_loss", value),
-            ("unsteadiness", scalar(penalty)),
-            ("discriminator_gradient_norm", norm),
-        ]);
-        measured.extend(self.guard.observe(step, &seen)?);
-        Ok(measured)
-    }
-}
-
-/// The parts of the generator's loss.
-struct GeneratorLosses {
-    recall: Tensor<1>,
-    alarm: Tensor<1>,
-    adversarial: Tensor<1>,
-    roughness: Tensor<1>,
-    texture: Tensor<1>,
-    sameness: Tensor<1>,
-}
-
-impl GeneratorLosses {
-    fn weighted(&self, weights: &LossWeights) -> Tensor<1> {
-        self.recall.clone() * weights.recall
-            + self.alarm.clone() * weights.false_alarm
-            + self.adversarial.clone() * weights.adversarial
-            + self.roughness.clone() * weights.roughness
-            + self.texture.clone() * weights.texture
-            + self.sameness.clone() * weights.sameness
-    }
-
-    fn metrics(self) -> Metrics {
-        metrics([
-            ("missing_recall", scalar(self.recall)),
-            ("false_alarm", scalar(self.alarm)),
-            ("adversarial", scalar(self.adversarial)),
-            ("roughness", scalar(self.roughness)),
-            ("texture", scalar(self.texture)),
-            ("sameness", scalar(self.sameness)),
-        ])
-    }
-}
-
-/// What the generator's step leaves to the discriminator's.
-struct Painted {
-    /// As networks see them, without gradients.
-    cubes: Tensor<5>,
-    /// 1 in the lesion.
-    lesions: Tensor<5>,
-    /// Change by another noise field over the wanted strength.
-    diversity: f64,
-    measured: Metrics,
-}
-
-/// Collects the discriminator's view of every lesion.
-fn seen(painted: &Painted, odds: Tensor<5>, real: Tensor<5>) -> Seen {
-    let hosts = painted.cubes.dims()[0];
-    let count = odds.dims()[0] - hosts;
-    let scores = |values: Tensor<5>, masks: Tensor<5>| -> Vec<f32> {
-        let data = lesion_means(values, masks).into_data().convert::<f32>();
-        data.try_to_vec().expect("converted to this type")
-    };
-    Seen {
-        real: scores(odds.clone().narrow(0, hosts, count), real.narrow(0, hosts, count)),
-        painted: scores(odds.narrow(0, 0, hosts), painted.lesions.clone()),
-        diversity: Some(painted.diversity),
-    }
-}
-
-impl Trainee for SynthesizerTrainee<'_> {
-    fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
-        let hosts = self.hosts(step)?;
-        let painted = self.generator_step(step, &hosts)?;
-        let mut measured = self.discriminator_step(step, &hosts, &painted)?;
-        measured.extend(painted.measured);
-        self.last = measured.clone();
-        Ok(measured)
-    }
-
-    fn state(&self) -> Weights {
-        let named = |weights: Weights, prefix: &'static str| {
-            weights.into_iter().map(move |(name, w)| (format!("{prefix}{name}"), w))
-        };
-        let mut state = self.optimizer.state("optimizer");
-        state.extend(self.discriminator_optimizer.state("discriminator"));
-        state.extend(named(collect(&self.generator), "generator/"));
-        state.extend(named(collect(&self.discriminator), "discriminator/"));
-        state.extend(self.guard.state());
-        state
-    }
-
-    fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
-        self.optimizer.restore("optimizer", &state, steps, &self.device);
-        self.discriminator_optimizer
-            .restore("discriminator", &state, steps, &self.device);
-        self.guard.restore(&state);
-        self.generator = fill(self.generator.clone(), under(&state, "generator/"))?;
-        self.discriminator = fill(self.discriminator.clone(), under(&state, "discriminator/"))?;
-        Ok(())
-    }
-
-    fn model(&self) -> Weights {
-        collect(&self.optimizer.averaged(self.generator.clone()))
-    }
-}
+use crate::kernel::ComputeDtype;
+use crate::store::Cases;
 
 /// Trains generator and discriminator against the critic of a folder, measures the generator on held-out hosts, and
 /// writes a complete bundle (the critic is copied) and `synthesizer.report.json`.
@@ -391,205 +32,98 @@ pub fn train_synthesizer(
     let critic = Bundle::load_critic(critic_folder, job.device)?.with_compute_dtype(job.dtype);
     critic.check_plan(job.cases.plan())?;
     let (training, held_out) = config.split.divide(job.cases)?;
-    let catalogue = Catalogue::new(job.cases, &training);
-    let networks = config.networks(catalogue.organs.len());
-    let trained = compete(config, &critic, (catalogue, &training, &networks), job)?;
-
-    job.progress.on_note("painting lesions into held-out hosts");
-    let hosts = if held_out.is_empty() { &training } else { &held_out };
-    let catalogue = Catalogue::new(job.cases, hosts);
-    let painter = Painter {
+    let task = Task {
         config,
-        textures: Textures::measure(&catalogue, config.max_cube, job.device)?,
-        discriminator: fill(networks.1.init(job.device, 0), trained.discriminator.clone())?
-            .with_compute_dtype(job.dtype),
-        catalogue,
-        bundle: &critic,
+        critic: &critic,
+        training: &training,
+        hosts: if held_out.is_empty() { &training } else { &held_out },
+        cases: job.cases,
+        out: job.out,
+        resume: job.resume,
         device: job.device,
+        dtype: job.dtype,
+        validation: ValidationSettings::default(),
     };
-    let score = |generator: Generator| score_painting(&painter, &generator.with_compute_dtype(job.dtype));
-    let fresh = |seed| networks.0.init(job.device, seed);
+    let made = match config.method {
+        Method::Conditional => task.conditional(job.progress)?,
+        Method::Published => task.published(job.progress)?,
+    };
     let report = SynthesizerReport {
         steps: config.steps,
-        parameters: [
-            Architecture::Generator(networks.0.clone()).parameters(),
-            Architecture::Unet(networks.1.clone()).parameters(),
-        ],
+        parameters: made.parameters,
         training_cases: training.len(),
         hosts_held_out: !held_out.is_empty(),
-        trained: score(fill(fresh(0), trained.generator.clone())?)?,
-        untrained: score(fresh(config.seed))?,
-        last_step: trained.last_step.clone(),
+        trained: made.trained,
+        untrained: made.untrained,
+        last_step: made.last_step,
     };
     let run = (config.steps, config.seed);
     let record = training_of(job.cases, &training, config, run, report.trained.metrics());
-    let models = [
-        (Role::Generator, Architecture::Generator(networks.0), trained.generator),
-        (
-            Role::Discriminator,
-            Architecture::Unet(networks.1),
-            trained.discriminator,
-        ),
-    ];
-    save_pair(config, &critic_manifest, (models, record), job.out)?;
+    save_beside(config, &critic_manifest, (made.models, record), job.out)?;
     copy_critic(critic_folder, job.out)?;
     write_report(job.out, "synthesizer", &report)?;
     Ok(report)
 }
 
-/// What [`compete`] ends with.
-struct Trained {
-    generator: Weights,
-    discriminator: Weights,
-    last_step: Metrics,
+/// What stage 2 works with.
+pub(super) struct Task<'a> {
+    pub config: &'a SynthesizerConfig,
+    pub critic: &'a Bundle,
+    /// Cases that it learns from.
+    pub training: &'a [usize],
+    /// Cases whose organs the report's lesions are painted into.
+    pub hosts: &'a [usize],
+    pub cases: &'a dyn Cases,
+    pub out: &'a Path,
+    pub resume: bool,
+    pub device: &'a Device,
+    pub dtype: ComputeDtype,
+    /// The guards watch this stage; what its lesions are worth is measured at the end.
+    pub validation: ValidationSettings,
 }
 
-/// Trains generator and discriminator against each other and the critic.
-fn compete(
-    config: &SynthesizerConfig,
-    critic: &Bundle,
-    (catalogue, training, networks): (Catalogue, &[usize], &(GeneratorConfig, UnetConfig)),
-    job: &mut Job,
-) -> Result<Trained, LearnError> {
-    let device = job.device.clone().autodiff();
-    let (generator, discriminator) = networks;
-    let textures = Textures::measure(&catalogue, config.max_cube, job.device)?;
-    let mut trainee = SynthesizerTrainee {
-        config,
-        catalogue,
-        bundle: critic,
-        critic: critic.critic.clone().train().no_grad(),
-        generator: generator.init(&device, config.seed).with_compute_dtype(job.dtype),
-        discriminator: discriminator
-            .init(&device, config.seed + 1)
-            .with_compute_dtype(job.dtype),
-        optimizer: Optimizer::new(config.optimizer.clone()),
-        discriminator_optimizer: Optimizer::new(config.discriminator_optimizer.clone()),
-        textures,
-        guard: Guard::new(config.guard.clone()),
-        device,
-        last: Metrics::new(),
-    };
-    let settings = FitSettings {
-        stage: "synthesizer",
-        steps: config.steps,
-        checkpoint_every: config.checkpoint_every,
-        identity: Digest::of_json(&(
-            "synthesizer",
-            config,
-            job.cases.snapshot(),
-            critic.hash,
-            training,
-            job.dtype,
-        )),
-        out: job.out,
-        resume: job.resume,
-        // The guards watch this stage; what its lesions are worth is measured at the end.
-        validation: &ValidationSettings::default(),
-    };
-    let fitted = fit(&mut trainee, &settings, job.progress)?;
-    let discriminator = trainee.discriminator_optimizer.averaged(trainee.discriminator);
-    Ok(Trained {
-        generator: config.precision.rounded(fitted.model),
-        discriminator: config.precision.rounded(collect(&discriminator)),
-        last_step: trainee.last,
-    })
+/// What a method ends with.
+pub(super) struct Made {
+    pub models: Vec<(Role, Architecture, Weights)>,
+    /// Parameters of generator and discriminator.
+    pub parameters: [u64; 2],
+    pub trained: PaintingScore,
+    pub untrained: PaintingScore,
+    pub last_step: Metrics,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::checkpoint::{Calibration, Provenance};
-    use crate::learn::OptimizerSettings;
-    use crate::nn::UnetConfig;
-    use crate::toy;
-
-    fn critic(device: &Device) -> Bundle {
-        let config = UnetConfig {
-            in_channels: 1,
-            out_channels: 7,
-            widths: vec![4, 8],
-            condition: 0,
-        };
-        Bundle {
-            hash: Digest::default(),
-            plan: crate::volume::Plan::default(),
-            cubes: crate::nn::CubeSides::default(),
-            critic: config.init(device, 5).into(),
-            generator: None,
-            published: None,
-            discriminator: None,
-            calibration: Calibration::default(),
-            provenance: Provenance::default(),
-        }
-    }
-
-    fn trainee<'a>(
-        config: &'a SynthesizerConfig,
-        store: &'a dyn crate::store::Cases,
-        bundle: &'a Bundle,
-    ) -> SynthesizerTrainee<'a> {
-        let device = Device::flex().autodiff();
-        let unet = UnetConfig {
-            in_channels: 1,
-            out_channels: 7,
-            widths: vec![4, 8],
-            condition: 0,
-        };
-        let catalogue = Catalogue::new(store, &(0..store.records().len()).collect::<Vec<_>>());
-        SynthesizerTrainee {
-            config,
-            textures: Textures::measure(&catalogue, config.max_cube, &Device::flex()).unwrap(),
-            guard: Guard::new(config.guard.clone()),
+impl Task<'_> {
+    /// Returns what measures lesions in the hosts of the report.
+    pub fn painter(&self, progress: &mut dyn Progress) -> Result<Painter<'_>, LearnError> {
+        progress.on_note("painting lesions into held-out hosts");
+        let catalogue = Catalogue::new(self.cases, self.hosts);
+        Ok(Painter {
+            config: self.config,
+            textures: Textures::measure(&catalogue, self.config.max_cube, self.device)?,
             catalogue,
-            bundle,
-            critic: Network::from(unet.init(&device, 5)).no_grad(),
-            generator: GeneratorConfig {
-                widths: vec![4, 8],
-                organs: 3,
-                spread_hu: 30.0,
-            }
-            .init(&device, 1),
-            discriminator: UnetConfig {
-                out_channels: 3,
-                ..unet
-            }
-            .init(&device, 2),
-            optimizer: Optimizer::new(OptimizerSettings::default()),
-            discriminator_optimizer: Optimizer::new(OptimizerSettings::default()),
-            device,
-            last: Metrics::new(),
-        }
+            bundle: self.critic,
+            device: self.device,
+        })
     }
 
-    fn config() -> SynthesizerConfig {
-        SynthesizerConfig {
-            voxels_per_step: 2 * 16 * 16 * 16,
-            max_cube: 16,
-            cube_mix: [(SizeClass::Tiny, 1.0)].into(),
-            ..SynthesizerConfig::default()
+    /// Returns how a run of this stage is saved and resumed.
+    pub fn fit_settings(&self) -> FitSettings<'_> {
+        let identity = (
+            "synthesizer",
+            self.config,
+            self.cases.snapshot(),
+            self.critic.hash,
+            self.training,
+            self.dtype,
+        );
+        FitSettings {
+            stage: "synthesizer",
+            steps: self.config.steps,
+            checkpoint_every: self.config.checkpoint_every,
+            identity: Digest::of_json(&identity),
+            out: self.out,
+            resume: self.resume,
+            validation: &self.validation,
         }
-    }
-
-    #[test]
-    fn each_step_moves_its_own_network_and_no_gradient_of_the_other_arrives() {
-        let (store, config) = (toy::store(4, 2), config());
-        let bundle = critic(&Device::flex());
-        let mut both = trainee(&config, &store, &bundle);
-        let (generator, discriminator) = (collect(&both.generator), collect(&both.discriminator));
-        let critic_before = collect(&both.critic);
-        let hosts = both.hosts(0).unwrap();
-        let painted = both.generator_step(0, &hosts).unwrap();
-        assert_ne!(collect(&both.generator), generator);
-        assert_eq!(collect(&both.discriminator), discriminator);
-        let moved = collect(&both.generator);
-        both.discriminator_step(0, &hosts, &painted).unwrap();
-        assert_ne!(collect(&both.discriminator), discriminator);
-        assert_eq!(collect(&both.generator), moved);
-        assert_eq!(collect(&both.critic), critic_before);
-        // A discriminator that never saw the generator's step ends with the same weights, bit for bit.
-        let mut alone = trainee(&config, &store, &bundle);
-        alone.discriminator_step(0, &hosts, &painted).unwrap();
-        assert_eq!(collect(&alone.discriminator), collect(&both.discriminator));
     }
 }

@@ -12,7 +12,7 @@ use super::painting::PaintingScore;
 use super::{LearnError, Metrics, OptimizerSettings, Split};
 use crate::checkpoint::Precision;
 use crate::lesion::LesionForm;
-use crate::nn::{GeneratorConfig, UnetConfig};
+use crate::nn::{GeneratorConfig, PublishedConfig, UnetConfig};
 use crate::volume::SizeClass;
 
 /// How the parts of the generator's loss are weighed.
@@ -46,10 +46,60 @@ impl Default for LossWeights {
     }
 }
 
+/// How the generator is made and taught.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Ours: the generator is told mask, organ, size and contrast, and draws noise.
+    #[default]
+    Conditional,
+    /// The paper's networks, equation and losses.
+    Published,
+}
+
+impl Method {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What the published method is told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PublishedSettings {
+    /// Channels of the first convolution of generator and discriminator, from which all others follow.
+    pub width: usize,
+    /// Weight of the adversarial loss beside the critic's: 0.1 for the abdomen, 0.5 for the chest.
+    pub adversarial: f64,
+}
+
+impl Default for PublishedSettings {
+    fn default() -> Self {
+        Self {
+            width: PublishedConfig::PUBLISHED_WIDTH,
+            adversarial: 0.1,
+        }
+    }
+}
+
+impl PublishedSettings {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Stage 2's configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SynthesizerConfig {
+    /// How the generator is made and taught; widths, spread, contrasts, `loss`, recall, diversity and `r1` are those of
+    /// `conditional` alone.
+    #[serde(skip_serializing_if = "Method::is_default")]
+    pub method: Method,
+    /// What `published` is told.
+    #[serde(skip_serializing_if = "PublishedSettings::is_default")]
+    pub published: PublishedSettings,
     /// The generator's channels at each resolution, finest first.
     pub widths: Vec<usize>,
     /// The discriminator's.
@@ -106,6 +156,8 @@ impl Default for SynthesizerConfig {
             ..OptimizerSettings::default()
         };
         Self {
+            method: Method::default(),
+            published: PublishedSettings::default(),
             widths: vec![16, 32, 64],
             discriminator_widths: vec![16, 32, 64],
             spread_hu: 30.0,
@@ -160,6 +212,14 @@ impl SynthesizerConfig {
     /// [`LearnError::Config`] names the key and its range.
     pub fn check(&self) -> Result<(), LearnError> {
         let section = Section("synthesizer");
+        let PublishedSettings { width, adversarial } = self.published;
+        section.check("published.width", (1..=64).contains(&width), "1 to 64", width)?;
+        section.check(
+            "published.adversarial",
+            (0.0..=100.0).contains(&adversarial),
+            "0 to 100",
+            adversarial,
+        )?;
         section.widths("widths", &self.widths, MAX_CUBE_LEVELS)?;
         section.widths("discriminator_widths", &self.discriminator_widths, MAX_CUBE_LEVELS)?;
         section.max_cube(self.max_cube)?;

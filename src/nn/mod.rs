@@ -9,6 +9,7 @@ mod network;
 mod nnunet;
 mod planned;
 mod published;
+mod published_synthesis;
 mod swin_blocks;
 mod swin_unetr;
 mod unet;
@@ -21,5 +22,8 @@ pub use monai_unet::{MonaiUnet, MonaiUnetConfig};
 pub use network::{Adapter, Body, Network, Standardised, VoxelClassifier};
 pub use nnunet::{Encoder, Nnunet, NnunetConfig, NnunetStage};
 pub use published::{OutputActivation, Published, PublishedConfig};
+pub use published_synthesis::{
+    PublishedScene, published_adversarial, published_discrimination, published_missing, published_residual,
+};
 pub use swin_unetr::{Merging, SwinUnetr, SwinUnetrConfig};
 pub use unet::{Unet, UnetConfig};

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::blocks::{Conv, Init, UpConv};
 use crate::kernel::{self, ComputeDtype};
 
-/// Channels of the first and the second convolution of every encoder level, finest first.
-const WIDTHS: [[usize; 2]; 4] = [[32, 64], [64, 128], [128, 256], [256, 512]];
+/// Channels of the first and the second convolution of every encoder level over those of the first one, finest first.
+const WIDTHS: [[usize; 2]; 4] = [[1, 2], [2, 4], [4, 8], [8, 16]];
 
 /// What the output goes through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,10 +23,13 @@ pub enum OutputActivation {
     Sigmoid,
 }
 
-/// The shape of a published network; its widths are fixed.
+/// The shape of a published network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublishedConfig {
+    /// Channels of the first convolution, from which all others follow: 32 as published; fewer where no GPU is at hand.
+    #[serde(default = "published_width", skip_serializing_if = "is_published_width")]
+    pub width: usize,
     /// Channels of the input.
     pub in_channels: usize,
     /// Channels of the output: one per organ (generator), or background, real and synthetic (discriminator).
@@ -36,26 +39,62 @@ pub struct PublishedConfig {
     pub activation: OutputActivation,
 }
 
+fn published_width() -> usize {
+    PublishedConfig::PUBLISHED_WIDTH
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_published_width(width: &usize) -> bool {
+    *width == PublishedConfig::PUBLISHED_WIDTH
+}
+
 impl PublishedConfig {
+    /// The published number of channels of the first convolution.
+    pub const PUBLISHED_WIDTH: usize = 32;
+
+    /// Returns the published generator for so many organs, with `width` channels in its first convolution.
+    pub fn generator(width: usize, organs: usize) -> Self {
+        Self {
+            width,
+            in_channels: 1,
+            out_channels: organs,
+            activation: OutputActivation::Tanh,
+        }
+    }
+
+    /// Returns the published discriminator: logits of background, real and synthetic tumour.
+    pub fn discriminator(width: usize) -> Self {
+        Self {
+            width,
+            in_channels: 1,
+            out_channels: 3,
+            activation: OutputActivation::None,
+        }
+    }
+
+    fn widths(&self) -> [[usize; 2]; 4] {
+        WIDTHS.map(|pair| pair.map(|times| times * self.width))
+    }
+
     /// Makes a network whose weights follow from `seed` alone.
     pub fn init(&self, device: &Device, seed: u64) -> Published {
-        let init = &mut Init::new(device, seed);
-        let down = WIDTHS
+        let (init, all) = (&mut Init::new(device, seed), self.widths());
+        let down = all
             .iter()
             .enumerate()
             .map(|(level, widths)| {
                 let from = if level == 0 {
                     self.in_channels
                 } else {
-                    WIDTHS[level - 1][1]
+                    all[level - 1][1]
                 };
                 ConvPair::new(init, [from, widths[0], widths[1]])
             })
             .collect();
-        let up = (1..WIDTHS.len())
+        let up = (1..all.len())
             .rev()
             .map(|level| {
-                let (coarse, fine) = (WIDTHS[level][1], WIDTHS[level - 1][1]);
+                let (coarse, fine) = (all[level][1], all[level - 1][1]);
                 UpStep {
                     up: UpConv::new(init, [coarse, coarse]),
                     conv: ConvPair::new(init, [coarse + fine, fine, fine]),
@@ -65,7 +104,7 @@ impl PublishedConfig {
         Published {
             down,
             up,
-            head: Conv::new(init, [WIDTHS[0][1], self.out_channels], 1, 1, 1.0),
+            head: Conv::new(init, [all[0][1], self.out_channels], 1, 1, 1.0),
             activation: self.activation,
             dtype: ComputeDtype::default(),
         }
@@ -75,17 +114,23 @@ impl PublishedConfig {
     pub fn parameters(&self) -> u64 {
         let pair =
             |from: usize, [first, second]: [usize; 2]| 27 * (from * first + first * second) + 3 * (first + second);
-        let mut sum = pair(self.in_channels, WIDTHS[0]) + (WIDTHS[0][1] + 1) * self.out_channels;
-        for level in 1..WIDTHS.len() {
-            let (coarse, fine) = (WIDTHS[level][1], WIDTHS[level - 1][1]);
-            sum += pair(fine, WIDTHS[level]) + 8 * coarse * coarse + coarse + pair(coarse + fine, [fine, fine]);
+        let all = self.widths();
+        let mut sum = pair(self.in_channels, all[0]) + (all[0][1] + 1) * self.out_channels;
+        for level in 1..all.len() {
+            let (coarse, fine) = (all[level][1], all[level - 1][1]);
+            sum += pair(fine, all[level]) + 8 * coarse * coarse + coarse + pair(coarse + fine, [fine, fine]);
         }
         sum as u64
     }
 
     /// Tells what is wrong with the shape, naming the key, or nothing.
     pub fn refusal(&self) -> Option<String> {
-        [("in_channels", self.in_channels), ("out_channels", self.out_channels)]
+        let counts = [
+            ("width", self.width),
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+        ];
+        counts
             .into_iter()
             .find(|(_, n)| !(1..=128).contains(n))
             .map(|(name, n)| format!("{name}: expected 1 to 128, got {n}"))
@@ -95,14 +140,15 @@ impl PublishedConfig {
     pub fn multiply_adds(&self, side: usize) -> u64 {
         let voxels = |level: usize| (side >> level).pow(3);
         let pair = |from: usize, [first, second]: [usize; 2]| 27 * (from * first + first * second);
-        let mut sum = pair(self.in_channels, WIDTHS[0]) * voxels(0);
-        for level in 1..WIDTHS.len() {
-            let (coarse, fine) = (WIDTHS[level][1], WIDTHS[level - 1][1]);
-            sum += pair(fine, WIDTHS[level]) * voxels(level);
+        let all = self.widths();
+        let mut sum = pair(self.in_channels, all[0]) * voxels(0);
+        for level in 1..all.len() {
+            let (coarse, fine) = (all[level][1], all[level - 1][1]);
+            sum += pair(fine, all[level]) * voxels(level);
             // Every voxel of a doubled grid comes from one voxel and one of the eight kernel positions.
             sum += (coarse * coarse + pair(coarse + fine, [fine, fine])) * voxels(level - 1);
         }
-        (sum + WIDTHS[0][1] * self.out_channels * voxels(0)) as u64
+        (sum + all[0][1] * self.out_channels * voxels(0)) as u64
     }
 }
 
@@ -171,7 +217,7 @@ pub struct UpStep {
     conv: ConvPair,
 }
 
-/// The published generator or discriminator: four levels, 19 million parameters.
+/// The published generator or discriminator: four levels, 19 million parameters at the published width.
 ///
 /// # Source
 /// FreeTumor's released `UNet3D` (method, section 3.1). Departure: each sample is normalised by its own statistics. The
@@ -224,26 +270,23 @@ impl Published {
 mod tests {
     use super::*;
 
-    const GENERATOR: PublishedConfig = PublishedConfig {
-        in_channels: 1,
-        out_channels: 3,
-        activation: OutputActivation::Tanh,
-    };
-
     #[test]
     fn size_and_cost_are_the_published_ones() {
-        let net = GENERATOR.init(&Device::flex(), 1);
+        let generator = PublishedConfig::generator(PublishedConfig::PUBLISHED_WIDTH, 3);
+        let net = generator.init(&Device::flex(), 1);
         assert_eq!(net.num_params(), 19_073_795);
-        assert_eq!(GENERATOR.parameters(), 19_073_795);
+        assert_eq!(generator.parameters(), 19_073_795);
+        let narrow = PublishedConfig::generator(4, 3);
+        assert_eq!(narrow.init(&Device::flex(), 1).num_params() as u64, narrow.parameters());
         // What hooks in PyTorch count (`benches/peers/torch_nn.py --count`), and the 824 billion of a patch of 96^3.
-        assert_eq!(GENERATOR.multiply_adds(32), 30_531_387_392);
-        assert_eq!(GENERATOR.multiply_adds(96) / 1_000_000_000, 824);
+        assert_eq!(generator.multiply_adds(32), 30_531_387_392);
+        assert_eq!(generator.multiply_adds(96) / 1_000_000_000, 824);
     }
 
     #[test]
     fn a_sample_ignores_its_batch_mates() {
         let device = Device::flex();
-        let net = GENERATOR.init(&device, 1);
+        let net = PublishedConfig::generator(4, 3).init(&device, 1);
         let values = crate::rng::Rng::keyed(1, 0, 0, crate::rng::Purpose::Test).normals(2 * 16 * 16 * 16);
         let x: Tensor<5> = Tensor::from_data(burn::tensor::TensorData::new(values, [2, 1, 16, 16, 16]), &device);
         let both = net.forward(x.clone());

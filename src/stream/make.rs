@@ -19,8 +19,8 @@ use crate::sampler::{Centre, Draw, Pool, draw_contrast_hu};
 use crate::store::{Cases, StoreError};
 use crate::synth::gate::Verdict;
 use crate::synth::{
-    Analytic, Cancelled, Conditional, Engine, GridBridge, LesionCube, SynthError, Synthesizer, SynthesizerKind,
-    compose, realised_hu,
+    Analytic, Cancelled, Conditional, Engine, GridBridge, LesionCube, PublishedGan, SynthError, Synthesizer,
+    SynthesizerKind, compose, realised_hu,
 };
 use crate::telemetry::metrics::Stage;
 use crate::volume::{IGNORE, Region};
@@ -49,7 +49,8 @@ struct Attempt {
     painted: Painted,
     region: Region,
     requested_hu: f64,
-    judged: Option<(GateScores, Verdict)>,
+    verdict: Option<Verdict>,
+    scores: Option<GateScores>,
     discriminator: Option<f64>,
 }
 
@@ -197,14 +198,11 @@ impl Maker {
         let region = crop_around(planted.centre, shape, prepared.resolved.patch, &mut rng);
         trials.region = Some(region);
         let made = self.paint(order, draw, key, (planted, graft), region)?;
-        let verdict = made.judged.as_ref().map(|(_, verdict)| *verdict);
+        let verdict = made.verdict;
         trials.host_suspect += u32::from(verdict.is_some_and(|verdict| verdict.host_suspect));
         trials.borderline |= verdict.is_some_and(|verdict| verdict.borderline);
         trials.passed = verdict.is_none_or(|verdict| verdict.passes);
-        let margin = |attempt: &Attempt| {
-            let verdict = attempt.judged.as_ref().map(|(_, verdict)| verdict.margin);
-            verdict.unwrap_or(f64::NEG_INFINITY)
-        };
+        let margin = |attempt: &Attempt| attempt.verdict.map_or(f64::NEG_INFINITY, |verdict| verdict.margin);
         // Of equals the first stays, so that the outcome follows from the order of attempts alone.
         if trials.passed || trials.chosen.as_ref().is_none_or(|best| margin(&made) > margin(best)) {
             trials.chosen = Some(made);
@@ -230,6 +228,7 @@ impl Maker {
             image: planted.host.image.clone(),
             soft: planted.soft.clone(),
             organ: organs.iter().position(|organ| *organ == draw.organ).unwrap_or(0),
+            host: planted.host.labels.map(|label| u8::from(*label == draw.organ.id)),
             diameter_mm: planted.diameter_mm,
             contrast_hu: requested_hu,
             spacing_mm: self.cases.records()[draw.case].grid.spacing_mm(),
@@ -249,7 +248,8 @@ impl Maker {
             },
             region,
             requested_hu,
-            judged: None,
+            verdict: None,
+            scores: None,
             discriminator: None,
         };
         if recipe.gate.enabled {
@@ -273,13 +273,16 @@ impl Maker {
             return paint(&Analytic, cube);
         }
         let engine = self.engine.as_ref().ok_or(SynthError::NoModel("generator"))?;
-        let conditional = Conditional::new(engine.clone());
+        let trained: &dyn Synthesizer = match synthesizer {
+            Some(SynthesizerKind::Published) => &PublishedGan::new(engine.clone()),
+            _ => &Conditional::new(engine.clone()),
+        };
         match bridge {
             Some(bridge) => {
                 let seen = bridge.lesion_view(cube);
-                Ok(bridge.residual(&paint(&conditional, &seen)?, &seen, cube))
+                Ok(bridge.residual(&paint(trained, &seen)?, &seen, cube))
             }
-            None => paint(&conditional, cube),
+            None => paint(trained, cube),
         }
     }
 
@@ -294,10 +297,12 @@ impl Maker {
             draw,
             painted: &made.painted,
             bridge: self.bridge(&order.prepared, draw),
+            keeps_best: order.prepared.resolved.recipe.fallback == Fallback::Best,
             cancelled: &order.cancelled,
         })?;
         made.discriminator = opinion.discriminator;
-        made.judged = Some((opinion.scores, opinion.verdict));
+        made.verdict = Some(opinion.verdict);
+        made.scores = opinion.scores;
         Ok(())
     }
 
@@ -323,8 +328,9 @@ impl Maker {
             } else {
                 cases[rng.below(cases.len())]
             };
-            let centre = if rng.chance(0.5) { Centre::Tumour } else { Centre::Organ };
-            self.real(order, draw, case, centre, outcome)?
+            let shares: Vec<f64> = recipe.centres.values().copied().collect();
+            let centre = rng.weighted(&shares).and_then(|at| recipe.centres.keys().nth(at));
+            self.real(order, draw, case, *centre.unwrap_or(&Centre::Organ), outcome)?
         } else {
             let region = match lesion.map(|attempt| attempt.region).or(trials.region) {
                 Some(region) => region,
@@ -418,7 +424,7 @@ impl Maker {
             radii_mm: planted.radii_mm,
             requested_hu: attempt.requested_hu,
             realised_hu: realised_hu(&attempt.painted.image, labels, &planted.soft, organ_id, spacing_mm),
-            gate: attempt.judged.map(|(scores, _)| scores),
+            gate: attempt.scores,
             discriminator: attempt.discriminator,
         }
     }

@@ -85,7 +85,7 @@ pub struct PatchMeta {
     pub outcome: Outcome,
     /// Attempts made; 0 where nothing was to be synthesized.
     pub attempts: u32,
-    /// Attempts whose place the critic had called tumour before (`host_suspect`).
+    /// Attempts with a recognised lesion whose place the critic had called tumour before (`host_suspect`).
     pub host_suspect: u32,
     /// Voxels that `unlabelled_negatives` turned into *ignore*, before augmentation.
     pub ignored_voxels: u32,

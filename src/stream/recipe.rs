@@ -12,7 +12,7 @@ use crate::synth::{GateSettings, SynthesizerKind};
 use crate::volume::{ContrastBin, MAX_PATCH_SIDE, Plan, Shape, SizeClass};
 
 /// Raised on any change to the bytes that a recipe and an index stand for.
-pub const REVISION: u32 = 4;
+pub const REVISION: u32 = 5;
 
 /// The longest side of a patch that is warped.
 const MAX_WARPED_SIDE: usize = 192;
@@ -24,7 +24,7 @@ pub enum Fallback {
     /// The untouched host patch.
     #[default]
     Healthy,
-    /// A patch of the labelled-real pool.
+    /// A patch of the labelled-real pool, cut as `centres` says.
     Real,
     /// The attempt with the best gate score.
     Best,
@@ -54,7 +54,7 @@ pub struct Recipe {
     /// not part of the hash, and the resolved recipe carries it beside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bundle: Option<String>,
-    /// What synthesizes lesions; absent: `conditional` where the models hold a generator, else `analytic`.
+    /// What synthesizes lesions; absent: that of the models' generator, or `analytic` where they hold none.
     pub synthesizer: Option<SynthesizerKind>,
     /// Which cases may appear.
     pub select: Selection,

@@ -170,23 +170,25 @@ fn allowed_cases(cases: &dyn Cases, recipe: &Recipe) -> Result<Vec<bool>, Stream
 
 /// Returns the models, where synthesizer or gate need them.
 fn needed_models<'a>(bundle: Option<&'a Bundle>, recipe: &Recipe) -> Option<&'a Bundle> {
-    let needed = recipe.gate.enabled || recipe.synthesizer == Some(SynthesizerKind::Conditional);
+    let needed = recipe.gate.enabled || recipe.synthesizer.is_some_and(SynthesizerKind::is_trained);
     bundle.filter(|_| needed)
 }
 
 fn synthesizer(bundle: Option<&Bundle>, recipe: &Recipe) -> Result<SynthesizerKind, StreamError> {
     let has_generator = bundle.is_some_and(|bundle| bundle.generator.is_some());
+    let has_published = bundle.is_some_and(|bundle| bundle.published.is_some());
     match recipe.synthesizer {
         None if has_generator => Ok(SynthesizerKind::Conditional),
+        None if has_published => Ok(SynthesizerKind::Published),
         None => Ok(SynthesizerKind::Analytic),
         Some(SynthesizerKind::Conditional) if !has_generator => infeasible(
             "synthesizer",
             "conditional needs a generator, and the models hold none; analytic needs no weights",
         ),
-        Some(SynthesizerKind::Published) => infeasible(
+        Some(SynthesizerKind::Published) if !has_published => infeasible(
             "synthesizer",
-            "published needs the paper's networks, and the models hold none; import them, or ask for conditional or \
-             analytic",
+            "published needs the paper's generator, and the models hold none; import or train one, or ask for conditional \
+             or analytic",
         ),
         Some(kind) => Ok(kind),
     }
@@ -294,9 +296,9 @@ fn check_bundle(
     hosting: bool,
     allowed: &[bool],
 ) -> Result<Digest, StreamError> {
-    let conditional = recipe.synthesizer == Some(SynthesizerKind::Conditional);
+    let trained = recipe.synthesizer.is_some_and(SynthesizerKind::is_trained);
     let looks = recipe.unlabelled_negatives == Some(UnlabelledNegatives::Critic) && hosts_unlabelled(recipe);
-    if !looks && !(hosting && (conditional || recipe.gate.enabled)) {
+    if !looks && !(hosting && (trained || recipe.gate.enabled)) {
         return Ok(Digest::default());
     }
     let Some(bundle) = bundle else {

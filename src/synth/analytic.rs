@@ -73,6 +73,7 @@ mod tests {
             image: Array3::zeros([side; 3]),
             soft: soft.clone(),
             organ: 0,
+            host: soft.mapv(|soft| u8::from(soft > 0)),
             diameter_mm: 18.0,
             contrast_hu: -35.0,
             spacing_mm: [1.5; 3],

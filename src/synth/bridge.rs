@@ -87,6 +87,7 @@ impl GridBridge {
         LesionCube {
             image: self.view(&lesion.image),
             soft: self.soft_view(&lesion.soft),
+            host: self.labels_view(&lesion.host),
             spacing_mm: self.models_mm,
             ..lesion.clone()
         }
@@ -175,6 +176,7 @@ mod tests {
             image: Array3::zeros(bridge.host_size()),
             soft: soft.clone(),
             organ: 0,
+            host: soft.mapv(|soft| u8::from(soft > 0)),
             diameter_mm: 10.0,
             contrast_hu: -50.0,
             spacing_mm: STORE_MM,

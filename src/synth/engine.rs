@@ -14,32 +14,33 @@ use ndarray::Array3;
 
 use super::{Cancelled, LesionCube, SynthError};
 use crate::checkpoint::Bundle;
-use crate::nn::Condition;
+use crate::nn::{Condition, PublishedScene, published_residual};
 use crate::panic::panic_text;
 use crate::rng::{Purpose, Rng};
 use crate::telemetry::metrics::{DEVICE_MEMORY_BYTES, Stage};
 use crate::volume::HuWindow;
 
-/// What critic and discriminator say of a cube.
+/// What is asked of a cube in which the critic recognises a lesion.
 #[derive(Clone, Debug)]
-pub struct Judgement {
+pub struct Comparison {
     /// The critic's label ids before synthesis.
     pub before: Array3<u8>,
-    /// The critic's label ids after it.
-    pub after: Array3<u8>,
     /// The discriminator's probability of "real tumour" after it, where the bundle has one.
     pub real: Option<Array3<f32>>,
 }
 
 enum Task {
     Paint(LesionCube),
-    Judge([Array3<i16>; 2]),
+    /// By the published equation, with a texture.
+    PaintPublished(LesionCube, Array3<f32>),
+    Judge(Array3<i16>),
+    Compare([Array3<i16>; 2]),
     Look(Array3<i16>),
 }
 
 enum Answer {
     Residual(Array3<f32>),
-    Judgement(Judgement),
+    Comparison(Comparison),
     Classes(Array3<u8>),
 }
 
@@ -107,22 +108,41 @@ impl Engine {
     pub fn paint(&self, cube: &LesionCube) -> Result<Array3<f32>, SynthError> {
         match self.ask(Task::Paint(cube.clone()), cube.cancelled.clone())? {
             Answer::Residual(residual) => Ok(residual),
-            Answer::Judgement(_) | Answer::Classes(_) => Err(SynthError::Ended),
+            Answer::Comparison(_) | Answer::Classes(_) => Err(SynthError::Ended),
         }
     }
 
-    /// Returns what the critic and the discriminator say of a cube in HU before and after synthesis.
+    /// Returns the published generator's residual in HU for a texture of the cube's shape.
+    ///
+    /// # Errors
+    /// [`SynthError`] where the stream is gone, the bundle has no such generator, or the device fails.
+    pub fn paint_published(&self, cube: &LesionCube, texture: Array3<f32>) -> Result<Array3<f32>, SynthError> {
+        match self.ask(Task::PaintPublished(cube.clone(), texture), cube.cancelled.clone())? {
+            Answer::Residual(residual) => Ok(residual),
+            Answer::Comparison(_) | Answer::Classes(_) => Err(SynthError::Ended),
+        }
+    }
+
+    /// Returns the label ids that the critic gives a cube in HU after synthesis.
     ///
     /// # Errors
     /// [`SynthError`] where the stream is gone or the device fails.
-    pub fn judge(
+    pub fn judge(&self, after: Array3<i16>, cancelled: &Cancelled) -> Result<Array3<u8>, SynthError> {
+        self.ask_classes(Task::Judge(after), cancelled)
+    }
+
+    /// Returns what the critic says of a cube in HU before synthesis, and the discriminator after it.
+    ///
+    /// # Errors
+    /// [`SynthError`] where the stream is gone or the device fails.
+    pub fn compare(
         &self,
         before: Array3<i16>,
         after: Array3<i16>,
         cancelled: &Cancelled,
-    ) -> Result<Judgement, SynthError> {
-        match self.ask(Task::Judge([before, after]), cancelled.clone())? {
-            Answer::Judgement(judgement) => Ok(judgement),
+    ) -> Result<Comparison, SynthError> {
+        match self.ask(Task::Compare([before, after]), cancelled.clone())? {
+            Answer::Comparison(comparison) => Ok(comparison),
             Answer::Residual(_) | Answer::Classes(_) => Err(SynthError::Ended),
         }
     }
@@ -132,9 +152,13 @@ impl Engine {
     /// # Errors
     /// [`SynthError`] where the stream is gone or the device fails.
     pub fn classes(&self, image: Array3<i16>, cancelled: &Cancelled) -> Result<Array3<u8>, SynthError> {
-        match self.ask(Task::Look(image), cancelled.clone())? {
+        self.ask_classes(Task::Look(image), cancelled)
+    }
+
+    fn ask_classes(&self, task: Task, cancelled: &Cancelled) -> Result<Array3<u8>, SynthError> {
+        match self.ask(task, cancelled.clone())? {
             Answer::Classes(classes) => Ok(classes),
-            Answer::Residual(_) | Answer::Judgement(_) => Err(SynthError::Ended),
+            Answer::Residual(_) | Answer::Comparison(_) => Err(SynthError::Ended),
         }
     }
 
@@ -192,11 +216,14 @@ fn answer(bundle: &Bundle, device: &Device, task: Task) -> Result<Answer, SynthE
         Task::Paint(cube) => Stage::Synthesize
             .time(|| paint(bundle, device, &cube))
             .map(Answer::Residual),
-        Task::Judge(images) => Ok(Answer::Judgement(Stage::Gate.time(|| judge(bundle, device, &images)))),
-        Task::Look(image) => {
-            let look = || classes(bundle, normalised(&image, bundle.plan.window_hu, device), image.dim());
-            Ok(Answer::Classes(Stage::Look.time(look)))
-        }
+        Task::PaintPublished(cube, texture) => Stage::Synthesize
+            .time(|| paint_published(bundle, device, &cube, &texture))
+            .map(Answer::Residual),
+        Task::Judge(image) => Ok(Answer::Classes(Stage::Gate.time(|| classes(bundle, &image, device)))),
+        Task::Compare(images) => Ok(Answer::Comparison(
+            Stage::Gate.time(|| compare(bundle, device, &images)),
+        )),
+        Task::Look(image) => Ok(Answer::Classes(Stage::Look.time(|| classes(bundle, &image, device)))),
     }
 }
 
@@ -215,7 +242,7 @@ fn normalised(image: &Array3<i16>, window: HuWindow, device: &Device) -> Tensor<
     )
 }
 
-fn host(values: Tensor<5>, shape: (usize, usize, usize)) -> Array3<f32> {
+fn host_values(values: Tensor<5>, shape: (usize, usize, usize)) -> Array3<f32> {
     let values: Vec<f32> = values.into_data().iter::<f32>().collect();
     Array3::from_shape_vec(shape, values).expect("networks keep the cube's shape")
 }
@@ -239,28 +266,46 @@ fn paint(bundle: &Bundle, device: &Device, cube: &LesionCube) -> Result<Array3<f
         Tensor::from_data(TensorData::new(vec![cube.contrast_hu as f32], [1]), device),
         &Tensor::from_data(TensorData::new(vector, [1, length]), device),
     );
-    Ok(host(residual, cube.image.dim()))
+    Ok(host_values(residual, cube.image.dim()))
 }
 
-fn judge(bundle: &Bundle, device: &Device, images: &[Array3<i16>; 2]) -> Judgement {
-    let [before, after] = images
-        .each_ref()
-        .map(|image| normalised(image, bundle.plan.window_hu, device));
+fn paint_published(
+    bundle: &Bundle,
+    device: &Device,
+    cube: &LesionCube,
+    texture: &Array3<f32>,
+) -> Result<Array3<f32>, SynthError> {
+    let net = (bundle.published.as_ref()).ok_or(SynthError::NoModel("published generator"))?;
+    let shape = cube.image.dim();
+    let values = |mask: &Array3<u8>, scale: f32| -> Vec<f32> { mask.iter().map(|v| f32::from(*v) / scale).collect() };
+    let host = tensor(values(&cube.host, 1.0), shape, device);
+    let generated = net.forward(normalised(&cube.image, bundle.plan.window_hu, device));
+    let residual = published_residual(generated.narrow(1, cube.organ, 1), host.clone());
+    let scene = PublishedScene {
+        soft: tensor(values(&cube.soft, 255.0), shape, device),
+        texture: tensor(texture.iter().copied().collect(), shape, device),
+        host,
+    };
+    let window = bundle.plan.window_hu;
+    Ok(host_values(scene.change(residual) * (window.high - window.low), shape))
+}
+
+fn compare(bundle: &Bundle, device: &Device, [before, after]: &[Array3<i16>; 2]) -> Comparison {
     let real = bundle.discriminator.as_ref().map(|discriminator| {
-        let probabilities = activation::softmax(discriminator.forward(after.clone(), None), 1);
-        let [b, _, d, h, w] = probabilities.dims();
-        host(probabilities.slice([0..b, 1..2, 0..d, 0..h, 0..w]), images[0].dim())
+        let after = normalised(after, bundle.plan.window_hu, device);
+        let probabilities = activation::softmax(discriminator.forward(after, None), 1);
+        host_values(probabilities.narrow(1, 1, 1), before.dim())
     });
-    Judgement {
-        before: classes(bundle, before, images[0].dim()),
-        after: classes(bundle, after, images[0].dim()),
+    Comparison {
+        before: classes(bundle, before, device),
         real,
     }
 }
 
 /// Returns the critic's label ids.
-fn classes(bundle: &Bundle, image: Tensor<5>, shape: (usize, usize, usize)) -> Array3<u8> {
-    let ids = bundle.critic.forward(image).argmax(1).into_data();
+fn classes(bundle: &Bundle, image: &Array3<i16>, device: &Device) -> Array3<u8> {
+    let seen = normalised(image, bundle.plan.window_hu, device);
+    let ids = bundle.critic.forward(seen).argmax(1).into_data();
     let ids: Vec<u8> = ids.iter::<i64>().map(|id| id as u8).collect();
-    Array3::from_shape_vec(shape, ids).expect("networks keep the cube's shape")
+    Array3::from_shape_vec(image.dim(), ids).expect("networks keep the cube's shape")
 }

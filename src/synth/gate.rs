@@ -135,6 +135,24 @@ pub fn judge(scores: Scores, thresholds: Thresholds) -> Verdict {
     }
 }
 
+/// Returns the share of the lesion that the critic calls the organ's tumour after synthesis: the first of [`scores`].
+pub fn recall(after: &Array3<u8>, lesion: &Array3<u8>, tumour_id: u8) -> f64 {
+    let mut tumours = ClassSet::default();
+    tumours.insert(tumour_id);
+    published_recall(after, lesion, tumours)
+}
+
+/// Returns the verdict on a lesion whose recall alone refuses it; nothing where the other scores have a say.
+pub fn refused_by(recall: f64, thresholds: Thresholds) -> Option<Verdict> {
+    let margin = recall - thresholds.recall;
+    (margin < 0.0 || recall == 0.0).then_some(Verdict {
+        passes: false,
+        borderline: margin.abs() < BORDERLINE,
+        host_suspect: false,
+        margin,
+    })
+}
+
 /// Applies the published rule to its score (see [`published_recall`]), which knows no precision and no suspect host.
 pub fn judge_published(recall: f64) -> Verdict {
     let margin = recall - PUBLISHED_RECALL;
@@ -209,6 +227,22 @@ mod tests {
         );
         let blind = scores(&judged(&organ, &organ, &lesion, &none));
         assert_eq!([blind.recall, blind.precision], [0.0, 0.0]);
+        // What recall alone refuses is what all scores refuse; of the others it says nothing.
+        let seen_half = Array3::from_shape_fn([24; 3], |(z, y, x)| if z < 12 { seen[[z, y, x]] } else { 1 });
+        for after in [&organ, &seen_half, &seen] {
+            let found = recall(after, &lesion, TUMOUR);
+            let full = scores(&judged(&organ, after, &lesion, &none));
+            assert_eq!(found, full.recall);
+            for least in [0.0, 0.3, 0.9] {
+                let thresholds = Thresholds {
+                    recall: least,
+                    precision: 0.0,
+                };
+                let early = refused_by(found, thresholds);
+                assert_eq!(early.is_none(), judge(full, thresholds).passes, "{found} {least}");
+                assert!(early.is_none_or(|verdict| !verdict.passes && verdict.margin == found - least));
+            }
+        }
         // Calling everything tumour: full recall, low precision, and a suspect host.
         let everything = Array3::from_elem([24; 3], TUMOUR);
         let loud = scores(&judged(&organ, &everything, &lesion, &none));

@@ -12,6 +12,7 @@ mod conditional;
 mod engine;
 pub mod gate;
 mod plant;
+mod published;
 mod settings;
 mod transplant;
 
@@ -25,8 +26,9 @@ pub use analytic::Analytic;
 pub use bridge::{GridBridge, MAX_GRID_RATIO};
 pub use compose::{compose, realised_hu};
 pub use conditional::Conditional;
-pub use engine::{Engine, Judgement};
+pub use engine::{Comparison, Engine};
 pub use plant::{PlantRequest, Planted, plant};
+pub use published::PublishedGan;
 pub use settings::{GateRule, GateSettings, SynthesizerKind};
 pub use transplant::{Graft, TransplantRequest, transplant};
 
@@ -55,6 +57,8 @@ pub struct LesionCube {
     pub soft: Array3<u8>,
     /// The organ's position in the label map's organs.
     pub organ: usize,
+    /// 1 in the organ's healthy tissue.
+    pub host: Array3<u8>,
     /// Equivalent-sphere diameter in mm after clipping.
     pub diameter_mm: f64,
     /// Requested signed contrast in HU.

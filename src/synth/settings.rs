@@ -10,11 +10,18 @@ pub enum SynthesizerKind {
     Analytic,
     /// Real tumours of the labelled cases, cut out and put elsewhere; needs no weights.
     CopyPaste,
-    /// The paper's equation and networks on the full patch.
+    /// The paper's equation and generator; what contrast comes of it is the network's to decide.
     Published,
     /// Our mask-, organ-, size- and contrast-conditioned generator.
     #[default]
     Conditional,
+}
+
+impl SynthesizerKind {
+    /// Tells whether it needs trained weights.
+    pub fn is_trained(self) -> bool {
+        matches!(self, Self::Published | Self::Conditional)
+    }
 }
 
 /// How attempts are judged.

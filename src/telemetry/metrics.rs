@@ -210,7 +210,7 @@ pub const METRICS: &[Metric] = &[
     Metric::counter(
         HOST_SUSPECT_TOTAL,
         &["organ"],
-        "attempts on a place that the critic already called tumour",
+        "attempts with a recognised lesion on a place that the critic already called tumour",
     ),
     Metric::counter(
         IGNORED_VOXELS_TOTAL,

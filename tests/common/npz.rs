@@ -12,7 +12,7 @@ pub struct Array {
 }
 
 /// Reads an archive of the golden tensors; nothing, with a message, where they are not at hand.
-#[expect(clippy::print_stderr, reason = "a test says why it is skipped")]
+#[allow(clippy::print_stderr, reason = "a test says why it is skipped")]
 pub fn golden(name: &str) -> Option<BTreeMap<String, Array>> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../shared/golden")

@@ -41,6 +41,7 @@ pub(super) fn detected(theirs: &Weights, request: &ImportRequest) -> Result<Arch
     let sizes = Sizes(theirs);
     if sizes.has("down_tr64.ops.0.conv1.weight") {
         return Ok(Architecture::Published(PublishedConfig {
+            width: sizes.of("down_tr64.ops.0.conv1.weight", 0)?,
             in_channels: sizes.of("down_tr64.ops.0.conv1.weight", 1)?,
             out_channels: sizes.of("out_tr.final_conv.weight", 0)?,
             activation: request.activation,

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::cli::device::Compute;
 use crate::kernel::{self, Upsampling};
 use crate::learn::{Optimizer, OptimizerSettings};
-use crate::nn::{OutputActivation, Published, PublishedConfig, Unet, UnetConfig};
+use crate::nn::{Published, PublishedConfig, Unet, UnetConfig};
 use crate::rng::{Purpose, Rng};
 
 /// One thing to measure.
@@ -140,11 +140,7 @@ fn networks(compute: &Compute) -> Vec<Entry> {
             network.entries(&compute.device, init, |net: &Unet, x| net.forward(x, None))
         })
         .collect();
-    let generator = PublishedConfig {
-        in_channels: 1,
-        out_channels: 3,
-        activation: OutputActivation::Tanh,
-    };
+    let generator = PublishedConfig::generator(PublishedConfig::PUBLISHED_WIDTH, 3);
     let side = 96;
     let network = Network {
         name: format!("generator_{side}"),
