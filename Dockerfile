@@ -31,6 +31,6 @@ COPY --from=build /src/target/release/freetumor /usr/local/bin/freetumor
 COPY configs /etc/freetumor
 USER freetumor
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD ["freetumor", "healthcheck", "--url", "http://127.0.0.1:8080"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD ["freetumor", "healthcheck"]
 ENTRYPOINT ["freetumor"]
 CMD ["serve", "--config", "/etc/freetumor/abdomen.toml", "--store", "/store", "--models", "/models", "--bind", "0.0.0.0:8080"]

@@ -128,7 +128,7 @@ impl Scene {
                 bundle.generator.as_ref().unwrap().num_params(),
                 bundle.critic.num_params(),
             ],
-            engine: Engine::start(Arc::new(bundle), 1).unwrap(),
+            engine: Engine::start(Arc::new(bundle), 1, 1).unwrap(),
             _folder: folder,
         }
     }

@@ -14,6 +14,9 @@ cargo fmt --all --check
 step "lints"
 cargo clippy --release --all-targets --quiet -- -D warnings
 
+step "features compile"
+cargo clippy --release --features otlp --test otlp --bin freetumor --quiet -- -D warnings
+
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --document-private-items --quiet
 

@@ -6,6 +6,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use common::FakeService;
@@ -86,6 +87,39 @@ fn a_certificate_is_exchanged_under_open_connections() {
     );
     assert!(ask(&mut connect(server.address(), "first.crt")).is_err());
     assert!(ask(&mut open).unwrap().starts_with("HTTP/1.1 200"));
+    server.drain().start();
+    server.wait().unwrap();
+}
+
+#[test]
+fn the_health_check_of_a_container_asks_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    install(folder.path(), "first");
+    let server = start(folder.path());
+    let port = server.address().port();
+    let check = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_freetumor"))
+            .arg("healthcheck")
+            .args(arguments)
+            .env("FREETUMOR_HEALTHCHECK_URL", format!("https://localhost:{port}"))
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let [trusted, other, key] = ["first.crt", "second.crt", "first.key"].map(|name| path(name).display().to_string());
+    assert_eq!(check(&["--ca", &trusted]), (true, String::new()));
+    assert!(!check(&["--ca", &other]).0);
+    let (_, said) = check(&["--ca", &key]);
+    assert!(said.contains("first.key: expected a certificate"), "{said}");
+    assert!(check(&["--insecure", "--url", &format!("https://127.0.0.1:{port}")]).0);
+    let (is_ready, said) = check(&[]);
+    assert!(
+        !is_ready && said.contains("expected --ca FILE, or --insecure"),
+        "{said}"
+    );
     server.drain().start();
     server.wait().unwrap();
 }

@@ -96,6 +96,8 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),
     };
+    #[cfg(feature = "otlp")]
+    crate::telemetry::otlp::flush();
     match result {
         Ok(code) => code,
         Err(error) => {

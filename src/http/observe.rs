@@ -59,6 +59,8 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         route,
         caller = tracing::field::Empty
     );
+    #[cfg(feature = "otlp")]
+    crate::telemetry::otlp::continue_trace(&span, request.headers());
     let response = next.run(request).instrument(span.clone()).await;
     let took = started.elapsed();
     span.in_scope(|| log(&response, took));

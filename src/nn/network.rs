@@ -164,6 +164,12 @@ impl Network {
         Self { body, ..self }
     }
 
+    /// Tells whether, on the CPU, a sample's numbers are bit for bit the same alone and beside others. Where burn's matrix products and
+    /// convolutions take part, which divide their work by its size, they need not be.
+    pub fn ignores_batch_mates(&self) -> bool {
+        matches!(self.body, Body::Unet(_))
+    }
+
     /// Returns what it computes in.
     pub fn compute_dtype(&self) -> ComputeDtype {
         match &self.body {
@@ -251,7 +257,7 @@ impl From<Unet> for Network {
 mod tests {
     use burn::tensor::{Device, TensorData};
 
-    use super::super::{Encoder, NnunetConfig, NnunetStage, SwinUnetrConfig};
+    use super::super::{Encoder, MonaiUnetConfig, NnunetConfig, NnunetStage, SwinUnetrConfig, UnetConfig};
     use super::*;
     use crate::rng::{Purpose, Rng};
 
@@ -323,6 +329,43 @@ mod tests {
             let quotients = [1e-3, 3e-4, 1e-4, 3e-5].map(|by| (at(by) - at(-by)) / (2.0 * f64::from(by)));
             let off = quotients.iter().map(|q| (slope - q).abs()).fold(f64::MAX, f64::min);
             assert!(off < 0.05 * scale, "{slope} instead of {quotients:?}, scale {scale}");
+        }
+    }
+
+    /// What lets the device thread make batches of lesions (promise P1).
+    #[test]
+    fn a_sample_ignores_its_batch_mates() {
+        let device = Device::flex();
+        let shape = [3, 1, 32, 32, 32];
+        let values = Rng::keyed(2, 0, 0, Purpose::Test).normals(shape.iter().product());
+        let x = tensor(values, shape, &device);
+        let unet = UnetConfig {
+            in_channels: 1,
+            out_channels: 3,
+            widths: vec![5, 9, 16],
+            condition: 0,
+        };
+        let monai = MonaiUnetConfig {
+            in_channels: 1,
+            out_channels: 3,
+            widths: vec![4, 6, 8],
+            strides: vec![2, 2],
+            residual_units: 2,
+        };
+        let [nnunet, swin] = networks(&device);
+        let all = [
+            unet.init(&device, 1).into(),
+            Network::new(Body::MonaiUnet(monai.init(&device, 1)), [4; 3], Adapter::default()),
+            nnunet,
+            swin,
+        ];
+        for network in all {
+            let together = network.forward(x.clone());
+            let is_alike = (0..3).all(|sample| {
+                let alone = network.forward(x.clone().narrow(0, sample, 1)).into_data();
+                together.clone().narrow(0, sample, 1).into_data() == alone
+            });
+            assert!(is_alike || !network.ignores_batch_mates(), "{:?}", network.body);
         }
     }
 

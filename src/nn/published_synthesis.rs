@@ -18,7 +18,8 @@ const EPSILON: f64 = 1e-6;
 const REAL: usize = 1;
 const SYNTHETIC: usize = 2;
 
-/// Returns d = k * sum over organs c of g_c O_c, O_c being 1 in the healthy tissue of organ c and k a normalised Gaussian of 7 x 7 x 7 voxels with zeros beyond the border.
+/// Returns d = k * sum over organs c of g_c O_c, O_c being 1 in the healthy tissue of organ c and k a normalised Gaussian of
+/// 7 x 7 x 7 voxels with zeros beyond the border.
 ///
 /// # Shape
 /// generated (after its activation) and healthy (1 in each organ's healthy tissue) `[B, organs, D, H, W]` -> `[B, 1, D, H, W]`.

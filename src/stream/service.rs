@@ -30,6 +30,8 @@ use crate::volume::Plan;
 pub struct StreamConfig {
     /// Threads that read, plant, compose and augment.
     pub preparation_threads: usize,
+    /// Lesions of whatever streams that go over the device together, while as many wait; the threads above bound how many do.
+    pub device_batch: usize,
     /// Patches that one stream may be ahead of its reader; fewer where many streams share `max_patches`.
     pub window: usize,
     /// Patches that all streams together may be ahead of their readers; each may always be ahead by one.
@@ -45,6 +47,7 @@ impl Default for StreamConfig {
     fn default() -> Self {
         Self {
             preparation_threads: 2,
+            device_batch: 16,
             window: 8,
             max_patches: 64,
             share_patches: 32,
@@ -68,6 +71,8 @@ impl StreamConfig {
             "1 to 1024",
             threads,
         )?;
+        let batch = self.device_batch;
+        check("device_batch", (1..=256).contains(&batch), "1 to 256", batch)?;
         check("window", (1..=1024).contains(&self.window), "1 to 1024", self.window)?;
         let most = 1..=65_536;
         check(
@@ -179,7 +184,7 @@ impl Streams {
         }
         let engine = bundle
             .as_ref()
-            .map(|bundle| Engine::start(bundle.clone(), config.preparation_threads))
+            .map(|bundle| Engine::start(bundle.clone(), config.preparation_threads, config.device_batch))
             .transpose()?;
         let stats = StreamStats::new(&cases.plan().labels.organs());
         let maker = Arc::new(Maker {

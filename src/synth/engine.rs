@@ -1,54 +1,40 @@
 //! The device thread: the only owner of the models, fed through a bounded channel.
 //!
-//! Each job runs as a batch of its own, so that no lesion's numbers can depend on its batch mates (promise P1).
+//! Jobs of one kind and shape that wait together, of whatever streams, are one batch (continuous batching). On the CPU no lesion's
+//! numbers depend on its batch mates (promise P1): ours are the same bit for bit, other critics see the cubes of a batch one by one.
+//! On a GPU they may in the last digits, and a decision that hangs on those is `borderline`.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor, TensorData, activation};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use metrics::gauge;
+use metrics::{counter, gauge};
 use ndarray::Array3;
 
+use super::device::{self, Answer, Comparison, Task};
 use super::{Cancelled, LesionCube, SynthError};
 use crate::checkpoint::Bundle;
-use crate::nn::{Condition, PublishedScene, published_residual};
 use crate::panic::panic_text;
-use crate::rng::{Purpose, Rng};
-use crate::telemetry::metrics::{DEVICE_MEMORY_BYTES, Stage};
-use crate::volume::HuWindow;
+use crate::telemetry::metrics::{DEVICE_BATCHES_TOTAL, DEVICE_CUBES_TOTAL, DEVICE_MEMORY_BYTES, Stage};
 
-/// What is asked of a cube in which the critic recognises a lesion.
-#[derive(Clone, Debug)]
-pub struct Comparison {
-    /// The critic's label ids before synthesis.
-    pub before: Array3<u8>,
-    /// The discriminator's probability of "real tumour" after it, where the bundle has one.
-    pub real: Option<Array3<f32>>,
-}
-
-enum Task {
-    Paint(LesionCube),
-    /// By the published equation, with a texture.
-    PaintPublished(LesionCube, Array3<f32>),
-    Judge(Array3<i16>),
-    Compare([Array3<i16>; 2]),
-    Look(Array3<i16>),
-}
-
-enum Answer {
-    Residual(Array3<f32>),
-    Comparison(Comparison),
-    Classes(Array3<u8>),
-}
+/// The most voxels of a batch of more than one cube: it bounds what activations take.
+const MAX_BATCH_VOXELS: usize = 2 * 96 * 96 * 96;
 
 struct Job {
     task: Task,
     cancelled: Cancelled,
     asked: Instant,
     reply: Sender<Result<Answer, SynthError>>,
+}
+
+impl Job {
+    fn reply(self, answer: Result<Answer, SynthError>) {
+        // Who asked may be gone; then nobody misses the answer.
+        drop(self.reply.send(answer));
+    }
 }
 
 /// Jobs that fail one after the other before the device counts as lost: a fault of one lesion does not repeat on others,
@@ -78,17 +64,26 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the device thread, which accepts `waiting` jobs before those who ask have to wait.
+    /// Starts the device thread, which accepts `waiting` jobs before those who ask have to wait, and makes batches of at most `most`.
     ///
     /// # Errors
     /// The operating system's, where it refuses the thread.
-    pub fn start(bundle: Arc<Bundle>, waiting: usize) -> std::io::Result<Self> {
+    pub fn start(bundle: Arc<Bundle>, waiting: usize, most: usize) -> std::io::Result<Self> {
         let (jobs, queue) = bounded(waiting.max(1));
         let health = Arc::<Health>::default();
         let ends_with = EndsWith(health.clone());
         std::thread::Builder::new()
             .name("freetumor-device".into())
-            .spawn(move || serve(&bundle, &queue, &ends_with.0))?;
+            .spawn(move || {
+                let mut waiting = Waiting {
+                    queue,
+                    most,
+                    jobs: VecDeque::new(),
+                };
+                while let Some(batch) = waiting.next_batch() {
+                    serve(&bundle, batch, &ends_with.0);
+                }
+            })?;
         Ok(Self { jobs, health })
     }
 
@@ -175,137 +170,235 @@ impl Engine {
     }
 }
 
-fn serve(bundle: &Bundle, queue: &Receiver<Job>, health: &Health) {
-    let device = bundle.device();
-    for Job {
-        task,
-        cancelled,
-        asked,
-        reply,
-    } in queue
-    {
-        Stage::WaitForDevice.since(asked);
-        let answer = if cancelled.is_set() {
-            Err(SynthError::Cancelled)
-        } else {
-            // A panic inside a network costs this lesion, not the server: the models are only read.
-            let answer = catch_unwind(AssertUnwindSafe(|| answer(bundle, &device, task)))
-                .unwrap_or_else(|panic| Err(SynthError::Device(panic_text(&*panic))));
-            match &answer {
-                Err(SynthError::Device(_)) => health.failures_in_a_row.fetch_add(1, Ordering::AcqRel),
-                _ => health.failures_in_a_row.swap(0, Ordering::AcqRel),
-            };
-            answer
-        };
-        report_memory(&device);
-        // Who asked may be gone; then nobody misses the answer.
-        drop(reply.send(answer));
+/// Jobs that were taken out of the queue and wait for a batch of their kind.
+struct Waiting {
+    queue: Receiver<Job>,
+    most: usize,
+    jobs: VecDeque<Job>,
+}
+
+impl Waiting {
+    /// Returns the oldest job and those like it; nothing once nobody can ask any more. Nobody has more than one job here, since all
+    /// who ask wait for the answer.
+    fn next_batch(&mut self) -> Option<Vec<Job>> {
+        if self.jobs.is_empty() {
+            self.jobs.push_back(self.queue.recv().ok()?);
+        }
+        self.jobs.extend(self.queue.try_iter());
+        let kind = self.jobs[0].task.kind();
+        let most = (MAX_BATCH_VOXELS / self.jobs[0].task.voxels().max(1)).clamp(1, self.most);
+        let (mut batch, mut rest) = (Vec::new(), VecDeque::new());
+        for job in self.jobs.drain(..) {
+            if batch.len() < most && job.task.kind() == kind {
+                batch.push(job);
+            } else {
+                rest.push_back(job);
+            }
+        }
+        self.jobs = rest;
+        Some(batch)
     }
 }
 
-/// Reports a GPU's memory. One job at a time on cubes of few sizes bounds it; the CPU's is the process's own.
-fn report_memory(device: &Device) {
-    if let Some(usage) = device.memory_pool_usage() {
+fn serve(bundle: &Bundle, batch: Vec<Job>, health: &Health) {
+    batch.iter().for_each(|job| Stage::WaitForDevice.since(job.asked));
+    let (cancelled, batch): (Vec<Job>, Vec<Job>) = batch.into_iter().partition(|job| job.cancelled.is_set());
+    for job in cancelled {
+        job.reply(Err(SynthError::Cancelled));
+    }
+    if batch.is_empty() {
+        return;
+    }
+    counter!(DEVICE_BATCHES_TOTAL).increment(1);
+    counter!(DEVICE_CUBES_TOTAL).increment(batch.len() as u64);
+    let tasks: Vec<&Task> = batch.iter().map(|job| &job.task).collect();
+    match attempt(bundle, &tasks, health) {
+        Ok(answers) => batch
+            .into_iter()
+            .zip(answers)
+            .for_each(|(job, answer)| job.reply(Ok(answer))),
+        // One lesion's fault is not its batch mates': each is tried alone.
+        Err(SynthError::Device(_)) if batch.len() > 1 => {
+            for job in batch {
+                let answer = attempt(bundle, &[&job.task], health);
+                job.reply(answer.map(|mut answers| answers.remove(0)));
+            }
+        }
+        Err(error) => batch.into_iter().for_each(|job| job.reply(Err(error.clone()))),
+    }
+    report_memory(bundle);
+}
+
+/// Computes a batch. A panic inside a network costs these lesions, not the server: the models are only read.
+fn attempt(bundle: &Bundle, tasks: &[&Task], health: &Health) -> Result<Vec<Answer>, SynthError> {
+    let answers = catch_unwind(AssertUnwindSafe(|| device::answer(bundle, tasks)))
+        .unwrap_or_else(|panic| Err(SynthError::Device(panic_text(&*panic))));
+    match &answers {
+        Err(SynthError::Device(_)) => health.failures_in_a_row.fetch_add(1, Ordering::AcqRel),
+        _ => health.failures_in_a_row.swap(0, Ordering::AcqRel),
+    };
+    answers
+}
+
+/// Reports a GPU's memory. Batches of few sizes bound it; the CPU's is the process's own.
+fn report_memory(bundle: &Bundle) {
+    if let Some(usage) = bundle.device().memory_pool_usage() {
         gauge!(DEVICE_MEMORY_BYTES, "kind" => "in_use").set(usage.bytes_in_use as f64);
         gauge!(DEVICE_MEMORY_BYTES, "kind" => "reserved").set(usage.bytes_reserved as f64);
     }
 }
 
-fn answer(bundle: &Bundle, device: &Device, task: Task) -> Result<Answer, SynthError> {
-    match task {
-        Task::Paint(cube) => Stage::Synthesize
-            .time(|| paint(bundle, device, &cube))
-            .map(Answer::Residual),
-        Task::PaintPublished(cube, texture) => Stage::Synthesize
-            .time(|| paint_published(bundle, device, &cube, &texture))
-            .map(Answer::Residual),
-        Task::Judge(image) => Ok(Answer::Classes(Stage::Gate.time(|| classes(bundle, &image, device)))),
-        Task::Compare(images) => Ok(Answer::Comparison(
-            Stage::Gate.time(|| compare(bundle, device, &images)),
-        )),
-        Task::Look(image) => Ok(Answer::Classes(Stage::Look.time(|| classes(bundle, &image, device)))),
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::checkpoint::{Calibration, Provenance};
+    use crate::digest::Digest;
+    use crate::nn::{CubeSides, GeneratorConfig, PublishedConfig, UnetConfig};
+    use crate::rng::{Purpose, Rng};
+    use crate::volume::Plan;
+
+    fn bundle() -> Bundle {
+        let device = Device::flex();
+        let unet = |out_channels, seed| {
+            let config = UnetConfig {
+                in_channels: 1,
+                out_channels,
+                widths: vec![4, 8],
+                condition: 0,
+            };
+            config.init(&device, seed)
+        };
+        let generator = GeneratorConfig {
+            widths: vec![4, 8],
+            organs: 3,
+            spread_hu: 30.0,
+        };
+        Bundle {
+            hash: Digest::default(),
+            plan: Plan::default(),
+            cubes: CubeSides::default(),
+            critic: unet(7, 1).into(),
+            generator: Some(generator.init(&device, 2)),
+            published: Some(PublishedConfig::generator(2, 3).init(&device, 3)),
+            discriminator: Some(unet(3, 4)),
+            calibration: Calibration::default(),
+            provenance: Provenance::default(),
+        }
     }
-}
 
-/// # Shape
-/// `[D, H, W]` -> `[1, 1, D, H, W]`.
-fn tensor(values: Vec<f32>, shape: (usize, usize, usize), device: &Device) -> Tensor<5> {
-    let (d, h, w) = shape;
-    Tensor::from_data(TensorData::new(values, [1, 1, d, h, w]), device)
-}
-
-fn normalised(image: &Array3<i16>, window: HuWindow, device: &Device) -> Tensor<5> {
-    tensor(
-        image.iter().map(|hu| window.normalise(*hu)).collect(),
-        image.dim(),
-        device,
-    )
-}
-
-fn host_values(values: Tensor<5>, shape: (usize, usize, usize)) -> Array3<f32> {
-    let values: Vec<f32> = values.into_data().iter::<f32>().collect();
-    Array3::from_shape_vec(shape, values).expect("networks keep the cube's shape")
-}
-
-fn paint(bundle: &Bundle, device: &Device, cube: &LesionCube) -> Result<Array3<f32>, SynthError> {
-    let generator = bundle.generator.as_ref().ok_or(SynthError::NoModel("generator"))?;
-    let [seed, index, attempt] = cube.key;
-    let noise = Rng::keyed(seed, index, attempt, Purpose::Noise).normals(cube.image.len());
-    let mask = cube.soft.iter().map(|soft| f32::from(*soft) / 255.0).collect();
-    let condition = Condition {
-        organ: cube.organ,
-        diameter_mm: cube.diameter_mm,
-        contrast_hu: cube.contrast_hu,
-    };
-    let vector = condition.vector(bundle.plan.labels.organs().len());
-    let length = vector.len();
-    let residual = generator.forward(
-        normalised(&cube.image, bundle.plan.window_hu, device),
-        tensor(mask, cube.soft.dim(), device),
-        tensor(noise, cube.image.dim(), device),
-        Tensor::from_data(TensorData::new(vec![cube.contrast_hu as f32], [1]), device),
-        &Tensor::from_data(TensorData::new(vector, [1, length]), device),
-    );
-    Ok(host_values(residual, cube.image.dim()))
-}
-
-fn paint_published(
-    bundle: &Bundle,
-    device: &Device,
-    cube: &LesionCube,
-    texture: &Array3<f32>,
-) -> Result<Array3<f32>, SynthError> {
-    let net = (bundle.published.as_ref()).ok_or(SynthError::NoModel("published generator"))?;
-    let shape = cube.image.dim();
-    let values = |mask: &Array3<u8>, scale: f32| -> Vec<f32> { mask.iter().map(|v| f32::from(*v) / scale).collect() };
-    let host = tensor(values(&cube.host, 1.0), shape, device);
-    let generated = net.forward(normalised(&cube.image, bundle.plan.window_hu, device));
-    let residual = published_residual(generated.narrow(1, cube.organ, 1), host.clone());
-    let scene = PublishedScene {
-        soft: tensor(values(&cube.soft, 255.0), shape, device),
-        texture: tensor(texture.iter().copied().collect(), shape, device),
-        host,
-    };
-    let window = bundle.plan.window_hu;
-    Ok(host_values(scene.change(residual) * (window.high - window.low), shape))
-}
-
-fn compare(bundle: &Bundle, device: &Device, [before, after]: &[Array3<i16>; 2]) -> Comparison {
-    let real = bundle.discriminator.as_ref().map(|discriminator| {
-        let after = normalised(after, bundle.plan.window_hu, device);
-        let probabilities = activation::softmax(discriminator.forward(after, None), 1);
-        host_values(probabilities.narrow(1, 1, 1), before.dim())
-    });
-    Comparison {
-        before: classes(bundle, before, device),
-        real,
+    fn image(seed: u64, side: usize) -> Array3<i16> {
+        let mut rng = Rng::keyed(seed, 0, 0, Purpose::Test);
+        Array3::from_shape_simple_fn([side; 3], || (60.0 + 40.0 * rng.normal()) as i16)
     }
-}
 
-/// Returns the critic's label ids.
-fn classes(bundle: &Bundle, image: &Array3<i16>, device: &Device) -> Array3<u8> {
-    let seen = normalised(image, bundle.plan.window_hu, device);
-    let ids = bundle.critic.forward(seen).argmax(1).into_data();
-    let ids: Vec<u8> = ids.iter::<i64>().map(|id| id as u8).collect();
-    Array3::from_shape_vec(image.dim(), ids).expect("networks keep the cube's shape")
+    fn lesion(index: u64) -> LesionCube {
+        let soft = Array3::from_shape_fn([16; 3], |(z, _, x)| (20 * z + x) as u8 * u8::from(x > 4));
+        LesionCube {
+            image: image(index, 16),
+            host: soft.mapv(|soft| u8::from(soft > 0)),
+            soft,
+            organ: index as usize % 3,
+            diameter_mm: 8.0 + index as f64,
+            contrast_hu: -40.0,
+            spacing_mm: [1.5; 3],
+            key: [1, index, 0],
+            cancelled: Cancelled::default(),
+        }
+    }
+
+    type Asked = (Job, Receiver<Result<Answer, SynthError>>);
+
+    fn job(task: Task) -> Asked {
+        let (reply, answer) = bounded(1);
+        let job = Job {
+            task,
+            cancelled: Cancelled::default(),
+            asked: Instant::now(),
+            reply,
+        };
+        (job, answer)
+    }
+
+    /// Every kind of work, of three streams, in turns.
+    fn work() -> Vec<Asked> {
+        let of = |i: u64| {
+            let texture = Array3::from_elem([16; 3], 0.4 + 0.1 * i as f32);
+            [
+                Task::Paint(lesion(i)),
+                Task::PaintPublished(lesion(i), texture),
+                Task::Judge(image(10 + i, 16)),
+                Task::Compare([image(20 + i, 16), image(30 + i, 16)]),
+                Task::Look(image(40 + i, 32)),
+            ]
+        };
+        (0..3).flat_map(of).map(job).collect()
+    }
+
+    fn text(answer: Result<Answer, SynthError>) -> String {
+        match answer.unwrap() {
+            Answer::Residual(values) => format!("{values:?}"),
+            Answer::Classes(ids) => format!("{ids:?}"),
+            Answer::Comparison(both) => format!("{both:?}"),
+        }
+    }
+
+    /// Answers everything in batches of at most `most`; returns the answers and how many were together each time.
+    fn answers(most: usize) -> (Vec<String>, Vec<usize>) {
+        let (models, health) = (bundle(), Health::default());
+        let (jobs, replies): (Vec<Job>, Vec<_>) = work().into_iter().unzip();
+        let (sender, queue) = bounded(64);
+        jobs.into_iter().for_each(|job| sender.send(job).unwrap());
+        drop(sender);
+        let mut waiting = Waiting {
+            queue,
+            most,
+            jobs: VecDeque::new(),
+        };
+        let mut sizes = Vec::new();
+        while let Some(batch) = waiting.next_batch() {
+            sizes.push(batch.len());
+            serve(&models, batch, &health);
+        }
+        (
+            replies.into_iter().map(|reply| text(reply.recv().unwrap())).collect(),
+            sizes,
+        )
+    }
+
+    #[test]
+    fn what_waits_together_is_one_batch_and_nobody_gets_another_answer() {
+        let (alone, sizes) = answers(1);
+        assert_eq!(sizes, [1; 15]);
+        let (together, sizes) = answers(16);
+        assert_eq!(sizes, [3; 5]);
+        assert_eq!(alone, together);
+        // A smaller limit: the oldest first, the others in their order.
+        let (pairs, sizes) = answers(2);
+        assert_eq!(sizes.iter().sum::<usize>(), 15);
+        assert!(sizes.iter().all(|size| *size <= 2));
+        assert_eq!(alone, pairs);
+    }
+
+    #[test]
+    fn a_lesion_over_which_a_network_panics_costs_itself_alone() {
+        let (models, health) = (bundle(), Health::default());
+        let mut wrong = lesion(1);
+        wrong.organ = 7;
+        let asked = [lesion(0), wrong, lesion(2)].map(|cube| job(Task::Paint(cube)));
+        let cancelled = job(Task::Paint(lesion(3)));
+        cancelled.0.cancelled.cancel();
+        let (mut batch, mut replies): (Vec<Job>, Vec<_>) = asked.into_iter().unzip();
+        batch.push(cancelled.0);
+        replies.push(cancelled.1);
+        serve(&models, batch, &health);
+        let [first, second, third, last] = &replies[..] else {
+            unreachable!()
+        };
+        assert!(first.recv().unwrap().is_ok() && third.recv().unwrap().is_ok());
+        assert!(matches!(second.recv().unwrap(), Err(SynthError::Device(_))));
+        assert!(matches!(last.recv().unwrap(), Err(SynthError::Cancelled)));
+        assert_eq!(health.failures_in_a_row.load(Ordering::Acquire), 0);
+    }
 }

@@ -9,6 +9,7 @@ mod analytic;
 mod bridge;
 mod compose;
 mod conditional;
+mod device;
 mod engine;
 pub mod gate;
 mod plant;
@@ -26,7 +27,8 @@ pub use analytic::Analytic;
 pub use bridge::{GridBridge, MAX_GRID_RATIO};
 pub use compose::{compose, realised_hu};
 pub use conditional::Conditional;
-pub use engine::{Comparison, Engine};
+pub use device::Comparison;
+pub use engine::Engine;
 pub use plant::{PlantRequest, Planted, plant};
 pub use published::PublishedGan;
 pub use settings::{GateRule, GateSettings, SynthesizerKind};
@@ -72,7 +74,7 @@ pub struct LesionCube {
 }
 
 /// Why a lesion could not be painted or judged.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum SynthError {
     /// The stream that asked is gone.
     #[error("the work was cancelled")]

@@ -66,6 +66,10 @@ pub const TRAINING_PATCHES_PER_SECOND: &str = "freetumor_training_patches_per_se
 pub const TRAININGS_RUNNING: &str = "freetumor_trainings_running";
 /// Hosted trainings that wait for their turn.
 pub const TRAININGS_QUEUED: &str = "freetumor_trainings_queued";
+/// Passes over the device: each is a batch of lesions.
+pub const DEVICE_BATCHES_TOTAL: &str = "freetumor_device_batches_total";
+/// Lesions in those batches.
+pub const DEVICE_CUBES_TOTAL: &str = "freetumor_device_cubes_total";
 /// Seconds spent in a stage of the work, by `stage`.
 pub const STAGE_SECONDS: &str = "freetumor_stage_seconds";
 
@@ -233,6 +237,16 @@ pub const METRICS: &[Metric] = &[
         "bytes of a GPU's memory in use by tensors, and reserved",
     )
     .measured_in(Unit::Bytes),
+    Metric::counter(
+        DEVICE_BATCHES_TOTAL,
+        &[],
+        "passes over the device, each for a batch of lesions",
+    ),
+    Metric::counter(
+        DEVICE_CUBES_TOTAL,
+        &[],
+        "lesions in the batches of passes over the device",
+    ),
     Metric::gauge(STREAMS_OPEN, &[], "streams open now"),
     Metric::counter(STREAMS_ENDED_TOTAL, &["reason"], "streams ended"),
     Metric::counter(SENT_BYTES_TOTAL, &[], "bytes handed to connections").measured_in(Unit::Bytes),
