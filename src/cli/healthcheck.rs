@@ -14,7 +14,7 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 /// Examples:
 ///   freetumor healthcheck --url http://127.0.0.1:8080
 ///   freetumor healthcheck --url https://127.0.0.1:8080 --insecure
-///   freetumor healthcheck --url https://freetumor.example:8080 --ca authority.pem
+///   freetumor healthcheck --url https://HOST:8080 --ca authority.pem
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {

@@ -1,22 +1,22 @@
 //! Our stage 2: a generator that is told mask, organ, size and contrast.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData, activation};
+use burn::tensor::{Tensor, TensorData, activation};
 use ndarray::Array3;
 
-use super::adversary::{REAL, class_weights, discriminator_classes, lesion_means, log_odds, unsteadiness};
+use super::LearnError;
+use super::adversary::{REAL, class_weights, discriminator_classes, log_odds, unsteadiness};
 use super::cubes::{Catalogue, Cube, normalise, stack};
 use super::drawing::Drawing;
 use super::fit::{Metrics, Progress, Trainee, fit};
-use super::guard::{Guard, Seen};
-use super::models::{check_finite, metrics, scalar, under};
+use super::models::{metrics, scalar};
 use super::painted::{Host, HostBatch, draw_noise};
 use super::painting::{Brush, score_painting};
+use super::rivals::{Rivals, seen};
 use super::synthesizer::{Made, Task};
 use super::synthesizer_settings::{LossWeights, SynthesizerConfig};
 use super::texture::{Textures, diversity, per_lesion, roughness, strength};
-use super::{LearnError, Optimizer};
-use crate::checkpoint::{Architecture, Bundle, Role, Weights, collect, fill};
+use crate::checkpoint::{Architecture, Bundle, Role, Weights, fill};
 use crate::nn::{Generator, GeneratorConfig, Network, Unet, UnetConfig, weighted_cross_entropy};
 use crate::rng::{Purpose, Rng};
 use crate::volume::ContrastBin;
@@ -25,16 +25,10 @@ struct ConditionalTrainee<'a> {
     config: &'a SynthesizerConfig,
     catalogue: Catalogue<'a>,
     bundle: &'a Bundle,
-    /// With gradients.
-    device: Device,
     /// On the device with gradients, its own parameters without.
     critic: Network,
-    generator: Generator,
-    discriminator: Unet,
-    optimizer: Optimizer,
-    discriminator_optimizer: Optimizer,
+    rivals: Rivals<Generator, Unet>,
     textures: Textures,
-    guard: Guard,
     last: Metrics,
 }
 
@@ -58,7 +52,7 @@ impl ConditionalTrainee<'_> {
         let fields: Vec<Array3<f32>> = (0..hosts.len())
             .map(|slot| draw_noise(self.config.seed, step, slot as u64, hosts[0].image.dim().0))
             .collect();
-        stack(fields.iter(), &self.device)
+        stack(fields.iter(), &self.rivals.device)
     }
 
     /// The recall that the critic shall reach on a lesion.
@@ -79,7 +73,7 @@ impl ConditionalTrainee<'_> {
             self.textures.draw(&mut rng, host.organ, host.size()).unwrap_or(0.0)
         };
         let wanted: Vec<f32> = (0..hosts.len()).map(draw).collect();
-        Tensor::from_data(TensorData::new(wanted, [hosts.len()]), &self.device)
+        Tensor::from_data(TensorData::new(wanted, [hosts.len()]), &self.rivals.device)
     }
 
     /// Returns the critic's losses: recall below the wanted one, and tumour around the lesion that was not there before.
@@ -95,20 +89,20 @@ impl ConditionalTrainee<'_> {
             }
         }
         let select = |chosen: Vec<f32>, chances: Tensor<5>| -> Tensor<5> {
-            let chosen = Tensor::<5>::from_data(TensorData::new(chosen, [b, classes, 1, 1, 1]), &self.device);
+            let chosen = Tensor::<5>::from_data(TensorData::new(chosen, [b, classes, 1, 1, 1]), &self.rivals.device);
             (chances * chosen).sum_dim(1)
         };
         let size = per_lesion(batch.lesion.clone()).clamp_min(1.0);
         let recall = per_lesion(select(own, chances.clone()) * batch.lesion.clone()) / size.clone();
         let wanted: Vec<f32> = hosts.iter().map(|host| self.wanted_recall(host)).collect();
-        let wanted = Tensor::<1>::from_data(TensorData::new(wanted, [b]), &self.device);
+        let wanted = Tensor::<1>::from_data(TensorData::new(wanted, [b]), &self.rivals.device);
         let missing = activation::relu(wanted.clone() - recall) / wanted;
 
         let plain = self.bundle.plan.window_hu;
         let before = activation::softmax(self.critic.forward(normalise(batch.image_hu.clone(), &plain)), 1);
         let new = activation::relu(select(any.clone(), chances) - select(any, before).detach());
         let around: Vec<Array3<f32>> = hosts.iter().map(|host| host.around(&self.catalogue)).collect();
-        let alarm = per_lesion(new * stack(around.iter(), &self.device)) / size;
+        let alarm = per_lesion(new * stack(around.iter(), &self.rivals.device)) / size;
         (missing.mean(), alarm.mean())
     }
 
@@ -121,7 +115,7 @@ impl ConditionalTrainee<'_> {
     ) -> (GeneratorLosses, f64) {
         let (recall, alarm) = self.critic_losses(hosts, batch, fake.clone());
         // The discriminator's parameters take no part in this graph: they can receive nothing from it.
-        let frozen = self.discriminator.clone().no_grad();
+        let frozen = self.rivals.discriminator.clone().no_grad();
         let share = 1.0 / hosts.len() as f32;
         let real = hosts.iter().flat_map(|host| {
             let classes: Vec<_> = host.lesion.iter().map(|l| (*l == 1).then_some(REAL)).collect();
@@ -144,19 +138,13 @@ impl ConditionalTrainee<'_> {
 
     /// Updates the generator alone; returns what it painted, cut off from it.
     fn generator_step(&mut self, step: u64, hosts: &[Host]) -> Result<Painted, LearnError> {
-        let batch = HostBatch::new(hosts, self.catalogue.organs.len(), &self.device);
+        let batch = HostBatch::new(hosts, self.catalogue.organs.len(), &self.rivals.device);
         let window = self.bundle.plan.window_hu;
-        let residual = batch.residual(&self.generator, &window, self.noise(step, hosts));
+        let residual = batch.residual(&self.rivals.generator, &window, self.noise(step, hosts));
         let fake = normalise(batch.image_hu.clone() + residual.clone(), &window);
         let (losses, diversity) = self.generator_losses(step, hosts, (&batch, &residual, &fake));
         let loss = losses.weighted(&self.config.loss);
-        let total = scalar(loss.clone());
-        check_finite(step, "generator_loss", total)?;
-        let rate = self.config.optimizer.rate(step, self.config.steps);
-        let (generator, norm) = self.optimizer.step(self.generator.clone(), &loss.backward(), rate);
-        check_finite(step, "generator_gradient_norm", norm)?;
-        self.generator = generator;
-        let mut measured = metrics([("generator_loss", total), ("generator_gradient_norm", norm)]);
+        let mut measured = self.rivals.teach_generator(step, loss)?;
         measured.extend(losses.metrics());
         Ok(Painted {
             cubes: Tensor::from_inner(fake.inner()),
@@ -168,7 +156,7 @@ impl ConditionalTrainee<'_> {
 
     fn weights_tensor(&self, weights: Vec<f32>, like: [usize; 5]) -> Tensor<5> {
         let [b, _, d, h, w] = like;
-        Tensor::from_data(TensorData::new(weights, [b, 3, d, h, w]), &self.device)
+        Tensor::from_data(TensorData::new(weights, [b, 3, d, h, w]), &self.rivals.device)
     }
 
     /// Returns the weights of what the discriminator shall say, hosts first, then cubes around real tumours.
@@ -195,37 +183,30 @@ impl ConditionalTrainee<'_> {
     /// gradients that this step alone has filled (the released code adds the generator's; section 7, item 8).
     fn discriminator_step(&mut self, step: u64, hosts: &[Host], painted: &Painted) -> Result<Metrics, LearnError> {
         let reals = self.drawing().reals(step)?;
-        let images = stack(reals.iter().map(|cube| &cube.image), &self.device);
+        let images = stack(reals.iter().map(|cube| &cube.image), &self.rivals.device);
         let images = normalise(images, &self.bundle.plan.window_hu);
         let images = Tensor::cat(vec![painted.cubes.clone(), images], 0);
         let weights = self.weights_tensor(self.judgements(hosts, &reals)?, images.dims());
-        let logits = self.discriminator.forward(images.clone(), None);
+        let logits = self.rivals.discriminator.forward(images.clone(), None);
         let real = weights.clone().narrow(1, REAL, 1).greater_elem(0.0).float();
         let loss = weighted_cross_entropy(logits.clone(), weights);
         let penalty = match self.config.r1 > 0.0 {
             true => {
                 let mut rng = Rng::keyed(self.config.seed, step, 3000, Purpose::Training);
                 let seen = [images, logits.clone(), real.clone()].map(|x| x.narrow(0, hosts.len(), reals.len()));
-                unsteadiness(&self.discriminator, seen, &mut rng)
+                unsteadiness(&self.rivals.discriminator, seen, &mut rng)
             }
-            false => Tensor::zeros([1], &self.device),
+            false => Tensor::zeros([1], &self.rivals.device),
         };
-        let seen = seen(painted, log_odds(logits), real);
+        let real = real.narrow(0, hosts.len(), reals.len());
+        let seen = seen(
+            log_odds(logits),
+            [painted.lesions.clone(), real],
+            Some(painted.diversity),
+        );
         let loss = loss + penalty.clone() * self.config.r1;
-        let value = scalar(loss.clone());
-        check_finite(step, "discriminator_loss", value)?;
-        let rate = self.config.discriminator_optimizer.rate(step, self.config.steps);
-        let (discriminator, norm) =
-            self.discriminator_optimizer
-                .step(self.discriminator.clone(), &loss.backward(), rate);
-        check_finite(step, "discriminator_gradient_norm", norm)?;
-        self.discriminator = discriminator;
-        let mut measured = metrics([
-            ("discriminator_loss", value),
-            ("unsteadiness", scalar(penalty)),
-            ("discriminator_gradient_norm", norm),
-        ]);
-        measured.extend(self.guard.observe(step, &seen)?);
+        let mut measured = self.rivals.teach_discriminator(step, loss, &seen)?;
+        measured.extend(metrics([("unsteadiness", scalar(penalty))]));
         Ok(measured)
     }
 }
@@ -273,21 +254,6 @@ struct Painted {
     measured: Metrics,
 }
 
-/// Collects the discriminator's view of every lesion.
-fn seen(painted: &Painted, odds: Tensor<5>, real: Tensor<5>) -> Seen {
-    let hosts = painted.cubes.dims()[0];
-    let count = odds.dims()[0] - hosts;
-    let scores = |values: Tensor<5>, masks: Tensor<5>| -> Vec<f32> {
-        let data = lesion_means(values, masks).into_data().convert::<f32>();
-        data.try_to_vec().expect("converted to this type")
-    };
-    Seen {
-        real: scores(odds.clone().narrow(0, hosts, count), real.narrow(0, hosts, count)),
-        painted: scores(odds.narrow(0, 0, hosts), painted.lesions.clone()),
-        diversity: Some(painted.diversity),
-    }
-}
-
 impl Trainee for ConditionalTrainee<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
         let hosts = self.hosts(step)?;
@@ -299,29 +265,15 @@ impl Trainee for ConditionalTrainee<'_> {
     }
 
     fn state(&self) -> Weights {
-        let named = |weights: Weights, prefix: &'static str| {
-            weights.into_iter().map(move |(name, w)| (format!("{prefix}{name}"), w))
-        };
-        let mut state = self.optimizer.state("optimizer");
-        state.extend(self.discriminator_optimizer.state("discriminator"));
-        state.extend(named(collect(&self.generator), "generator/"));
-        state.extend(named(collect(&self.discriminator), "discriminator/"));
-        state.extend(self.guard.state());
-        state
+        self.rivals.state()
     }
 
     fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
-        self.optimizer.restore("optimizer", &state, steps, &self.device);
-        self.discriminator_optimizer
-            .restore("discriminator", &state, steps, &self.device);
-        self.guard.restore(&state);
-        self.generator = fill(self.generator.clone(), under(&state, "generator/"))?;
-        self.discriminator = fill(self.discriminator.clone(), under(&state, "discriminator/"))?;
-        Ok(())
+        self.rivals.restore(&state, steps)
     }
 
     fn model(&self) -> Weights {
-        collect(&self.optimizer.averaged(self.generator.clone()))
+        self.rivals.model()
     }
 }
 
@@ -381,27 +333,25 @@ impl Task<'_> {
         let (config, device) = (self.config, self.device.clone().autodiff());
         let (generator, discriminator) = networks;
         let textures = Textures::measure(&catalogue, config.max_cube, self.device)?;
+        let networks = (
+            generator.init(&device, config.seed).with_compute_dtype(self.dtype),
+            discriminator
+                .init(&device, config.seed + 1)
+                .with_compute_dtype(self.dtype),
+        );
         let mut trainee = ConditionalTrainee {
             config,
             catalogue,
             bundle: self.critic,
             critic: self.critic.critic.clone().train().no_grad(),
-            generator: generator.init(&device, config.seed).with_compute_dtype(self.dtype),
-            discriminator: discriminator
-                .init(&device, config.seed + 1)
-                .with_compute_dtype(self.dtype),
-            optimizer: Optimizer::new(config.optimizer.clone()),
-            discriminator_optimizer: Optimizer::new(config.discriminator_optimizer.clone()),
+            rivals: Rivals::new(config, networks, device),
             textures,
-            guard: Guard::new(config.guard.clone()),
-            device,
             last: Metrics::new(),
         };
         let fitted = fit(&mut trainee, &self.fit_settings(), progress)?;
-        let discriminator = trainee.discriminator_optimizer.averaged(trainee.discriminator);
         Ok(Trained {
             generator: config.precision.rounded(fitted.model),
-            discriminator: config.precision.rounded(collect(&discriminator)),
+            discriminator: config.precision.rounded(trainee.rivals.judge()),
             last_step: trainee.last,
         })
     }
@@ -416,10 +366,11 @@ struct Trained {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
-    use crate::checkpoint::{Calibration, Provenance};
+    use crate::checkpoint::{Calibration, Provenance, collect};
     use crate::digest::Digest;
-    use crate::learn::OptimizerSettings;
     use crate::nn::UnetConfig;
     use crate::toy;
     use crate::volume::SizeClass;
@@ -457,27 +408,24 @@ mod tests {
             condition: 0,
         };
         let catalogue = Catalogue::new(store, &(0..store.records().len()).collect::<Vec<_>>());
+        let generator = GeneratorConfig {
+            widths: vec![4, 8],
+            organs: 3,
+            spread_hu: 30.0,
+        };
+        let critic = Network::from(unet.init(&device, 5)).no_grad();
+        let discriminator = UnetConfig {
+            out_channels: 3,
+            ..unet
+        };
+        let networks = (generator.init(&device, 1), discriminator.init(&device, 2));
         ConditionalTrainee {
             config,
             textures: Textures::measure(&catalogue, config.max_cube, &Device::flex()).unwrap(),
-            guard: Guard::new(config.guard.clone()),
             catalogue,
             bundle,
-            critic: Network::from(unet.init(&device, 5)).no_grad(),
-            generator: GeneratorConfig {
-                widths: vec![4, 8],
-                organs: 3,
-                spread_hu: 30.0,
-            }
-            .init(&device, 1),
-            discriminator: UnetConfig {
-                out_channels: 3,
-                ..unet
-            }
-            .init(&device, 2),
-            optimizer: Optimizer::new(OptimizerSettings::default()),
-            discriminator_optimizer: Optimizer::new(OptimizerSettings::default()),
-            device,
+            critic,
+            rivals: Rivals::new(config, networks, device),
             last: Metrics::new(),
         }
     }
@@ -496,20 +444,23 @@ mod tests {
         let (store, config) = (toy::store(4, 2), config());
         let bundle = critic(&Device::flex());
         let mut both = trainee(&config, &store, &bundle);
-        let (generator, discriminator) = (collect(&both.generator), collect(&both.discriminator));
+        let (generator, discriminator) = (collect(&both.rivals.generator), collect(&both.rivals.discriminator));
         let critic_before = collect(&both.critic);
         let hosts = both.hosts(0).unwrap();
         let painted = both.generator_step(0, &hosts).unwrap();
-        assert_ne!(collect(&both.generator), generator);
-        assert_eq!(collect(&both.discriminator), discriminator);
-        let moved = collect(&both.generator);
+        assert_ne!(collect(&both.rivals.generator), generator);
+        assert_eq!(collect(&both.rivals.discriminator), discriminator);
+        let moved = collect(&both.rivals.generator);
         both.discriminator_step(0, &hosts, &painted).unwrap();
-        assert_ne!(collect(&both.discriminator), discriminator);
-        assert_eq!(collect(&both.generator), moved);
+        assert_ne!(collect(&both.rivals.discriminator), discriminator);
+        assert_eq!(collect(&both.rivals.generator), moved);
         assert_eq!(collect(&both.critic), critic_before);
         // A discriminator that never saw the generator's step ends with the same weights, bit for bit.
         let mut alone = trainee(&config, &store, &bundle);
         alone.discriminator_step(0, &hosts, &painted).unwrap();
-        assert_eq!(collect(&alone.discriminator), collect(&both.discriminator));
+        assert_eq!(
+            collect(&alone.rivals.discriminator),
+            collect(&both.rivals.discriminator)
+        );
     }
 }

@@ -25,6 +25,7 @@ mod painted;
 mod painting;
 mod promote;
 mod published;
+mod rivals;
 mod segmentor;
 mod split;
 mod steering;

@@ -9,17 +9,17 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use ndarray::Array3;
 
-use super::adversary::{lesion_means, log_odds};
+use super::adversary::log_odds;
 use super::cubes::{Catalogue, Cube, normalise, stack};
 use super::drawing::Drawing;
 use super::fit::{Metrics, Progress, Trainee, fit};
-use super::guard::{Guard, Seen};
-use super::models::{check_finite, metrics, scalar, under};
+use super::models::{metrics, scalar};
 use super::painted::Host;
 use super::painting::{Brush, score_painting};
+use super::rivals::{Rivals, seen};
 use super::synthesizer::{Made, Task};
-use super::{LearnError, Optimizer, SynthesizerConfig};
-use crate::checkpoint::{Architecture, Bundle, Role, Weights, collect, fill};
+use super::{LearnError, SynthesizerConfig};
+use crate::checkpoint::{Architecture, Bundle, Role, Weights, fill};
 use crate::lesion::published::texture_crop;
 use crate::nn::{
     Network, Published, PublishedConfig, PublishedScene, published_adversarial, published_discrimination,
@@ -32,15 +32,9 @@ struct PublishedTrainee<'a> {
     config: &'a SynthesizerConfig,
     catalogue: Catalogue<'a>,
     bundle: &'a Bundle,
-    /// With gradients.
-    device: Device,
     /// On the device with gradients, its own parameters without.
     critic: Network,
-    generator: Published,
-    discriminator: Published,
-    optimizer: Optimizer,
-    discriminator_optimizer: Optimizer,
-    guard: Guard,
+    rivals: Rivals<Published, Published>,
     last: Metrics,
 }
 
@@ -99,26 +93,19 @@ impl PublishedTrainee<'_> {
             .map(|slot| [self.config.seed, step, slot as u64])
             .collect();
         let (organs, window) = (&self.catalogue.organs, &self.bundle.plan.window_hu);
-        let canvas = Canvas::new(hosts, organs, window, &keys, &self.device);
-        let fake = canvas.image.clone() + canvas.change(&self.generator);
+        let canvas = Canvas::new(hosts, organs, window, &keys, &self.rivals.device);
+        let fake = canvas.image.clone() + canvas.change(&self.rivals.generator);
         let tumours: Vec<usize> = organs.iter().map(|organ| usize::from(organ.tumour_id)).collect();
         let missing = published_missing(self.critic.forward(fake.clone()), &tumours, canvas.lesion.clone());
         // The discriminator's parameters take no part in this graph: they can receive nothing from it.
-        let frozen = self.discriminator.clone().no_grad();
+        let frozen = self.rivals.discriminator.clone().no_grad();
         let adversarial = published_adversarial(frozen.forward(fake.clone()), canvas.lesion.clone());
         let loss = missing.clone() + adversarial.clone() * self.config.published.adversarial;
-        let total = scalar(loss.clone());
-        check_finite(step, "generator_loss", total)?;
-        let rate = self.config.optimizer.rate(step, self.config.steps);
-        let (generator, norm) = self.optimizer.step(self.generator.clone(), &loss.backward(), rate);
-        check_finite(step, "generator_gradient_norm", norm)?;
-        self.generator = generator;
-        let measured = metrics([
-            ("generator_loss", total),
-            ("generator_gradient_norm", norm),
+        let mut measured = self.rivals.teach_generator(step, loss)?;
+        measured.extend(metrics([
             ("missing_recall", scalar(missing)),
             ("adversarial", scalar(adversarial)),
-        ]);
+        ]));
         Ok((Tensor::from_inner(fake.inner()), canvas.lesion, measured))
     }
 
@@ -129,7 +116,7 @@ impl PublishedTrainee<'_> {
             .iter()
             .map(|cube| cube.labels.map(|id| f32::from(u8::from(is_tumour(id)))))
             .collect();
-        stack(masks.iter(), &self.device)
+        stack(masks.iter(), &self.rivals.device)
     }
 
     /// Updates the discriminator alone, with gradients that this step alone has filled.
@@ -139,35 +126,15 @@ impl PublishedTrainee<'_> {
         (painted, lesion): (Tensor<5>, Tensor<5>),
     ) -> Result<Metrics, LearnError> {
         let reals = self.drawing().reals(step)?;
-        let images = stack(reals.iter().map(|cube| &cube.image), &self.device);
+        let images = stack(reals.iter().map(|cube| &cube.image), &self.rivals.device);
         let images = normalise(images, &self.bundle.plan.window_hu);
-        let (hosts, count) = (painted.dims()[0], reals.len());
         let real = self.real_masks(&reals);
-        let logits = self.discriminator.forward(Tensor::cat(vec![painted, images], 0));
-        let none = Tensor::zeros_like(&lesion);
+        let logits = self.rivals.discriminator.forward(Tensor::cat(vec![painted, images], 0));
         let lesions = Tensor::cat(vec![lesion.clone(), Tensor::zeros_like(&real)], 0);
-        let tumours = Tensor::cat(vec![none, real.clone()], 0);
+        let tumours = Tensor::cat(vec![Tensor::zeros_like(&lesion), real.clone()], 0);
         let loss = published_discrimination(logits.clone(), lesions, tumours);
-        let value = scalar(loss.clone());
-        check_finite(step, "discriminator_loss", value)?;
-        let odds = log_odds(logits);
-        let means = |odds: Tensor<5>, masks: Tensor<5>| -> Vec<f32> {
-            let data = lesion_means(odds, masks).into_data().convert::<f32>();
-            data.try_to_vec().expect("converted to this type")
-        };
-        let seen = Seen {
-            real: means(odds.clone().narrow(0, hosts, count), real),
-            painted: means(odds.narrow(0, 0, hosts), lesion),
-            diversity: None,
-        };
-        let rate = self.config.discriminator_optimizer.rate(step, self.config.steps);
-        let (discriminator, norm) =
-            (self.discriminator_optimizer).step(self.discriminator.clone(), &loss.backward(), rate);
-        check_finite(step, "discriminator_gradient_norm", norm)?;
-        self.discriminator = discriminator;
-        let mut measured = metrics([("discriminator_loss", value), ("discriminator_gradient_norm", norm)]);
-        measured.extend(self.guard.observe(step, &seen)?);
-        Ok(measured)
+        self.rivals
+            .teach_discriminator(step, loss, &seen(log_odds(logits), [lesion, real], None))
     }
 
     fn drawing(&self) -> Drawing<'_> {
@@ -189,29 +156,15 @@ impl Trainee for PublishedTrainee<'_> {
     }
 
     fn state(&self) -> Weights {
-        let named = |weights: Weights, prefix: &'static str| {
-            weights.into_iter().map(move |(name, w)| (format!("{prefix}{name}"), w))
-        };
-        let mut state = self.optimizer.state("optimizer");
-        state.extend(self.discriminator_optimizer.state("discriminator"));
-        state.extend(named(collect(&self.generator), "generator/"));
-        state.extend(named(collect(&self.discriminator), "discriminator/"));
-        state.extend(self.guard.state());
-        state
+        self.rivals.state()
     }
 
     fn restore(&mut self, state: Weights, steps: u64) -> Result<(), LearnError> {
-        self.optimizer.restore("optimizer", &state, steps, &self.device);
-        self.discriminator_optimizer
-            .restore("discriminator", &state, steps, &self.device);
-        self.guard.restore(&state);
-        self.generator = fill(self.generator.clone(), under(&state, "generator/"))?;
-        self.discriminator = fill(self.discriminator.clone(), under(&state, "discriminator/"))?;
-        Ok(())
+        self.rivals.restore(&state, steps)
     }
 
     fn model(&self) -> Weights {
-        collect(&self.optimizer.averaged(self.generator.clone()))
+        self.rivals.model()
     }
 }
 
@@ -228,25 +181,23 @@ impl Task<'_> {
         ];
         let device = self.device.clone().autodiff();
         let [generator, discriminator] = &shapes;
+        let networks = (
+            generator.init(&device, config.seed).with_compute_dtype(self.dtype),
+            discriminator
+                .init(&device, config.seed + 1)
+                .with_compute_dtype(self.dtype),
+        );
         let mut trainee = PublishedTrainee {
             config,
             catalogue,
             bundle: critic,
             critic: critic.critic.clone().train().no_grad(),
-            generator: generator.init(&device, config.seed).with_compute_dtype(self.dtype),
-            discriminator: discriminator
-                .init(&device, config.seed + 1)
-                .with_compute_dtype(self.dtype),
-            optimizer: Optimizer::new(config.optimizer.clone()),
-            discriminator_optimizer: Optimizer::new(config.discriminator_optimizer.clone()),
-            guard: Guard::new(config.guard.clone()),
-            device,
+            rivals: Rivals::new(config, networks, device),
             last: Metrics::new(),
         };
         let fitted = fit(&mut trainee, &self.fit_settings(), progress)?;
         let weights = config.precision.rounded(fitted.model);
-        let judge = (trainee.discriminator_optimizer).averaged(trainee.discriminator);
-        let judge = fill(discriminator.init(self.device, 0), collect(&judge))?.with_compute_dtype(self.dtype);
+        let judge = fill(discriminator.init(self.device, 0), trainee.rivals.judge())?.with_compute_dtype(self.dtype);
         let (device, dtype) = (self.device, self.dtype);
         let painter = self.painter(progress)?;
         let score = |generator: Published| {
