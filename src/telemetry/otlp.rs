@@ -9,8 +9,8 @@ use std::pin::Pin;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use axum::http::{HeaderMap, Request, Response};
 use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_http::{HeaderExtractor, HttpClient, HttpError};
