@@ -86,6 +86,8 @@ fn bundle(plan: &Plan, widths: &[usize]) -> Bundle {
         plan: plan.clone(),
         cubes: CubeSides::default(),
         critic: critic.init(&device, 1).into(),
+        critic_seen: std::collections::BTreeSet::new(),
+        inner: Vec::new(),
         generator: Some(generator.init(&device, 2)),
         published: None,
         discriminator: None,
@@ -176,8 +178,8 @@ impl Scene {
         let after = compose(&cube.image, &residual, &cube.soft);
         clock.lap();
         let (before, cancelled) = (planted.host.image.clone(), Cancelled::default());
-        let called = self.engine.judge(after.clone(), &cancelled).unwrap();
-        let seen = self.engine.compare(before, after, &cancelled).unwrap();
+        let called = self.engine.judge(after.clone(), None, &cancelled).unwrap();
+        let seen = self.engine.compare([before, after], None, &cancelled).unwrap();
         clock.lap();
         let lesion = planted.soft.map(|soft| u8::from(*soft >= LESION_FROM));
         let tumours: Vec<u8> = self.plan.labels.organs().iter().map(|organ| organ.tumour_id).collect();
@@ -214,8 +216,8 @@ impl Scene {
         clock.lap();
         let after = compose(&cube.image, &residual, &cube.soft);
         clock.last = Instant::now();
-        self.engine.judge(after.clone(), &cube.cancelled).unwrap();
-        self.engine.compare(cube.image, after, &cube.cancelled).unwrap();
+        self.engine.judge(after.clone(), None, &cube.cancelled).unwrap();
+        self.engine.compare([cube.image, after], None, &cube.cancelled).unwrap();
         clock.lap();
         [clock.laps[0], clock.laps[1]]
     }

@@ -18,7 +18,7 @@ use freetumor::learn::{
     train_synthesizer,
 };
 use freetumor::nn::PublishedConfig;
-use freetumor::store::Cases;
+use freetumor::store::{CaseKind, Cases};
 use freetumor::stream::recipe::Recipe;
 use freetumor::stream::{PatchService, StreamConfig, Streams};
 use freetumor::synth::SynthesizerKind;
@@ -233,6 +233,64 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
     assert!(bundle.generator.is_some() && bundle.discriminator.is_some() && bundle.provenance.known);
     // Eight labelled and three unlabelled cases were not held out.
     assert_eq!(bundle.provenance.source_hashes.len(), 11);
+}
+
+#[test]
+fn inner_folds_calibrate_on_all_lesions_and_leave_every_host_a_critic_that_did_not_see_it() {
+    let store = toy::store(8, 2);
+    let device = Device::flex();
+    let mut config = critic_config(3);
+    config.split.folds = 4;
+    config.inner_folds = 3;
+    let out = tempfile::tempdir().unwrap();
+    let run = |config: &CriticConfig, resume: bool| {
+        let mut job = Job {
+            cases: &store,
+            out: out.path(),
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress: &mut Quiet,
+        };
+        train_critic(config, &mut job)
+    };
+    let report = run(&config, false).unwrap();
+    let lesions = store
+        .records()
+        .iter()
+        .filter(|record| record.kind == CaseKind::Labelled);
+    let lesions: usize = lesions.map(|record| record.tumours.len()).sum();
+    assert_eq!(report.calibration_lesions, lesions);
+
+    let bundle = Bundle::load(out.path(), &device).unwrap();
+    assert_eq!((bundle.inner.len(), bundle.critic_seen.len()), (3, 6));
+    for record in store.records() {
+        let judge = bundle.judge_of(&record.source_hash);
+        assert_eq!(
+            judge.is_some(),
+            bundle.critic_seen.contains(&record.source_hash),
+            "{}",
+            record.id
+        );
+        assert!(judge.is_none_or(|fold| !bundle.inner[fold].seen.contains(&record.source_hash)));
+    }
+    // Nothing that an inner critic saw was held out of the outer one.
+    assert!(
+        bundle
+            .inner
+            .iter()
+            .all(|inner| inner.seen.is_subset(&bundle.critic_seen))
+    );
+    let before = weights(&out.path().join("inner-1"), Role::Critic);
+    run(&config, true).unwrap();
+    assert_eq!(weights(&out.path().join("inner-1"), Role::Critic), before);
+
+    config.inner_folds = 7;
+    let error = run(&config, false).unwrap_err().to_string();
+    assert!(
+        error.starts_with("critic.inner_folds: expected no more than"),
+        "{error}"
+    );
 }
 
 /// The published stage 2 at toy size: it learns to be recognised, resumes to the same weights, and its generator can be streamed.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::Device;
-use freetumor::checkpoint::{Bundle, Calibration, CalibrationEntry, Provenance, Thresholds};
+use freetumor::checkpoint::{Bundle, Calibration, CalibrationEntry, InnerCritic, Provenance, Thresholds};
 use freetumor::digest::Digest;
-use freetumor::nn::{CubeSides, GeneratorConfig, PublishedConfig, UnetConfig};
+use freetumor::nn::{CubeSides, GeneratorConfig, PublishedConfig, Unet, UnetConfig};
 use freetumor::sampler::{Augmentation, Pool};
 use freetumor::store::{
     Candidate, CaseKind, CaseRecord, Cases, Crop, MemoryStore, NearDuplicate, OrganRecord, SourceGeometry, StoreError,
@@ -134,17 +134,18 @@ fn store() -> Arc<dyn Cases> {
     Arc::new(store)
 }
 
+fn unet(out_channels: usize, seed: u64) -> Unet {
+    let config = UnetConfig {
+        in_channels: 1,
+        out_channels,
+        widths: vec![4, 8],
+        condition: 0,
+    };
+    config.init(&Device::flex(), seed)
+}
+
 fn bundle(provenance: Provenance) -> Arc<Bundle> {
     let device = Device::flex();
-    let unet = |out_channels, seed| {
-        let config = UnetConfig {
-            in_channels: 1,
-            out_channels,
-            widths: vec![4, 8],
-            condition: 0,
-        };
-        config.init(&device, seed)
-    };
     let generator = GeneratorConfig {
         widths: vec![4, 8],
         organs: 3,
@@ -155,6 +156,8 @@ fn bundle(provenance: Provenance) -> Arc<Bundle> {
         plan: plan(),
         cubes: CubeSides::default(),
         critic: unet(7, 1).into(),
+        critic_seen: BTreeSet::new(),
+        inner: Vec::new(),
         generator: Some(generator.init(&device, 2)),
         published: None,
         discriminator: Some(unet(3, 3)),
@@ -892,6 +895,45 @@ fn the_published_generator_paints_where_the_models_hold_it() {
         };
         assert_eq!(patch.meta.outcome, expected);
     }
+}
+
+#[test]
+fn a_host_that_the_critic_learnt_from_is_judged_by_one_that_did_not() {
+    let labelled: Vec<Digest> = store().records()[..2].iter().map(|record| record.source_hash).collect();
+    let models = |inner: usize| {
+        let mut models = Arc::into_inner(bundle(known())).unwrap();
+        models.critic_seen = labelled.iter().copied().collect();
+        // Each saw the other's case.
+        models.inner = (0..inner)
+            .map(|fold| InnerCritic {
+                seen: BTreeSet::from([labelled[1 - fold]]),
+                critic: unet(7, 20 + fold as u64).into(),
+            })
+            .collect();
+        assert_eq!(models.judge_of(&Digest::of(b"of nobody")), None);
+        let judges: Vec<Option<usize>> = labelled.iter().map(|hash| models.judge_of(hash)).collect();
+        assert_eq!(judges, if inner > 0 { [Some(0), Some(1)] } else { [None; 2] });
+        Arc::new(models)
+    };
+    let recipe = Recipe {
+        pools: Some(BTreeMap::from([(Pool::LabelledHost, 0.5), (Pool::UnlabelledHost, 0.5)])),
+        unlabelled_negatives: Some(UnlabelledNegatives::Trust),
+        ..judged(0.0, Fallback::Best)
+    };
+    let delivery = batches(Delivery::default(), 8);
+    let [own, inner] = [0, 2].map(|folds| read(&start(2, Some(models(folds))), &recipe, &delivery));
+    let scores = |patch: &StreamedPatch| patch.meta.lesions.first().map(|lesion| lesion.gate.unwrap().recall);
+    let (mut same, mut other) = (0, 0);
+    for (own, inner) in own.iter().zip(&inner) {
+        match own.meta.pool {
+            Pool::UnlabelledHost => {
+                assert_eq!(digest(own), digest(inner));
+                same += 1;
+            }
+            _ => other += usize::from(scores(own) != scores(inner)),
+        }
+    }
+    assert!(same >= 4 && other >= 2, "{same} {other}");
 }
 
 /// Checks that a patch is its source but for its lesion; returns how far the lesion's contrast is off what was asked.

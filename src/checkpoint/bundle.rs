@@ -24,6 +24,22 @@ pub struct Provenance {
     pub fingerprints: BTreeSet<Fingerprint>,
 }
 
+/// Returns the folder, in that of a bundle, of the critic of an inner fold.
+pub fn inner_folder(fold: usize) -> String {
+    format!("inner-{fold}")
+}
+
+/// The most inner folds that are looked for.
+const MAX_INNER: usize = 20;
+
+/// A critic that learnt from some of the cases that the bundle's own learnt from.
+pub struct InnerCritic {
+    /// The `source_hash` of every case it learnt from.
+    pub seen: BTreeSet<Digest>,
+    /// The network.
+    pub critic: Network,
+}
+
 /// Critic, generator and discriminator that belong together, on a device.
 pub struct Bundle {
     /// BLAKE3 over the manifests, which hold the weights' checksums.
@@ -34,6 +50,10 @@ pub struct Bundle {
     pub cubes: CubeSides,
     /// The frozen stage-1 segmentor: classes as in the plan's label map.
     pub critic: Network,
+    /// The `source_hash` of every case that the critic learnt from.
+    pub critic_seen: BTreeSet<Digest>,
+    /// Critics of inner folds.
+    pub inner: Vec<InnerCritic>,
     /// Stage 2's generator.
     pub generator: Option<Generator>,
     /// The published generator, where the bundle has it instead.
@@ -60,7 +80,13 @@ impl Bundle {
         let discriminator = has(Role::Discriminator)
             .then(|| load_discriminator(folder, device))
             .transpose()?;
+        let inner = (0..MAX_INNER)
+            .map(|fold| folder.join(inner_folder(fold)))
+            .take_while(|folder| folder.join("critic.json").exists())
+            .map(|folder| load_network(&folder, Role::Critic, device))
+            .collect::<Result<Vec<_>, _>>()?;
         let others = generator.iter().map(|loaded| &loaded.manifest);
+        let others = others.chain(inner.iter().map(|loaded| &loaded.manifest));
         let others = others.chain(discriminator.iter().map(|loaded| &loaded.manifest));
         let mut manifests = vec![&critic.manifest];
         for manifest in others {
@@ -85,7 +111,15 @@ impl Bundle {
             cubes: cubes_of(&critic.manifest),
             provenance,
             calibration: critic.manifest.calibration.clone().unwrap_or_default(),
+            critic_seen: seen_by(&critic.manifest),
             critic: critic.model,
+            inner: inner
+                .into_iter()
+                .map(|loaded| InnerCritic {
+                    seen: seen_by(&loaded.manifest),
+                    critic: loaded.model,
+                })
+                .collect(),
             generator,
             published,
             discriminator: discriminator.map(|loaded| loaded.model),
@@ -105,7 +139,9 @@ impl Bundle {
             cubes: cubes_of(&critic.manifest),
             provenance: Provenance::of(&manifests),
             calibration: critic.manifest.calibration.clone().unwrap_or_default(),
+            critic_seen: seen_by(&critic.manifest),
             critic: critic.model,
+            inner: Vec::new(),
             generator: None,
             published: None,
             discriminator: None,
@@ -116,11 +152,33 @@ impl Bundle {
     pub fn with_compute_dtype(self, dtype: ComputeDtype) -> Self {
         Self {
             critic: self.critic.with_compute_dtype(dtype),
+            inner: self
+                .inner
+                .into_iter()
+                .map(|inner| InnerCritic {
+                    critic: inner.critic.with_compute_dtype(dtype),
+                    ..inner
+                })
+                .collect(),
             generator: self.generator.map(|net| net.with_compute_dtype(dtype)),
             published: self.published.map(|net| net.with_compute_dtype(dtype)),
             discriminator: self.discriminator.map(|net| net.with_compute_dtype(dtype)),
             ..self
         }
+    }
+
+    /// Returns the critic that shall judge a lesion in a case: the bundle's own (nothing), or, where that one learnt from the case, that
+    /// of an inner fold which did not. Where there is none, the own one judges.
+    pub fn judge_of(&self, source_hash: &Digest) -> Option<usize> {
+        if !self.critic_seen.contains(source_hash) {
+            return None;
+        }
+        self.inner.iter().position(|inner| !inner.seen.contains(source_hash))
+    }
+
+    /// Returns the bundle's own critic, or that of an inner fold.
+    pub fn critic_of(&self, judge: Option<usize>) -> &Network {
+        judge.map_or(&self.critic, |fold| &self.inner[fold].critic)
     }
 
     /// Returns where its models live.
@@ -158,6 +216,14 @@ impl Provenance {
             fingerprints: trainings().flat_map(|t| t.fingerprints.iter().cloned()).collect(),
         }
     }
+}
+
+/// Returns what a model learnt from, as far as its manifest says.
+fn seen_by(manifest: &ModelManifest) -> BTreeSet<Digest> {
+    let trainings = manifest.training.iter();
+    trainings
+        .flat_map(|training| training.source_hashes.iter().copied())
+        .collect()
 }
 
 /// Returns the sides of a critic's cubes. An imported one was trained on patches, and is shown the default cubes.

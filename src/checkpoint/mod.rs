@@ -11,7 +11,7 @@ mod save;
 mod weights;
 
 pub use architecture::Architecture;
-pub use bundle::{Bundle, Provenance};
+pub use bundle::{Bundle, InnerCritic, Provenance, inner_folder};
 pub use calibration::{Calibration, CalibrationEntry, Thresholds};
 pub use import::{ImportRequest, NnunetPlans, PytorchFile, import_pytorch, read_pytorch, source_name};
 pub use load::{Loaded, MAX_WEIGHTS_BYTES, check_plan, load_manifest, load_segmentor};

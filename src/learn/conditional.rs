@@ -387,6 +387,8 @@ mod tests {
             plan: crate::volume::Plan::default(),
             cubes: crate::nn::CubeSides::default(),
             critic: config.init(device, 5).into(),
+            critic_seen: std::collections::BTreeSet::new(),
+            inner: Vec::new(),
             generator: None,
             published: None,
             discriminator: None,

@@ -6,22 +6,22 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::augment::{Look, LookSettings};
-use super::calibrate::{calibrate, judge_real};
+use super::calibrate::{RealScore, calibrate, judge_real};
 use super::check::{MAX_CUBE_LEVELS, Section};
 use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
-use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
+use super::fit::{FitSettings, Fitted, Job, Metrics, Trainee, fit};
 use super::learner::{Course, Learner};
 use super::models::{dice_metrics, held_out_scores, training_of, write_report};
 use super::validation::{ValidationSettings, Validator, mean_dice};
 use super::{LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
     Architecture, Calibration, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, fill_network,
-    save_model,
+    inner_folder, save_model,
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
-use crate::nn::{Adapter, CubeSides, LossForm, deep_supervision_loss};
+use crate::nn::{Adapter, CubeSides, LossForm, Network, deep_supervision_loss};
 use crate::rng::{Purpose, Rng};
 use crate::sampler::Centre;
 use crate::store::CaseKind;
@@ -49,6 +49,10 @@ pub struct CriticConfig {
     pub seed: u64,
     /// Which cases are held out.
     pub split: Split,
+    /// Folds of the training cases for which another critic is trained on the others, so that the gate has one for every host that
+    /// did not see it, and thresholds from all of their lesions; 0 for none, and each costs as much as the critic itself.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub inner_folds: usize,
     /// What is minimised.
     pub loss: LossForm,
     /// The optimizer.
@@ -77,6 +81,7 @@ impl Default for CriticConfig {
             max_cube: 96,
             seed: 1,
             split: Split::default(),
+            inner_folds: 0,
             loss: LossForm::default(),
             optimizer: OptimizerSettings::default(),
             look: LookSettings::default(),
@@ -86,6 +91,11 @@ impl Default for CriticConfig {
             validation: ValidationSettings::default(),
         }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(folds: &usize) -> bool {
+    *folds == 0
 }
 
 /// Returns the shares of the size classes where a configuration does not say.
@@ -109,6 +119,13 @@ impl CriticConfig {
         section.shares("centres", &self.centres)?;
         section.split(&self.split)?;
         self.validation.check(&section)?;
+        let inner = self.inner_folds;
+        section.check(
+            "inner_folds",
+            inner == 0 || (2..=20).contains(&inner),
+            "0 or 2 to 20",
+            inner,
+        )?;
         section.unit("loss.balance", self.loss.balance)?;
         section.optimizer("optimizer", &self.optimizer)?;
         let sides: Vec<[usize; 3]> = CubeSides::up_to(self.max_cube).all().map(|side| [side; 3]).to_vec();
@@ -261,7 +278,7 @@ impl Trainee for CriticTrainee<'_> {
 }
 
 /// Trains the critic, scores it on held-out cases, calibrates the gate and writes `critic.safetensors`, `critic.json`
-/// and `critic.report.json`.
+/// and `critic.report.json`; those of inner folds into `inner-0`, `inner-1`, ...
 ///
 /// # Errors
 /// [`LearnError`] names the key, the case or the file.
@@ -277,18 +294,106 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
             "the critic needs labelled cases that are not held out".into(),
         ));
     }
+    let trained = train_on(config, job, &labelled, &held_out)?;
+    job.progress.on_note("scoring held-out cases");
+    let mut scores = trained.judge(config, job, &held_out)?;
+    scores.extend(train_inner(config, job, &labelled)?);
+    let calibration = calibrate(&scores);
+    let report = CriticReport {
+        steps: trained.fitted.steps,
+        best: trained.fitted.best,
+        step_seconds: trained.fitted.step_seconds,
+        data_wait: trained.fitted.data_wait,
+        parameters: trained.architecture.parameters(),
+        training_cases: labelled.len(),
+        held_out: held_out_scores(&trained.net, job, &held_out, &config.held_out)?,
+        calibration_lesions: scores.len(),
+        calibration: calibration.clone(),
+        last_step: trained.last_step.clone(),
+    };
+    let metrics = dice_metrics(&report.held_out);
+    trained.save(config, job, (&labelled, metrics), Some(calibration))?;
+    write_report(job.out, "critic", &report)?;
+    Ok(report)
+}
+
+/// Trains a critic for every inner fold; returns how each scores the lesions that it did not see.
+fn train_inner(config: &CriticConfig, job: &mut Job, labelled: &[usize]) -> Result<Vec<RealScore>, LearnError> {
+    let mut scores = Vec::new();
+    for fold in 0..config.inner_folds {
+        // Another seed than the outer split's: the folds of one would else be those of the other.
+        let split = Split {
+            folds: config.inner_folds,
+            fold,
+            seed: config.split.seed + 1,
+            file: None,
+            ..config.split.clone()
+        };
+        let (_, left_out) = split.divide(job.cases)?;
+        let (left_out, learn): (Vec<usize>, Vec<usize>) = labelled.iter().partition(|case| left_out.contains(case));
+        if learn.is_empty() || left_out.is_empty() {
+            return Err(LearnError::Config {
+                key: "critic.inner_folds".into(),
+                expected: format!(
+                    "no more than the {} labelled training cases, each by itself",
+                    labelled.len()
+                ),
+                got: config.inner_folds.to_string(),
+            });
+        }
+        job.progress
+            .on_note(&format!("inner fold {fold} of {}", config.inner_folds));
+        let out = job.out.join(inner_folder(fold));
+        fs_err::create_dir_all(&out)?;
+        let config = CriticConfig {
+            seed: config.seed + 1 + fold as u64,
+            inner_folds: 0,
+            validation: ValidationSettings::default(),
+            ..config.clone()
+        };
+        let mut job = Job {
+            cases: job.cases,
+            out: &out,
+            resume: job.resume,
+            device: job.device,
+            dtype: job.dtype,
+            progress: &mut *job.progress,
+        };
+        let trained = train_on(&config, &mut job, &learn, &[])?;
+        scores.extend(trained.judge(&config, &job, &left_out)?);
+        trained.save(&config, &job, (&learn, Metrics::new()), None)?;
+    }
+    Ok(scores)
+}
+
+/// A critic that has learnt.
+struct Trained {
+    architecture: Architecture,
+    net: Network,
+    weights: Weights,
+    fitted: Fitted,
+    last_step: Metrics,
+}
+
+/// Trains a critic on labelled cases, watched on others.
+fn train_on(
+    config: &CriticConfig,
+    job: &mut Job,
+    labelled: &[usize],
+    held_out: &[usize],
+) -> Result<Trained, LearnError> {
     let plan = job.cases.plan().clone();
     let architecture = config.architecture(plan.labels.class_count());
     let mut trainee = CriticTrainee {
         config,
-        catalogue: Catalogue::new(job.cases, &labelled),
-        labelled: labelled.clone(),
-        plan: plan.clone(),
+        catalogue: Catalogue::new(job.cases, labelled),
+        labelled: labelled.to_vec(),
+        plan,
         learner: Learner::new(
             job,
             &architecture,
             &config.course(),
-            Validator::new(job, &held_out, (&config.held_out, config.validation.cases)),
+            Validator::new(job, held_out, (&config.held_out, config.validation.cases)),
         ),
         last: Metrics::new(),
     };
@@ -296,51 +401,61 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         stage: "critic",
         steps: config.steps,
         checkpoint_every: config.checkpoint_every,
-        identity: Digest::of_json(&("critic", config, job.cases.snapshot(), &labelled, job.dtype)),
+        identity: Digest::of_json(&("critic", config, job.cases.snapshot(), labelled, job.dtype)),
         out: job.out,
         resume: job.resume,
         validation: &config.validation,
     };
-    let fitted = fit(&mut trainee, &settings, job.progress)?;
-    let last_step = trainee.last;
-    let weights = config.precision.rounded(fitted.model);
+    let mut fitted = fit(&mut trainee, &settings, job.progress)?;
+    let weights = config.precision.rounded(std::mem::take(&mut fitted.model));
     let net = fill_network(fresh(&architecture, job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
-
-    job.progress.on_note("scoring held-out cases");
-    let scores = judge_real(&net, &Catalogue::new(job.cases, &held_out), config.max_cube, job.device)?;
-    let calibration = calibrate(&scores);
-    let report = CriticReport {
-        steps: fitted.steps,
-        best: fitted.best,
-        step_seconds: fitted.step_seconds,
-        data_wait: fitted.data_wait,
-        parameters: architecture.parameters(),
-        training_cases: labelled.len(),
-        held_out: held_out_scores(&net, job, &held_out, &config.held_out)?,
-        calibration_lesions: scores.len(),
-        calibration: calibration.clone(),
-        last_step,
-    };
-    let manifest = ModelManifest {
-        format_version: FORMAT_VERSION,
-        role: Role::Critic,
+    Ok(Trained {
         architecture,
-        plan,
-        cubes: SizeClass::ALL.map(|size| side_of(size, config.max_cube)).to_vec(),
-        provenance_known: true,
-        training: Some(training_of(
-            job.cases,
-            &labelled,
-            config,
-            (fitted.steps, config.seed),
-            dice_metrics(&report.held_out),
-        )),
-        calibration: Some(calibration),
-        adapter: Adapter::default(),
-        imported: None,
-        weights: WeightsFile::default(),
-    };
-    save_model(job.out, manifest, &weights, config.precision)?;
-    write_report(job.out, "critic", &report)?;
-    Ok(report)
+        net,
+        weights,
+        fitted,
+        last_step: trainee.last,
+    })
+}
+
+impl Trained {
+    /// Scores every real lesion of cases that it did not learn from.
+    fn judge(&self, config: &CriticConfig, job: &Job, cases: &[usize]) -> Result<Vec<RealScore>, LearnError> {
+        judge_real(
+            &self.net,
+            &Catalogue::new(job.cases, cases),
+            config.max_cube,
+            job.device,
+        )
+    }
+
+    fn save(
+        self,
+        config: &CriticConfig,
+        job: &Job,
+        (learnt, metrics): (&[usize], Metrics),
+        calibration: Option<Calibration>,
+    ) -> Result<(), LearnError> {
+        let manifest = ModelManifest {
+            format_version: FORMAT_VERSION,
+            role: Role::Critic,
+            architecture: self.architecture,
+            plan: job.cases.plan().clone(),
+            cubes: SizeClass::ALL.map(|size| side_of(size, config.max_cube)).to_vec(),
+            provenance_known: true,
+            training: Some(training_of(
+                job.cases,
+                learnt,
+                config,
+                (self.fitted.steps, config.seed),
+                metrics,
+            )),
+            calibration,
+            adapter: Adapter::default(),
+            imported: None,
+            weights: WeightsFile::default(),
+        };
+        save_model(job.out, manifest, &self.weights, config.precision)?;
+        Ok(())
+    }
 }

@@ -10,7 +10,8 @@ use serde::Serialize;
 use super::cubes::side_of;
 use super::{Job, LearnError, Metrics, SynthesizerConfig};
 use crate::checkpoint::{
-    Architecture, FORMAT_VERSION, ModelManifest, Role, Training, Weights, WeightsFile, save_model, write_atomically,
+    Architecture, FORMAT_VERSION, ModelManifest, Role, Training, Weights, WeightsFile, inner_folder, save_model,
+    write_atomically,
 };
 use crate::evaluate::{Examination, HeldOut, HeldOutSettings, score_held_out};
 use crate::nn::{Adapter, VoxelClassifier};
@@ -157,8 +158,14 @@ pub(super) fn copy_critic(from: &Path, to: &Path) -> Result<(), LearnError> {
     if fs_err::canonicalize(from)? == fs_err::canonicalize(to)? {
         return Ok(());
     }
-    for name in ["critic.safetensors", "critic.json"] {
-        write_atomically(&to.join(name), &fs_err::read(from.join(name))?)?;
+    let inner = (0..).map(inner_folder);
+    let inner = inner.take_while(|folder| from.join(folder).join("critic.json").exists());
+    for folder in inner.chain([String::new()]) {
+        fs_err::create_dir_all(to.join(&folder))?;
+        for name in ["critic.safetensors", "critic.json"] {
+            let name = Path::new(&folder).join(name);
+            write_atomically(&to.join(&name), &fs_err::read(from.join(&name))?)?;
+        }
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ pub(super) struct Trial<'a> {
     pub(super) painted: &'a Painted,
     /// The way to the models' grid, where it is not the store's.
     pub(super) bridge: Option<GridBridge>,
+    /// Whose critic judges, see [`Bundle::judge_of`].
+    pub(super) judge: Option<usize>,
     /// Whether the best of refused lesions is kept.
     pub(super) keeps_best: bool,
     pub(super) cancelled: &'a Cancelled,
@@ -44,7 +46,7 @@ pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
     let image = view(&trial.painted.image);
     let soft = (trial.bridge).map_or_else(|| planted.soft.clone(), |bridge| bridge.soft_view(&planted.soft));
     let lesion = soft.mapv_into(|soft| u8::from(soft >= LESION_FROM));
-    let after = trial.engine.judge(image.clone(), trial.cancelled)?;
+    let after = trial.engine.judge(image.clone(), trial.judge, trial.cancelled)?;
     let thresholds = thresholds(trial)?;
     let tumours = tumours(trial);
     let tumour_id = trial.draw.organ.tumour_id;
@@ -62,7 +64,8 @@ pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
             discriminator: None,
         });
     }
-    let seen = (trial.engine).compare(view(&planted.host.image), image, trial.cancelled)?;
+    let images = [view(&planted.host.image), image];
+    let seen = trial.engine.compare(images, trial.judge, trial.cancelled)?;
     let others = planted.host.labels.map(|label| u8::from(tumours.contains(*label)));
     let others = trial
         .bridge

@@ -297,6 +297,7 @@ impl Maker {
             draw,
             painted: &made.painted,
             bridge: self.bridge(&order.prepared, draw),
+            judge: bundle.judge_of(&self.cases.records()[draw.case].source_hash),
             keeps_best: order.prepared.resolved.recipe.fallback == Fallback::Best,
             cancelled: &order.cancelled,
         })?;

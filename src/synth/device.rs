@@ -5,7 +5,7 @@ use ndarray::Array3;
 
 use super::{LesionCube, SynthError};
 use crate::checkpoint::Bundle;
-use crate::nn::{Condition, PublishedScene, published_residual};
+use crate::nn::{Condition, Network, PublishedScene, published_residual};
 use crate::rng::{Purpose, Rng};
 use crate::telemetry::metrics::Stage;
 
@@ -23,10 +23,10 @@ pub(super) enum Task {
     Paint(LesionCube),
     /// By the published equation, with a texture.
     PaintPublished(LesionCube, Array3<f32>),
-    /// The critic's opinion after synthesis.
-    Judge(Array3<i16>),
-    /// The critic's opinion before synthesis, and the discriminator's after it.
-    Compare([Array3<i16>; 2]),
+    /// A critic's opinion after synthesis.
+    Judge(Array3<i16>, Option<usize>),
+    /// A critic's opinion before synthesis, and the discriminator's after it.
+    Compare([Array3<i16>; 2], Option<usize>),
     /// The critic's opinion of an untouched host.
     Look(Array3<i16>),
 }
@@ -44,13 +44,21 @@ impl Task {
     fn dim(&self) -> Dim {
         match self {
             Self::Paint(cube) | Self::PaintPublished(cube, _) => cube.image.dim(),
-            Self::Judge(image) | Self::Compare([image, _]) | Self::Look(image) => image.dim(),
+            Self::Judge(image, _) | Self::Compare([image, _], _) | Self::Look(image) => image.dim(),
+        }
+    }
+
+    /// Returns which inner fold's critic is asked; nothing for the bundle's own.
+    fn judge(&self) -> Option<usize> {
+        match self {
+            Self::Judge(_, judge) | Self::Compare(_, judge) => *judge,
+            Self::Paint(_) | Self::PaintPublished(..) | Self::Look(_) => None,
         }
     }
 
     /// Returns what tasks have in common that can be one batch.
-    pub fn kind(&self) -> (std::mem::Discriminant<Self>, Dim) {
-        (std::mem::discriminant(self), self.dim())
+    pub fn kind(&self) -> (std::mem::Discriminant<Self>, Option<usize>, Dim) {
+        (std::mem::discriminant(self), self.judge(), self.dim())
     }
 
     pub fn voxels(&self) -> usize {
@@ -66,6 +74,7 @@ impl Task {
 pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, SynthError> {
     let batch = Batch {
         bundle,
+        critic: bundle.critic_of(tasks[0].judge()),
         device: bundle.device(),
         dim: tasks[0].dim(),
         size: tasks.len(),
@@ -78,8 +87,8 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
     };
     let images = |nth: usize| -> Vec<&Array3<i16>> {
         let found = tasks.iter().filter_map(|task| match task {
-            Task::Judge(image) | Task::Look(image) => Some(image),
-            Task::Compare(images) => Some(&images[nth]),
+            Task::Judge(image, _) | Task::Look(image) => Some(image),
+            Task::Compare(images, _) => Some(&images[nth]),
             Task::Paint(_) | Task::PaintPublished(..) => None,
         });
         found.collect()
@@ -96,9 +105,9 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
             let work: Vec<_> = cubes().zip(textures).collect();
             residuals(Stage::Synthesize.time(|| batch.paint_published(&work))?)
         }
-        Task::Judge(_) => classes(Stage::Gate.time(|| batch.classes(&images(0)))),
+        Task::Judge(..) => classes(Stage::Gate.time(|| batch.classes(&images(0)))),
         Task::Look(_) => classes(Stage::Look.time(|| batch.classes(&images(0)))),
-        Task::Compare(_) => {
+        Task::Compare(..) => {
             let compared = Stage::Gate.time(|| batch.compare(&images(0), &images(1)));
             compared.into_iter().map(Answer::Comparison).collect()
         }
@@ -108,6 +117,7 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
 /// Cubes of one shape.
 struct Batch<'a> {
     bundle: &'a Bundle,
+    critic: &'a Network,
     device: Device,
     dim: Dim,
     size: usize,
@@ -205,7 +215,7 @@ impl Batch<'_> {
 
     /// Returns the critic's label ids. One whose numbers would depend on the batch sees the cubes one by one (promise P1).
     fn classes(&self, images: &[&Array3<i16>]) -> Vec<Array3<u8>> {
-        let (critic, seen) = (&self.bundle.critic, self.normalised(images));
+        let (critic, seen) = (self.critic, self.normalised(images));
         let logits = if critic.ignores_batch_mates() {
             critic.forward(seen)
         } else {

@@ -118,25 +118,30 @@ impl Engine {
         }
     }
 
-    /// Returns the label ids that the critic gives a cube in HU after synthesis.
+    /// Returns the label ids that a critic (see [`Bundle::judge_of`]) gives a cube in HU after synthesis.
     ///
     /// # Errors
     /// [`SynthError`] where the stream is gone or the device fails.
-    pub fn judge(&self, after: Array3<i16>, cancelled: &Cancelled) -> Result<Array3<u8>, SynthError> {
-        self.ask_classes(Task::Judge(after), cancelled)
+    pub fn judge(
+        &self,
+        after: Array3<i16>,
+        judge: Option<usize>,
+        cancelled: &Cancelled,
+    ) -> Result<Array3<u8>, SynthError> {
+        self.ask_classes(Task::Judge(after, judge), cancelled)
     }
 
-    /// Returns what the critic says of a cube in HU before synthesis, and the discriminator after it.
+    /// Returns what a critic says of a cube in HU before synthesis, and the discriminator after it.
     ///
     /// # Errors
     /// [`SynthError`] where the stream is gone or the device fails.
     pub fn compare(
         &self,
-        before: Array3<i16>,
-        after: Array3<i16>,
+        images: [Array3<i16>; 2],
+        judge: Option<usize>,
         cancelled: &Cancelled,
     ) -> Result<Comparison, SynthError> {
-        match self.ask(Task::Compare([before, after]), cancelled.clone())? {
+        match self.ask(Task::Compare(images, judge), cancelled.clone())? {
             Answer::Comparison(comparison) => Ok(comparison),
             Answer::Residual(_) | Answer::Classes(_) => Err(SynthError::Ended),
         }
@@ -250,6 +255,8 @@ fn report_memory(bundle: &Bundle) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use burn::tensor::Device;
 
     use super::*;
@@ -280,6 +287,8 @@ mod tests {
             plan: Plan::default(),
             cubes: CubeSides::default(),
             critic: unet(7, 1).into(),
+            critic_seen: BTreeSet::new(),
+            inner: Vec::new(),
             generator: Some(generator.init(&device, 2)),
             published: Some(PublishedConfig::generator(2, 3).init(&device, 3)),
             discriminator: Some(unet(3, 4)),
@@ -328,8 +337,8 @@ mod tests {
             [
                 Task::Paint(lesion(i)),
                 Task::PaintPublished(lesion(i), texture),
-                Task::Judge(image(10 + i, 16)),
-                Task::Compare([image(20 + i, 16), image(30 + i, 16)]),
+                Task::Judge(image(10 + i, 16), None),
+                Task::Compare([image(20 + i, 16), image(30 + i, 16)], None),
                 Task::Look(image(40 + i, 32)),
             ]
         };
