@@ -285,6 +285,11 @@ fn inner_folds_calibrate_on_all_lesions_and_leave_every_host_a_critic_that_did_n
     run(&config, true).unwrap();
     assert_eq!(weights(&out.path().join("inner-1"), Role::Critic), before);
 
+    // Fewer folds later: what is left of the earlier ones is nobody's.
+    config.inner_folds = 2;
+    run(&config, false).unwrap();
+    assert_eq!(Bundle::load(out.path(), &device).unwrap().inner.len(), 2);
+
     config.inner_folds = 7;
     let error = run(&config, false).unwrap_err().to_string();
     assert!(

@@ -312,6 +312,13 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         last_step: trained.last_step.clone(),
     };
     let metrics = dice_metrics(&report.held_out);
+    // Those of an earlier run with more folds are not this critic's.
+    for stale in (config.inner_folds..).map(|fold| job.out.join(inner_folder(fold))) {
+        if !stale.exists() {
+            break;
+        }
+        fs_err::remove_dir_all(stale)?;
+    }
     trained.save(config, job, (&labelled, metrics), Some(calibration))?;
     write_report(job.out, "critic", &report)?;
     Ok(report)

@@ -50,14 +50,14 @@ pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
     let thresholds = thresholds(trial)?;
     let tumours = tumours(trial);
     let tumour_id = trial.draw.organ.tumour_id;
-    let refused = match trial.gate.rule {
+    let by_recall = match trial.gate.rule {
         GateRule::Published => Some(gate::judge_published(gate::published_recall(&after, &lesion, tumours))),
         GateRule::Fixed | GateRule::Calibrated => {
             gate::refused_by(gate::recall(&after, &lesion, tumour_id), thresholds)
         }
     };
     // The best of several refused ones is known by all its scores.
-    if let Some(verdict) = refused.filter(|verdict| !verdict.passes && !trial.keeps_best) {
+    if let Some(verdict) = by_recall.filter(|verdict| !verdict.passes && !trial.keeps_best) {
         return Ok(Opinion {
             verdict,
             scores: None,
@@ -80,7 +80,7 @@ pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
         radius_mm: planted.diameter_mm / 2.0,
     });
     Ok(Opinion {
-        verdict: match (trial.gate.rule, refused) {
+        verdict: match (trial.gate.rule, by_recall) {
             (GateRule::Published, Some(verdict)) => verdict,
             _ => gate::judge(scores, thresholds),
         },
