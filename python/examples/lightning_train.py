@@ -40,6 +40,10 @@ class Segmentor(lightning.LightningModule):
         self.net = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, classes, 1))
         self.losses: list[float] = []
 
+    def on_train_epoch_start(self) -> None:
+        # Lightning tells samplers of their epoch, not data sets: without it every epoch has the same patches.
+        self.trainer.datamodule.data.set_epoch(self.current_epoch)
+
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
         loss = nn.functional.cross_entropy(self.net(batch["image"]), batch["label"][:, 0].long(), ignore_index=255)
         self.losses.append(loss.item())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data import CacheDataset, DataLoader
@@ -32,6 +32,12 @@ def real_loader(files: Sequence[dict[str, str]], patch: int, window_hu: tuple[fl
     return DataLoader(CacheDataset(files, load, progress=False), batch_size=1, shuffle=True)
 
 
+def endless(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """Yields the loader's items pass after pass, cropped and flipped anew each time, which ``itertools.cycle`` would not."""
+    while True:
+        yield from loader
+
+
 def run(url: str, files: Sequence[dict[str, str]], steps: int, patch: int = 48) -> list[float]:
     """Trains on one real and one streamed patch a step; returns the losses."""
     set_determinism(0)
@@ -42,7 +48,7 @@ def run(url: str, files: Sequence[dict[str, str]], steps: int, patch: int = 48) 
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     loss_of = MaskedLoss(DiceCELoss, to_onehot_y=True, softmax=True)
     losses: list[float] = []
-    real = cycle(real_loader(files, patch, window_hu=(-175.0, 250.0)))
+    real = endless(real_loader(files, patch, window_hu=(-175.0, 250.0)))
     for synthetic, case in zip(DataLoader(stream, batch_size=1), real):
         image = torch.cat([case["image"], synthetic["image"]]).as_tensor()
         label = torch.cat([case["label"].to(torch.uint8), synthetic["label"]]).as_tensor()

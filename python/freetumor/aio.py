@@ -21,6 +21,7 @@ class AsyncStream(AsyncIterator[Batch]):
     def __init__(self, inner: Stream, thread: ThreadPoolExecutor) -> None:
         self._inner = inner
         self._thread = thread
+        self._awaited: asyncio.Future[Batch | None] | None = None
 
     @property
     def header(self) -> Header:
@@ -35,8 +36,18 @@ class AsyncStream(AsyncIterator[Batch]):
         return self._inner.end_reason
 
     async def __anext__(self) -> Batch:
-        # StopIteration cannot cross a future, so the end crosses it as None.
-        batch = await asyncio.get_running_loop().run_in_executor(self._thread, next, self._inner, None)
+        if self._awaited is None:
+            # StopIteration cannot cross a future, so the end crosses it as None.
+            self._awaited = asyncio.get_running_loop().run_in_executor(self._thread, next, self._inner, None)
+        try:
+            # A caller that waits no longer leaves the batch to the next one.
+            batch = await asyncio.shield(self._awaited)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._awaited = None
+            raise
+        self._awaited = None
         if batch is None:
             await self.aclose()
             raise StopAsyncIteration

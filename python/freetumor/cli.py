@@ -66,11 +66,40 @@ def _parser() -> argparse.ArgumentParser:
     command("bench", _bench, 200, "Read as fast as possible; print rates, waiting times, CPU time and memory.")
     nnunet = commands.add_parser("nnunet", help="Print the folder that nnUNet_extTrainer has to name.")
     nnunet.set_defaults(run=_nnunet)
+    what = "Write nnU-Net's preprocessed cases as NIfTI, so that a store holds what nnU-Net's own resampling made of the scans."
+    export = commands.add_parser("nnunet-export", help=what, description=what)
+    export.set_defaults(run=_nnunet_export)
+    export.add_argument("dataset", help="nnU-Net's name or number of the data set")
+    export.add_argument("--out", type=Path, required=True, help="a folder for images, labels, datalist and preset")
+    export.add_argument("--configuration", default="3d_fullres", help="[%(default)s]")
+    export.add_argument("--plans", default="nnUNetPlans", help="[%(default)s]")
+    export.add_argument("--label", action="append", default=[], metavar="NNUNET=CLASS", type=_pair,
+                        help="the store's class of a label that is called otherwise, such as tumor=liver_tumour")
     return parser
 
 
 def _nnunet(_: argparse.Namespace) -> str:
     return str(TRAINERS)
+
+
+def _nnunet_export(options: argparse.Namespace) -> str:
+    from .nnunet.preprocessed import export
+
+    cases = export(options.dataset, options.out, configuration=options.configuration, plans=options.plans,
+                   labels=dict(options.label))
+    return (
+        f"{len(cases)} cases are in {options.out}. Next, with nnU-Net's plans file of the data set and a configuration whose "
+        f"plan has its labels:\n  freetumor ingest --config CONFIG --plan {options.plans}.json --configuration "
+        f"{options.configuration} --datalist {options.out}/dataset.json --preset {options.out}/preset.toml --store STORE\n"
+        "and FREETUMOR_HOSTS=preprocessed for the trainer"
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"expected NNUNET=CLASS, got {text!r}")
+    return name, value
 
 
 def _recipe(text: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -9,7 +11,7 @@ from .batch import Batch
 from .errors import FreeTumorError, ProblemError, StreamCut
 from .meta import Cursor, Header
 from .prefetch import Prefetcher
-from .reader import Patience, Reader
+from .reader import Backoff, Patience, Reader, is_passing
 from .transport import ask
 
 #: Reasons for which everything that was asked for has arrived.
@@ -158,9 +160,14 @@ def stream(
 
 
 def resolve(
-    url: str, recipe: Mapping[str, Any] | None = None, *, api_key: str | None = None, timeout: float = 60.0
+    url: str, recipe: Mapping[str, Any] | None = None, *, api_key: str | None = None, timeout: float = 60.0,
+    patience: float = 0.0,
 ) -> dict[str, Any]:
     """Asks the server what a recipe comes to, without streaming.
+
+    Args:
+        url, recipe, api_key, timeout: as for :func:`stream`.
+        patience: seconds for which a server that is away, restarts or has too much to do is asked again; 0: it raises at once.
 
     Returns:
         ``hash``, ``snapshot``, ``bundle``, ``revision``, ``patches_per_epoch``, ``patch``, ``labels``, ``feasible`` (cases
@@ -170,10 +177,16 @@ def resolve(
         ProblemError: the server refused it: 409 where the recipe holds out a case that the models were trained on.
         StreamCut: nobody listens.
     """
-    import json
-
     request = {} if recipe is None else {"recipe": dict(recipe)}
-    answer: Any = json.loads(ask(url, "/v1/recipes/validate", request, api_key=api_key, timeout=timeout))
+    backoff = Backoff(patience)
+    while True:
+        try:
+            answer: Any = json.loads(ask(url, "/v1/recipes/validate", request, api_key=api_key, timeout=timeout))
+            break
+        except FreeTumorError as error:
+            if patience <= 0 or not is_passing(error):
+                raise
+            backoff.wait(error, threading.Event())
     if not isinstance(answer, dict):
         raise FreeTumorError(f"expected an object from {url}/v1/recipes/validate, got {answer!r:.80}")
     return answer  # pyright: ignore[reportUnknownVariableType]

@@ -24,6 +24,7 @@ class ProblemError(FreeTumorError):
         type: the kind of problem as a URI.
         retry_after: seconds after which to try again, or ``None``.
         cursor: where to go on, for a problem inside a stream, or ``None``.
+        request_id: what the server's log calls the request, or ``None``.
         body: the problem document as it was sent, members of later versions included.
     """
 
@@ -36,6 +37,7 @@ class ProblemError(FreeTumorError):
         type: str = "about:blank",
         retry_after: float | None = None,
         cursor: Cursor | None = None,
+        request_id: str | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(f"{status} {title}: {detail}")
@@ -46,7 +48,10 @@ class ProblemError(FreeTumorError):
         self.type = type
         self.retry_after = retry_after
         self.cursor = cursor
-        document = {"type": type, "title": title, "status": status, "detail": detail, "field": field}
+        self.request_id = request_id
+        document = {
+            "type": type, "title": title, "status": status, "detail": detail, "field": field, "request_id": request_id,
+        }
         self.body: dict[str, Any] = dict(document if body is None else body)
 
 

@@ -47,7 +47,11 @@ class StreamItems(StreamDataset):
         return super().__len__() * self._batch_size
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in super().__iter__():
+        # Not a generator itself: where it begins is decided now.
+        return self._patches(super().__iter__())
+
+    def _patches(self, batches: Iterator[Item]) -> Iterator[Any]:
+        for batch in batches:
             metas: list[PatchMeta] = batch.pop("meta")
             for i, meta in enumerate(metas):
                 item = {name: meta_tensor(tensor[i], meta) for name, tensor in batch.items()}

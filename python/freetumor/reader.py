@@ -45,10 +45,8 @@ class Backoff:
             FreeTumorError: the error, where patience would not last as long.
         """
         asked = error.retry_after if isinstance(error, ProblemError) else None
-        seconds = asked or 0.0
-        if asked is None:
-            seconds = self._next * random.uniform(0.5, 1.0)
-            self._next = min(2 * self._next, _LONGEST_WAIT_SECONDS)
+        seconds = max(asked or 0.0, self._next * random.uniform(0.5, 1.0))
+        self._next = min(2 * self._next, _LONGEST_WAIT_SECONDS)
         if time.monotonic() + seconds > self._ends_at or stopped.wait(seconds):
             raise error
 
@@ -116,6 +114,8 @@ class Reader:
     def _read_once(self) -> Batch | End:
         if self._connection is None:
             self._connection = self._go_on()
+            if self._stopped.is_set():
+                raise StreamCut("the stream was closed", self._cursor)
         item = self._connection.read()
         if isinstance(item, Batch):
             self._cursor = item.cursor

@@ -105,7 +105,7 @@ class StreamDataset(IterableDataset[Item]):
         self._rank, self._world = _place(rank, world)
         self._batch_size = batch_size
         self._with_meta = with_meta
-        self.resolved = resolve(url, recipe, api_key=api_key, timeout=timeout)
+        self.resolved = resolve(url, recipe, api_key=api_key, timeout=timeout, patience=patience)
         self.labels: dict[str, int] = self.resolved["labels"]
         self._options: dict[str, Any] = {
             "url": url, "recipe": None if recipe is None else dict(recipe), "image": image, "codec": codec,
@@ -163,7 +163,8 @@ class StreamDataset(IterableDataset[Item]):
             raise FreeTumorError(f"the state is of another stream: expected {expected}, got {cursor}")
         _, workers = _worker()
         here = {"world": self._world, "batch_size": self._batch_size, "workers": workers}
-        if "worker" in state and any(state[key] != value for key, value in here.items()):
+        # Outside of workers there may be any number of them later: the place is made free of it.
+        if "worker" in state and (get_worker_info() is None or any(state[key] != value for key, value in here.items())):
             if state["workers"] != 1:
                 raise FreeTumorError(
                     f"the state is of one of {state['workers']} workers, and there are {workers} now: give "
@@ -174,8 +175,12 @@ class StreamDataset(IterableDataset[Item]):
         left: int | None = state["left"]
         indices = self._epoch_indices if left is None else self._whole_steps(left)
         self._origin.copy_(torch.tensor([cursor.next_index, state["epoch"], indices]))
+        done = int(state.get("done", 0))
+        is_over = state.get("worker", 0) + done * workers >= indices // self._step
+        if is_over and int(self._epoch) > state["epoch"]:
+            return  # saved at an epoch's end, and the next one was chosen since
         self._epoch.fill_(state["epoch"])
-        self._resumed = self._done = int(state.get("done", 0))
+        self._resumed = self._done = done
 
     @property
     def _step(self) -> int:

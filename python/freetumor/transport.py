@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Union, cast
 from urllib.parse import urlsplit
 
 from . import freetumor_pb2 as pb
 from .batch import Batch
 from .errors import FrameError, PatchError, ProblemError, StreamCut
-from .frames import BATCH, END, ERROR, HEADER, Cut, Frame, read_frame, tensors_of
+from .frames import BATCH, END, ERROR, HEADER, Cut, Head, read_head, read_tensors, skip_payload
 from .meta import Header, cursor_of, header_of, patch_of, reason_of
 
 _FAILED: Final = "urn:freetumor:problem:failed"
@@ -31,16 +33,15 @@ class Connection:
     """
 
     def __init__(self, url: str, request: Mapping[str, Any], *, api_key: str | None, timeout: float) -> None:
-        self._connection, self._response = _ask(
+        self._connection, self._response, self._socket = _ask(
             url, "POST", "/v1/stream", request, api_key=api_key, timeout=timeout,
             accept="application/vnd.freetumor.stream",
         )
-        self._socket = cast("socket.socket | None", self._connection.sock)
         try:
-            frame = self._next_frame()
-            if frame.kind != HEADER:
-                raise FrameError(f"expected the stream's header first, got a frame of kind {frame.kind}")
-            self.header: Header = header_of(pb.StreamHeader.FromString(frame.header))
+            head = self._next_head()
+            if head.kind != HEADER:
+                raise FrameError(f"expected the stream's header first, got a frame of kind {head.kind}")
+            self.header: Header = header_of(pb.StreamHeader.FromString(head.header))
         except BaseException:
             self.close()
             raise
@@ -54,14 +55,15 @@ class Connection:
             FrameError: the bytes are no frame, or a checksum does not match.
         """
         while True:
-            frame = self._next_frame()
-            if frame.kind == BATCH:
-                header = pb.BatchHeader.FromString(frame.header)
+            head = self._next_head()
+            if head.kind == BATCH:
+                header = pb.BatchHeader.FromString(head.header)
+                with _cuts():
+                    arrays = read_tensors(self._response, head, header)
                 meta = [patch_of(patch) for patch in header.patches]
-                arrays = tensors_of(header, frame.payload)
                 return Batch(arrays, meta, cursor_of(header.next), header.step, tuple(header.reused))
-            if frame.kind == END:
-                return End(reason_of(pb.End.FromString(frame.header).reason))
+            if head.kind == END:
+                return End(reason_of(pb.End.FromString(head.header).reason))
             # Heartbeats and kinds of later versions say nothing that a trainer needs.
 
     def interrupt(self) -> None:
@@ -77,18 +79,31 @@ class Connection:
         self._response.close()
         self._connection.close()
 
-    def _next_frame(self) -> Frame:
-        try:
-            frame = read_frame(self._response)
-        except (Cut, http.client.HTTPException, OSError, ValueError) as error:
-            raise StreamCut(f"the stream was cut: {error or 'inside a frame'}", None) from error
-        if frame is None:
+    def _next_head(self) -> Head:
+        """Reads the next frame: all of it, but for a batch's payload."""
+        with _cuts():
+            head = read_head(self._response)
+            if head is not None and head.kind != BATCH:
+                skip_payload(self._response, head)
+        if head is None:
             raise StreamCut("the stream was cut: the connection ended without an end frame", None)
-        if frame.kind == ERROR:
-            problem = pb.Error.FromString(frame.header)
+        if head.kind == ERROR:
+            problem = pb.Error.FromString(head.header)
             kind = PatchError if problem.type == _FAILED else ProblemError
-            raise kind(problem.status, problem.title, problem.detail, problem.field or None, problem.type)
-        return frame
+            raise kind(
+                problem.status, problem.title, problem.detail, problem.field or None, problem.type,
+                request_id=problem.request_id or None,
+            )
+        return head
+
+
+@contextmanager
+def _cuts() -> Iterator[None]:
+    """Makes a cut stream of bytes that end too early, however the connection says so."""
+    try:
+        yield
+    except (Cut, http.client.HTTPException, OSError, ValueError) as error:
+        raise StreamCut(f"the stream was cut: {error or 'inside a frame'}", None) from error
 
 
 def ask(
@@ -101,9 +116,12 @@ def ask(
         StreamCut: nobody listens, or the answer broke off.
     """
     method = "GET" if body is None else "POST"
-    connection, response = _ask(url, method, path, body, api_key=api_key, timeout=timeout, accept="*/*")
+    connection, response, _ = _ask(url, method, path, body, api_key=api_key, timeout=timeout, accept="*/*")
     try:
-        return response.read(_MAX_ANSWER_BYTES)
+        answer = response.read(_MAX_ANSWER_BYTES)
+        if response.length:
+            raise StreamCut(f"the answer to {path} was cut: {response.length} bytes are missing", None)
+        return answer
     except (http.client.HTTPException, OSError) as error:
         raise StreamCut(f"the answer to {path} was cut: {error}", None) from error
     finally:
@@ -116,7 +134,7 @@ Http = Union[http.client.HTTPConnection, http.client.HTTPSConnection]
 def _ask(
     url: str, method: str, path: str, body: Mapping[str, Any] | None, *,
     api_key: str | None, timeout: float, accept: str,
-) -> tuple[Http, http.client.HTTPResponse]:
+) -> tuple[Http, http.client.HTTPResponse, socket.socket | None]:
     parts = urlsplit(url if "//" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"expected a URL such as http://127.0.0.1:8080, got {url!r}")
@@ -130,6 +148,8 @@ def _ask(
     text = None if body is None else json.dumps(body)
     try:
         connection.request(method, parts.path.rstrip("/") + path, text, headers)
+        # Where the answer ends with its connection, the connection forgets its socket.
+        connected = cast("socket.socket | None", connection.sock)
         response = connection.getresponse()
         if response.status != 200:
             raise _problem(response)
@@ -139,7 +159,7 @@ def _ask(
     except BaseException:
         connection.close()
         raise
-    return connection, response
+    return connection, response, connected
 
 
 def _problem(response: http.client.HTTPResponse) -> ProblemError:
@@ -152,7 +172,8 @@ def _problem(response: http.client.HTTPResponse) -> ProblemError:
     except ValueError:
         members = {"title": response.reason, "detail": body[:500].decode("utf-8", "replace")}
     try:
-        retry_after: float | None = float(response.headers["Retry-After"])
+        seconds = float(response.headers["Retry-After"])
+        retry_after = seconds if math.isfinite(seconds) and seconds >= 0 else None
     except (TypeError, ValueError):
         retry_after = None
     return ProblemError(
@@ -162,5 +183,6 @@ def _problem(response: http.client.HTTPResponse) -> ProblemError:
         members.get("field"),
         str(members.get("type", "about:blank")),
         retry_after,
+        request_id=members.get("request_id"),
         body=members,
     )

@@ -12,7 +12,7 @@ import pytest
 
 import freetumor
 from freetumor import freetumor_pb2 as pb
-from freetumor.frames import ALIGNMENT, PREAMBLE, Cut, read_frame, tensors_of
+from freetumor.frames import ALIGNMENT, PREAMBLE, Cut, Head, read_head, read_tensors, skip_payload
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden" / "wire"
 
@@ -26,10 +26,11 @@ def frames(data):
     source = io.BytesIO(data)
     while True:
         start = source.tell()
-        frame = read_frame(source)
-        if frame is None:
+        head = read_head(source)
+        if head is None:
             return
-        yield frame, data[start : source.tell()]
+        skip_payload(source, head)
+        yield head, data[start : source.tell()]
 
 
 def encode(kind, message):
@@ -82,10 +83,11 @@ def serve():
 
 
 def test_golden_frames_have_their_kinds_and_arrays(golden):
-    kinds = [frame.kind for frame, _ in frames(golden)]
+    kinds = [head.kind for head, _ in frames(golden)]
     assert kinds == [1, 3, 2, 99, 2, 4]
-    frame = [frame for frame, _ in frames(golden)][2]
-    arrays = tensors_of(pb.BatchHeader.FromString(frame.header), frame.payload)
+    source = io.BytesIO(list(frames(golden))[2][1])
+    head = read_head(source)
+    arrays = read_tensors(source, head, pb.BatchHeader.FromString(head.header))
     assert list(arrays) == ["image", "label", "source", "soft_mask", "lesion_instance"]
     image, source, mask = arrays["image"], arrays["source"], arrays["soft_mask"]
     assert image.dtype == np.int16 and image.shape == (1, 1, 16, 16, 16)
@@ -126,7 +128,7 @@ def test_a_stream_yields_batches_with_provenance(golden, serve):
 
 
 def test_a_missing_end_is_never_a_short_epoch(golden, serve):
-    whole = [data for frame, data in frames(golden)]
+    whole = [data for _, data in frames(golden)]
     for body, chunked in [(b"".join(whole[:-1]), True), (golden[:-10], True), (golden[:-10], False)]:
         url, _ = serve(body, chunked=chunked)
         stream = freetumor.stream(url, patience=0)
@@ -175,11 +177,13 @@ def test_a_refusal_tells_status_and_field(serve):
 
 def test_a_problem_inside_the_stream_carries_the_cursor(golden, serve):
     whole = [data for _, data in frames(golden)]
-    error = pb.Error(type="urn:freetumor:problem:failed", title="t", status=500, detail="patch 1: case_003.ftv")
+    error = pb.Error(type="urn:freetumor:problem:failed", title="t", status=500, detail="patch 1: case_003.ftv",
+                     request_id="job-7")
     url, _ = serve(b"".join(whole[:3]) + encode(5, error))
     with pytest.raises(freetumor.PatchError, match="case_003.ftv") as caught:
         list(freetumor.stream(url))
     assert caught.value.cursor.next_index == 1
+    assert caught.value.request_id == caught.value.body["request_id"] == "job-7"
 
 
 def test_nobody_listens():
@@ -191,11 +195,17 @@ def test_nobody_listens():
 
 def test_lengths_are_checked_before_memory_is_taken():
     with pytest.raises(freetumor.FrameError, match="over the limits"):
-        read_frame(io.BytesIO(PREAMBLE.pack(b"FTUM", 1, 2, 0, 0, 1 << 60, 0)))
+        read_head(io.BytesIO(PREAMBLE.pack(b"FTUM", 1, 2, 0, 0, 1 << 60, 0)))
     with pytest.raises(freetumor.FrameError, match="version"):
-        read_frame(io.BytesIO(PREAMBLE.pack(b"FTUM", 2, 2, 0, 0, 0, 0)))
+        read_head(io.BytesIO(PREAMBLE.pack(b"FTUM", 2, 2, 0, 0, 0, 0)))
     with pytest.raises(Cut):
-        read_frame(io.BytesIO(b"FTUM"))
+        read_head(io.BytesIO(b"FTUM"))
+    # A small payload whose tensors, each within its limit, would decompress to more than a frame.
+    bombs = [pb.Tensor(name=str(n), element=pb.ELEMENT_TYPE_U8, shape=[200 << 20], raw_length=200 << 20, codec=pb.CODEC_ZSTD)
+             for n in range(2)]
+    for tensors in (bombs, [pb.Tensor(name="t")] * 33):
+        with pytest.raises(freetumor.FrameError, match="over the limits"):
+            read_tensors(io.BytesIO(b""), Head(2, b"", 0), pb.BatchHeader(tensors=tensors))
 
 
 def test_zstd_tensors_are_read():
@@ -207,12 +217,40 @@ def test_zstd_tensors_are_read():
         name="image", element=pb.ELEMENT_TYPE_I16, shape=[1, 1, 10, 10, 10], stored_length=len(stored),
         raw_length=len(raw), codec=pb.CODEC_ZSTD, crc32=zlib.crc32(stored),
     )
-    payload = np.frombuffer(stored, dtype=np.uint8)
-    array = tensors_of(pb.BatchHeader(tensors=[tensor]), payload)["image"]
+    head = Head(2, b"", len(stored))
+    array = read_tensors(io.BytesIO(stored), head, pb.BatchHeader(tensors=[tensor]))["image"]
     assert array.flags.writeable and (array.ravel() == np.arange(1000)).all()
     tensor.raw_length, tensor.shape[:] = 1000, [1, 1, 5, 10, 10]
     with pytest.raises(freetumor.FrameError, match="decompress"):
-        tensors_of(pb.BatchHeader(tensors=[tensor]), payload)
+        read_tensors(io.BytesIO(stored), head, pb.BatchHeader(tensors=[tensor]))
+
+
+def test_checksums_cover_payloads_that_arrive_in_pieces():
+    class Trickle(io.BytesIO):
+        def readinto(self, buffer):
+            return super().readinto(buffer[: 7 + self.tell() % 100_003])
+
+    rng = np.random.default_rng(0)
+    image, label = rng.bytes(600_000), rng.bytes(300_001)
+    payload = image + label + b"\0" * 63
+    tensors = [
+        pb.Tensor(
+            name=name, element=pb.ELEMENT_TYPE_U8, shape=[len(data)], offset=payload.index(data), stored_length=len(data),
+            raw_length=len(data), codec=pb.CODEC_RAW, crc32=zlib.crc32(data),
+        )
+        for name, data in (("label", label), ("image", image))
+    ]
+    head = Head(2, b"", len(payload))
+    arrays = read_tensors(Trickle(payload), head, pb.BatchHeader(tensors=tensors))
+    assert arrays["image"].tobytes() == image and arrays["label"].tobytes() == label
+    for at, name in [(0, "image"), (262_144, "image"), (599_999, "image"), (600_000, "label"), (900_000, "label")]:
+        damaged = bytearray(payload)
+        damaged[at] ^= 1
+        with pytest.raises(freetumor.FrameError, match=f"{name}.*checksum"):
+            read_tensors(Trickle(damaged), head, pb.BatchHeader(tensors=tensors))
+    tensors[0].offset += 64
+    with pytest.raises(freetumor.FrameError, match="label.*outside"):
+        read_tensors(Trickle(payload), head, pb.BatchHeader(tensors=tensors))
 
 
 def test_numpy_reads_the_archive_without_pickle():

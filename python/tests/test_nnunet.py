@@ -22,6 +22,7 @@ nibabel = pytest.importorskip("nibabel")
 import freetumor  # noqa: E402
 from freetumor.nnunet import TRAINERS  # noqa: E402
 from freetumor.nnunet.geometry import Axes, LabelMap  # noqa: E402
+from freetumor.source_hash import source_hash  # noqa: E402
 from nnunet_raw import export, real_recipe, shrink  # noqa: E402
 from server import Server, command  # noqa: E402
 
@@ -205,6 +206,65 @@ def test_a_streamed_patch_is_what_nnunet_makes_of_the_same_voxels(lab: Lab) -> N
             if len(compared) == len(lab.cases):
                 break
     assert sorted(compared) == lab.cases
+
+
+def test_hosts_that_nnunet_preprocessed_are_its_own_voxels(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported, ingested and streamed, nnU-Net's resampled cases come back rounded to whole HU, wherever the patch lies."""
+    from freetumor.nnunet.normalization import Normalization
+    from freetumor.nnunet.preprocessed import scan_hashes
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    plans_name, coarse_mm = "nnUNetPlansCoarse", ["2.5", "2.25", "2.0"]
+    environment = lab.environment("")
+    run("nnUNetv2_plan_experiment", "-d", "901", "-overwrite_target_spacing", *coarse_mm, "-overwrite_plans_name", plans_name,
+        environment=environment)
+    run("nnUNetv2_preprocess", "-d", "901", "-plans_name", plans_name, "-c", "3d_fullres", "-np", "1", environment=environment)
+    said = run("freetumor-client", "nnunet-export", "901", "--plans", plans_name, "--out", str(tmp_path / "exported"),
+               environment=environment)
+    assert f"{len(lab.cases)} cases" in said
+    plans_file = lab.preprocessed / f"{plans_name}.json"
+    command("ingest", "--plan", plans_file, "--datalist", tmp_path / "exported" / "dataset.json", "--preset",
+            tmp_path / "exported" / "preset.toml", "--store", tmp_path / "store")
+
+    plans = json.loads(plans_file.read_text())
+    ids = json.loads((lab.preprocessed / "dataset.json").read_text())["labels"]
+    intensities = plans["foreground_intensity_properties_per_channel"]["0"]
+    dataset = nnUNetDatasetBlosc2(str(lab.preprocessed / f"{plans_name}_3d_fullres"))
+    normalization = Normalization(intensities, True)
+    compared = set()
+    with Server(tmp_path / "store") as server:
+        with freetumor.stream(server.url, real_recipe(48), batch_size=1, image="i16", count=40) as stream:
+            labels = LabelMap(stream.header.labels, ids, {}, ids["ignore"])
+            for batch in stream:
+                meta = batch.meta[0]
+                image, seg, _, properties = dataset.load_case(meta.case)
+                axes = Axes.of_case(properties, plans["transpose_forward"])
+                shape = np.array(axes.streamed(image.shape[1:])).astype(int)
+                start = np.array(meta.region_start)
+                inside = np.maximum(start, 0), np.minimum(start + 48, shape)
+                in_case, in_patch = (tuple(map(slice, *(edge - shift for edge in inside))) for shift in (0, start))
+                normalized = normalization.run(batch.image[0, 0])
+                beyond = np.ones_like(normalized, dtype=bool)
+                beyond[in_patch] = False
+                assert (normalized[beyond] == 0).all(), "as nnU-Net pads"
+                whole = np.full(shape, np.nan, dtype=np.float32)
+                whole[in_case] = normalized[in_patch]
+                held, streamed = np.asarray(image[0]), axes.turn(whole)
+                is_here = np.isfinite(streamed)
+                # Half an HU of rounding, and what single precision makes of it.
+                np.testing.assert_allclose(streamed[is_here], held[is_here], rtol=0, atol=0.501 / intensities["std"])
+                classes = np.zeros(shape, dtype=np.int16)
+                classes[in_case] = labels.apply(batch.label[0, 0], meta)[in_patch]
+                np.testing.assert_array_equal(axes.turn(classes)[is_here], np.maximum(np.asarray(seg[0]), 0)[is_here])
+                compared.add(meta.case)
+    assert sorted(compared) == lab.cases
+    # Models that were trained on a validation scan itself are found by its hash, which the exported case does not have.
+    path = lab.root / "raw" / "Dataset901_Phantom" / "imagesTr" / f"{lab.cases[0]}_0000.nii.gz"
+    scan = nibabel.load(path)
+    monkeypatch.setattr("nnunetv2.paths.nnUNet_raw", str(lab.root / "raw"))
+    assert scan_hashes("Dataset901_Phantom", lab.cases[:1]) == [source_hash(scan.get_fdata(), scan.affine)]
 
 
 @pytest.mark.parametrize("order, backwards", [((0, 1, 2), (0, 1, 1)), ((2, 0, 1), (1, 0, 0)), ((1, 2, 0), (0, 0, 1))])

@@ -36,6 +36,10 @@ def test_validation_cases_never_host_a_patch(server: Server, store: Path) -> Non
     assert seen and not seen & set(labelled[:1])
     with pytest.raises(LeakError, match=labelled[0]):
         check_case(labelled[0], frozenset(labelled[:1]))
+    # Scans of other hashes than the store's, such as those that exported cases were made of.
+    hashes = ["ab" * 32, "cd" * 32]
+    recipe, resolved = guarded_recipe(settings, labelled[:1], PATCH, hashes)
+    assert resolved["recipe"]["select"]["hold_out_hashes"] == hashes
 
 
 def test_a_case_that_the_store_does_not_know_stops_the_training(server: Server, store: Path) -> None:

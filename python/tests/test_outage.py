@@ -139,6 +139,21 @@ def test_asyncio_gets_the_same_batches_and_never_blocks(server: Server) -> None:
     assert got == expected and ticks > 1
 
 
+def test_a_wait_that_was_given_up_loses_no_batch(server: Server) -> None:
+    async def run() -> list[int]:
+        got: list[int] = []
+        async with await freetumor.astream(server.url, ANALYTIC, count=6, batch_size=1, image="i16", prefetch=0) as stream:
+            while True:
+                try:
+                    got += [meta.index for meta in (await asyncio.wait_for(stream.__anext__(), 0.002)).meta]
+                except asyncio.TimeoutError:
+                    continue
+                except StopAsyncIteration:
+                    return got
+
+    assert asyncio.run(run()) == list(range(6))
+
+
 def test_leaving_an_asyncio_stream_that_waits(server: Server) -> None:
     async def run() -> None:
         stream = await freetumor.astream(server.url, {"seed": 3}, count=1000)

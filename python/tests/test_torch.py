@@ -114,6 +114,31 @@ def test_epochs_follow_each_other_also_after_a_resume(server: Server, workers: i
     assert [index for item in again for index in seen(item)] == epochs[2]
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_state_of_an_epochs_end_goes_on_with_the_next(server: Server, workers: int) -> None:
+    loader = loader_of(dataset(server), workers)
+    assert [index for item in loader for index in seen(item)] == list(range(EPOCH))
+    state = copy.deepcopy(loader.state_dict())
+    data = dataset(server)
+    again = loader_of(data, workers)
+    again.load_state_dict(state)
+    for epoch in (1, 2):
+        data.set_epoch(epoch)
+        got = [index for item in again for index in seen(item)]
+        assert got == list(range(epoch * EPOCH, (epoch + 1) * EPOCH)), epoch
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_datasets_own_state_serves_any_number_of_workers(server: Server, workers: int) -> None:
+    data = dataset(server)
+    items = iter(loader_of(data, 0, kind=DataLoader))
+    got = [index for _ in range(3) for index in seen(next(items))]
+    fresh = dataset(server)
+    fresh.load_state_dict(data.state_dict())
+    got += [index for item in loader_of(fresh, workers, kind=DataLoader) for index in seen(item)]
+    assert sorted(got) == list(range(EPOCH))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_dropped_indices_are_the_next_epochs(server: Server, workers: int) -> None:
     data = dataset(server, batch_size=3, last_batch="drop")  # an epoch of 26 is eight steps, 24 indices

@@ -5,7 +5,7 @@
 
 ``settings`` reads the environment, ``fold`` keeps validation cases out of the stream, ``geometry`` and ``loader`` bring a
 streamed patch into the form of a preprocessed case, ``feed`` hands patches to nnU-Net's workers in an order that a resume
-repeats, ``trainer`` is the trainer. docs/trainers.md is the manual.
+repeats, ``trainer`` is the trainer. ``preprocessed`` exports preprocessed cases for a store of them, ``normalization`` is theirs. docs/trainers.md is the manual.
 """
 
 from __future__ import annotations

@@ -21,11 +21,12 @@ _STEPS_AHEAD = 2
 
 @dataclass(frozen=True)
 class Patch:
-    """A streamed patch: HU and ids ``[D, H, W]`` as they came, and where it comes from."""
+    """A streamed patch: HU, ids and, where asked for, the soft mask ``[D, H, W]`` as they came, and where it comes from."""
 
     image_hu: NDArray[np.int16]
     label: NDArray[np.uint8]
     meta: PatchMeta
+    soft_mask: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Feed:
         self.queues: Sequence[Source] = [make_queue(_STEPS_AHEAD) for _ in range(workers)]
         self.error: BaseException | None = None
         self._open, self._mix, self._step, self._check = open_stream, mix, first_step, check
+        self._stream: Stream | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="freetumor-feed", daemon=True)
 
@@ -89,8 +91,11 @@ class Feed:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread and the stream; may be called again."""
+        """Ends the thread and the stream, also where it waits for a patch; may be called again."""
         self._stopped.set()
+        stream = self._stream
+        if stream is not None:
+            stream.close()
         if self._thread.is_alive():
             self._thread.join()
         for one in self.queues:
@@ -102,12 +107,15 @@ class Feed:
     def _run(self) -> None:
         try:
             with self._open() as stream:
+                self._stream = stream
                 step = self._step
                 while not self._stopped.is_set():
                     patches = [self._next(stream) for _ in self._mix.streamed(step)]
                     self._put(self.queues[(step - self._step) % len(self.queues)], patches)
                     step += 1
         except BaseException as error:  # noqa: BLE001: the training's thread raises it
+            if self._stopped.is_set():
+                return  # it was woken
             self.error = error
             for one in self.queues:
                 self._put(one, None)
@@ -115,7 +123,8 @@ class Feed:
     def _next(self, stream: Stream) -> Patch:
         batch = next(stream)
         self._check(batch.meta[0])
-        return Patch(batch.image[0, 0], batch.label[0, 0], batch.meta[0])
+        soft_mask = batch.arrays.get("soft_mask")
+        return Patch(batch.image[0, 0], batch.label[0, 0], batch.meta[0], None if soft_mask is None else soft_mask[0, 0])
 
     def _put(self, one: Source, item: Any) -> None:
         while not self._stopped.is_set():

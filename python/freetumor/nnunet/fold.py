@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..client import resolve
 from ..errors import FreeTumorError, ProblemError
+from ..reader import is_passing
 from .settings import Settings
 
 _HOST_POOLS = ("labelled_host", "unlabelled_host")
@@ -19,7 +20,7 @@ class LeakError(FreeTumorError):
 
 
 def guarded_recipe(
-    settings: Settings, validation_cases: Iterable[str], patch: tuple[int, int, int]
+    settings: Settings, validation_cases: Iterable[str], patch: tuple[int, int, int], scan_hashes: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the recipe of a fold, and what it comes to on the server.
 
@@ -27,6 +28,7 @@ def guarded_recipe(
         settings: the user's.
         validation_cases: nnU-Net's names of the fold's validation cases.
         patch: (z, y, x) in voxels.
+        scan_hashes: source hashes of the validation cases' scans, where the store's cases have others.
 
     Raises:
         LeakError: a validation case is unknown to the store, or one was trained on by the models.
@@ -37,7 +39,8 @@ def guarded_recipe(
     held_out = _known(settings, recipe, wanted)
     select: Mapping[str, Any] = recipe.get("select", {})
     both = sorted({*select.get("hold_out", []), *held_out})
-    recipe["select"] = {**select, "hold_out": both}
+    hashes = sorted({*select.get("hold_out_hashes", []), *scan_hashes})
+    recipe["select"] = {**select, "hold_out": both, "hold_out_hashes": hashes}
     resolved = _resolve(settings, recipe)
     if "pools" not in recipe:
         # Real patches come from nnU-Net's own folder.
@@ -65,10 +68,13 @@ def _known(settings: Settings, recipe: dict[str, Any], wanted: list[str]) -> lis
     known: list[str] = []
     for case in wanted:
         try:
-            resolve(settings.url, {**recipe, "select": {"cases": [case]}}, api_key=settings.api_key)
+            asked = {**recipe, "select": {"cases": [case]}}
+            resolve(settings.url, asked, api_key=settings.api_key, patience=settings.patience)
         except ProblemError as error:
             if error.field == "recipe.select.cases":
                 continue
+            if is_passing(error):
+                raise
         # Known, although it alone may not do for a recipe.
         known.append(case)
     return known
@@ -76,7 +82,7 @@ def _known(settings: Settings, recipe: dict[str, Any], wanted: list[str]) -> lis
 
 def _resolve(settings: Settings, recipe: dict[str, Any]) -> dict[str, Any]:
     try:
-        return resolve(settings.url, recipe, api_key=settings.api_key)
+        return resolve(settings.url, recipe, api_key=settings.api_key, patience=settings.patience)
     except ProblemError as error:
         if error.field != "recipe.select.hold_out":
             raise

@@ -14,6 +14,8 @@ from ..errors import FreeTumorError
 from ..meta import PatchMeta
 
 IGNORE = 255
+#: What a store pads with.
+AIR_HU = -1024
 #: A patch's sides are multiples of this many voxels, and at least twice as many.
 _GRAIN = 8
 #: Spacings that differ by less are the same: files round them.
@@ -47,7 +49,7 @@ class Axes:
         Raises:
             FreeTumorError: the file's reader kept no direction.
         """
-        columns = _directions(properties)
+        columns = file_directions(properties)
         order: list[int] = []
         backwards: list[bool] = []
         for array_axis in transpose_forward:
@@ -66,7 +68,7 @@ class Axes:
         return Counter(cls.of_case(case, transpose_forward) for case in cases).most_common(1)[0][0]
 
 
-def _directions(properties: Mapping[str, Any]) -> NDArray[np.float64]:
+def file_directions(properties: Mapping[str, Any]) -> NDArray[np.float64]:
     """Returns where the file's axes i, j, k point in RAS, as columns."""
     if "sitk_stuff" in properties:
         lps = np.array(properties["sitk_stuff"]["direction"], dtype=np.float64).reshape((3, 3))
@@ -76,6 +78,15 @@ def _directions(properties: Mapping[str, Any]) -> NDArray[np.float64]:
         affine = stuff.get("reoriented_affine", stuff.get("original_affine"))
         return np.array(affine, dtype=np.float64)[:3, :3]
     raise FreeTumorError(f"expected SimpleITK's or nibabel's directions in a case's properties, got {sorted(properties)}")
+
+
+def file_origin(properties: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Returns where the middle of the file's first voxel lies, RAS in mm."""
+    if "sitk_stuff" in properties:
+        return np.array(properties["sitk_stuff"]["origin"], dtype=np.float64) * [-1.0, -1.0, 1.0]
+    stuff = properties["nibabel_stuff"]
+    affine = stuff.get("reoriented_affine", stuff.get("original_affine"))
+    return np.array(affine, dtype=np.float64)[:3, 3]
 
 
 def patch_for(sides: Sequence[int], axes: Axes) -> tuple[int, int, int]:

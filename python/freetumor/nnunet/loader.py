@@ -156,6 +156,10 @@ class MixedSingle(SingleThreadedAugmenter):
         except StopIteration as error:
             raise self._feed.error or error from None
 
+    def stop(self) -> None:
+        """Leaves the stream; nnU-Net ends loaders with workers alone."""
+        self._feed.stop()
+
 
 @contextmanager
 def _seeded(key: tuple[int, ...]) -> Iterator[None]:

@@ -29,6 +29,8 @@ class Settings:
         api_key: the server's key (``FREETUMOR_API_KEY``).
         patience: seconds that an outage of the server may last (``FREETUMOR_PATIENCE_SECONDS``, 300).
         codec: ``raw`` or ``zstd`` (``FREETUMOR_CODEC``, ``raw``).
+        hosts: what the store ingested: ``scans``, or the ``preprocessed`` cases that ``freetumor-client nnunet-export`` wrote
+            (``FREETUMOR_HOSTS``, ``scans``).
     """
 
     url: str
@@ -41,6 +43,7 @@ class Settings:
     api_key: str | None = None
     patience: float = 300.0
     codec: str = "raw"
+    hosts: str = "scans"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -61,6 +64,9 @@ class Settings:
         absent = environment.get("FREETUMOR_ABSENT_CASES", "refuse")
         if absent not in ("refuse", "allow"):
             raise SettingsError(f"FREETUMOR_ABSENT_CASES: expected refuse or allow, got {absent!r}")
+        hosts = environment.get("FREETUMOR_HOSTS", "scans")
+        if hosts not in ("scans", "preprocessed"):
+            raise SettingsError(f"FREETUMOR_HOSTS: expected scans or preprocessed, got {hosts!r}")
         return cls(
             url=url,
             ratio=ratio,
@@ -72,6 +78,7 @@ class Settings:
             api_key=environment.get("FREETUMOR_API_KEY"),
             patience=_number(environment, "FREETUMOR_PATIENCE_SECONDS", 300.0),
             codec=environment.get("FREETUMOR_CODEC", "raw"),
+            hosts=hosts,
         )
 
 

@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
@@ -28,6 +27,8 @@ from ..meta import Cursor, PatchMeta
 from .feed import Feed, Mix, Patch
 from .fold import check_case, guarded_recipe
 from .geometry import Axes, LabelMap, check_spacing, patch_for
+from .normalization import Normalization
+from .preprocessed import scan_hashes
 from .loader import KEY, MixedAugmenter, MixedCases, MixedLoader, MixedSingle
 from .settings import Settings
 
@@ -80,6 +81,12 @@ class nnUNetTrainerFreeTumor(nnUNetTrainer):
                                f"FreeTumor: {share} were streamed, patches {indices[0]} to {indices[-1]}")
         super().on_train_epoch_end(train_outputs)
 
+    def on_train_end(self):
+        """Leaves the stream before the final validation, which takes long."""
+        if isinstance(self.dataloader_train, MixedSingle):
+            self.dataloader_train.stop()
+        super().on_train_end()
+
     def _mixed(self, inner: Any, settings: Settings) -> tuple[MixedLoader, Feed]:
         """Checks that the stream fits plan and fold, and opens it at the current epoch's first step."""
         self._check_plan()
@@ -91,7 +98,9 @@ class nnUNetTrainerFreeTumor(nnUNetTrainer):
         if self.label_manager.ignore_label is None:
             # This loss cannot leave voxels out: unlabelled hosts count as their labels say, unless the user decides.
             settings = replace(settings, recipe={"unlabelled_negatives": "trust", **settings.recipe})
-        recipe, resolved = guarded_recipe(settings, validation_cases, patch_for(inner.patch_size, axes))
+        is_preprocessed = settings.hosts == "preprocessed"
+        hashes = scan_hashes(self.plans_manager.dataset_name, validation_cases) if is_preprocessed else []
+        recipe, resolved = guarded_recipe(settings, validation_cases, patch_for(inner.patch_size, axes), hashes)
         held_out = frozenset(recipe["select"]["hold_out"])
         labels = LabelMap(
             resolved["labels"], self.dataset_json["labels"], settings.labels, self.label_manager.ignore_label
@@ -106,7 +115,7 @@ class nnUNetTrainerFreeTumor(nnUNetTrainer):
             opened = stream(
                 settings.url, recipe, rank=rank, world=world, batch_size=1, count=_ENDLESS, image="i16", codec=settings.codec,
                 cursor=cursor, api_key=settings.api_key, patience=settings.patience, connect_patience=settings.patience,
-                prefetch=2 * inner.batch_size,
+                prefetch=2 * inner.batch_size, outputs=("soft_mask",) if is_preprocessed else (),
             )
             check_spacing(opened.header.spacing_mm, self.configuration_manager.spacing, axes)
             return opened
@@ -117,7 +126,9 @@ class nnUNetTrainerFreeTumor(nnUNetTrainer):
             open_stream, mix, first_step, _thread_queue if workers == 0 else _process_queue, max(1, workers),
             lambda meta: check_case(meta.case, held_out),
         )
-        cases = MixedCases(inner._data, self._prepare(axes, labels), labels.tumours)
+        intensities = self.plans_manager.foreground_intensity_properties_per_channel["0"]
+        normalization = Normalization(intensities, is_preprocessed)
+        cases = MixedCases(inner._data, _prepare(axes, labels, normalization), labels.tumours)
         loader = MixedLoader(
             inner, cases, mix, feed, label_manager=self.label_manager, first_step=first_step, seed=(settings.seed, rank),
             world=world,
@@ -142,18 +153,6 @@ class nnUNetTrainerFreeTumor(nnUNetTrainer):
         properties = (dataset.load_case(case)[3] for case in some)
         return Axes.most_common(properties, self.plans_manager.transpose_forward)
 
-    def _prepare(self, axes: Axes, labels: LabelMap):
-        normalize = CTNormalization(
-            use_mask_for_norm=False,
-            intensityproperties=self.plans_manager.foreground_intensity_properties_per_channel["0"],
-        )
-
-        def prepare(patch: Patch) -> tuple[np.ndarray, np.ndarray]:
-            image = np.ascontiguousarray(axes.turn(patch.image_hu)).astype(np.float32)
-            return normalize.run(image), np.ascontiguousarray(axes.turn(labels.apply(patch.label, patch.meta)))
-
-        return prepare
-
     def _place(self) -> tuple[int, int]:
         return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if self.is_ddp else (0, 1)
 
@@ -173,6 +172,18 @@ class nnUNetTrainerFreeTumor(nnUNetTrainer):
                 raise FreeTumorError(f"{file}: the training began with {name} {before[name]}, expected the same, got {got}")
         # The server refuses another recipe, store or models, and names the one that changed.
         return Cursor.from_dict({**before["cursor"], "next_index": index})
+
+
+def _prepare(
+    axes: Axes, labels: LabelMap, normalization: Normalization
+) -> Callable[[Patch], tuple[np.ndarray, np.ndarray]]:
+    """Returns what makes image and labels of a preprocessed case out of a streamed patch."""
+
+    def prepare(patch: Patch) -> tuple[np.ndarray, np.ndarray]:
+        image = np.ascontiguousarray(axes.turn(normalization.run(patch.image_hu, patch.soft_mask)))
+        return image, np.ascontiguousarray(axes.turn(labels.apply(patch.label, patch.meta)))
+
+    return prepare
 
 
 def _thread_queue(depth: int) -> Any:
