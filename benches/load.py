@@ -4,7 +4,7 @@ Starts `freetumor serve` on a store (or on a phantom that it makes), then for a 
 
     --streams readers of as many recipes, so that nothing is shared, each as fast as it can
     --slow    readers that take a few bytes a second
-    --idle    connections that say nothing, half of them after half a request
+    --idle    connections that say nothing, half of them after half a request; what the server closes is opened again
     a client that asks for /livez and /v1/info over a new connection each time
 
 and prints: patches of each reader (fairness), the server's own memory over time beside its bound, and how long control
@@ -18,16 +18,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import resource
+import selectors
+import socket
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, MutableSequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +42,8 @@ PREAMBLE = struct.Struct("<4sHHIIQI4x")
 BATCH = 2
 SIDE = 32
 MIB = 1 << 20
+CONTROL = ("/livez", "/v1/info")
+Counts = MutableSequence[int]
 #: `store.cache_mib` as it comes.
 CACHE_MIB = 128
 
@@ -79,53 +87,81 @@ class Chunks:
         return b"".join(parts)
 
 
-class Load:
-    """What runs against one server."""
+class Readers:
+    """The readers of one process: as many streams as it was given, and slow ones."""
 
-    def __init__(self, port: int, options: argparse.Namespace) -> None:
-        self.port, self.options = port, options
-        self.patches = [0] * options.streams
-        self.latencies: dict[str, list[float]] = {"/livez": [], "/v1/info": []}
-        self.is_over = False
+    def __init__(self, port: int, streams: int, slow: int, patches: Counts) -> None:
+        self.port, self.streams, self.slow_streams, self.patches = port, streams, slow, patches
+
+    async def run(self) -> None:
+        tasks = [self.slow(n) for n in range(self.slow_streams)]
+        tasks += [self.stream(n) for n in range(self.streams)]
+        await asyncio.gather(*tasks)
 
     async def stream(self, number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 18)
         writer.write(request(number))
         chunks = Chunks(reader)
         await chunks.skip_head()
-        while not self.is_over:
+        while True:
             preamble = PREAMBLE.unpack(await chunks.read(PREAMBLE.size))
             await chunks.read(preamble[4] + preamble[5])
             self.patches[number] += BATCH * (preamble[2] == 2)
-        writer.close()
 
     async def slow(self, number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 10)
         writer.write(request(1_000_000 + number))
-        while not self.is_over:
+        while True:
             await reader.read(64)
             await asyncio.sleep(1)
-        writer.close()
 
-    async def idle(self, number: int) -> None:
-        _reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        if number % 2:
-            writer.write(b"GET /v1/info HTTP/1.1\r\nHo")
-        while not self.is_over:
-            await asyncio.sleep(1)
-        writer.close()
 
-    async def control(self) -> None:
-        while not self.is_over:
-            for path, times in self.latencies.items():
-                began = time.perf_counter()
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-                answer = await reader.read()
-                times.append(time.perf_counter() - began)
-                writer.close()
-                assert b" 200 " in answer[:20], answer[:100]
-            await asyncio.sleep(0.05)
+def read_streams(port: int, streams: int, slow: int, patches: Counts) -> None:
+    asyncio.run(Readers(port, streams, slow, patches).run())
+
+
+def crowd(port: int, idle: int, opened: Counts) -> None:
+    """Holds connections that say nothing, half of them after half a request; what the server closes is opened again."""
+    with selectors.DefaultSelector() as selector:
+
+        def open_one(is_half: bool) -> None:
+            connection = socket.create_connection(("127.0.0.1", port))
+            if is_half:
+                connection.sendall(b"GET /v1/info HTTP/1.1\r\nHo")
+            selector.register(connection, selectors.EVENT_READ, is_half)
+            opened[0] += 1
+
+        for number in range(idle):
+            open_one(number % 2 == 1)
+        opened[1] = 1
+        while True:
+            for key, _ in selector.select():
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
+                try:
+                    is_open = connection.recv(4096) != b""
+                except ConnectionError:
+                    is_open = False
+                if not is_open:
+                    selector.unregister(connection)
+                    connection.close()
+                    open_one(key.data)
+
+
+def control(port: int, answers: multiprocessing.connection.Connection) -> None:
+    """Asks for the control routes, each time over a new connection, until the parent says that it is enough."""
+    latencies: dict[str, list[float]] = {path: [] for path in CONTROL}
+    while not answers.poll(0.05):
+        for path, times in latencies.items():
+            began = time.perf_counter()
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", path)
+            response = connection.getresponse()
+            response.read()
+            times.append(time.perf_counter() - began)
+            connection.close()
+            assert response.status == 200, response.status
+    answers.send(latencies)
 
 
 def memory_mib(pid: int) -> float:
@@ -133,31 +169,39 @@ def memory_mib(pid: int) -> float:
     return int(re.search(r"RssAnon:\s+(\d+)", text).group(1)) / 1024
 
 
-async def run(port: int, pid: int, options: argparse.Namespace) -> dict:
-    load = Load(port, options)
-    tasks = [asyncio.ensure_future(load.idle(n)) for n in range(options.idle)]
-    await asyncio.sleep(min(10, options.idle / 1000))
-    tasks += [asyncio.ensure_future(load.slow(n)) for n in range(options.slow)]
-    tasks += [asyncio.ensure_future(load.stream(n)) for n in range(options.streams)]
-    deadline = time.monotonic() + 60
-    while any(count == 0 for count in load.patches):
-        assert time.monotonic() < deadline, f"{load.patches.count(0)} streams got nothing in a minute"
-        failed = [task.exception() for task in tasks if task.done() and task.exception()]
-        if failed:
-            raise failed[0]
-        await asyncio.sleep(0.1)
-    before = list(load.patches)
-    tasks.append(asyncio.ensure_future(load.control()))
+def run(port: int, pid: int, options: argparse.Namespace) -> dict:
+    """Starts each part of the load in a process of its own, so that none waits for another's turn, and watches."""
+    context = multiprocessing.get_context("fork")
+    patches = context.Array("q", options.streams, lock=False)
+    opened = context.Array("q", 2, lock=False)
+    here, there = context.Pipe()
+    readers = context.Process(target=read_streams, args=(port, options.streams, options.slow, patches), daemon=True)
+    idle = context.Process(target=crowd, args=(port, options.idle, opened), daemon=True)
+    asking = context.Process(target=control, args=(port, there), daemon=True)
+
+    def wait_for(what: str, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not is_so():
+            assert readers.exitcode is None and idle.exitcode is None, "a part of the load failed"
+            assert time.monotonic() < deadline, f"{what}: not in two minutes"
+            time.sleep(0.1)
+
+    idle.start()
+    wait_for("idle connections", lambda: opened[1] == 1)
+    readers.start()
+    wait_for("the first patch of every stream", lambda: all(patches))
+    before = list(patches)
+    asking.start()
     memory = []
     for _ in range(options.seconds):
-        await asyncio.sleep(1)
+        time.sleep(1)
         memory.append(memory_mib(pid))
-    got = [after - first for after, first in zip(load.patches, before)]
-    load.is_over = True
-    await asyncio.wait(tasks, timeout=5)
-    for task in tasks:
-        task.cancel()
-    return {"patches": got, "memory": memory, "latencies": load.latencies}
+    got = [after - first for after, first in zip(patches, before)]
+    here.send(None)
+    latencies = here.recv()
+    for process in (readers, idle, asking):
+        process.kill()
+    return {"patches": got, "memory": memory, "latencies": latencies, "opened": opened[0]}
 
 
 def bound_mib(options: argparse.Namespace) -> float:
@@ -196,7 +240,7 @@ def main() -> None:
         try:
             port = int(re.search(r":(\d+)$", server.stdout.readline().strip()).group(1))
             at_rest = memory_mib(server.pid)
-            seen = asyncio.run(run(port, server.pid, options))
+            seen = run(port, server.pid, options)
         finally:
             server.kill()
     sys.exit(tell(seen, at_rest, options))
@@ -209,6 +253,7 @@ def tell(seen: dict, at_rest: float, options: argparse.Namespace) -> int:
     off = max(abs(count - mean) for count in patches) / mean
     print(f"patches/s {sum(patches) / options.seconds:.0f} over {options.streams} streams; "
           f"each {min(patches)} to {max(patches)}, at most {100 * off:.1f} % off the mean {mean:.1f}")
+    print(f"{seen['opened']} connections were opened that say nothing; {options.idle} at any time")
     half = len(memory) // 2
     first, last = statistics.median(memory[:half]), statistics.median(memory[half:])
     bound = bound_mib(options)

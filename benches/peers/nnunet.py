@@ -1,0 +1,220 @@
+"""What feeding nnU-Net costs: the stream, nnU-Net's own loader and MONAI's, beside nnU-Net without any loading.
+
+The same network of the same plan trains on the same phantom data set, each way in a process of its own, in turns, several
+rounds; medians count, and ratios are taken within a round:
+
+    ceiling   one batch of noise, again and again, as nnU-Net's `noDataLoading` benchmark trainer does, which needs a GPU
+    freetumor nnUNetTrainerFreeTumor with half of the samples streamed from a live server (analytic lesions)
+    nnunet    nnU-Net's own loader and augmentation
+    monai     a MONAI DataLoader over a CacheDataset of the same files, with transforms like nnU-Net's
+
+The training computes on one thread and each loader has one worker process, so that on two cores the second one has all the
+loading, and the server, to do. What that costs is told as seconds of CPU per patch, beyond the ceiling's.
+
+Needs nnU-Net, MONAI and the client (`pip install -e 'python[test-frameworks]'`).
+
+    python benches/peers/nnunet.py --rounds 5 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "python" / "tests"))
+
+DATASET = "Dataset901_Phantom"
+RECIPE = {"synthesizer": "analytic", "gate": {"enabled": False}}
+WAYS = ("ceiling", "freetumor", "nnunet", "monai")
+#: Seconds of a tick of /proc/PID/stat.
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Returns the CPU time of a process and of those that it started and that still run."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    own = (int(fields[11]) + int(fields[12])) * TICK
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return own + sum(cpu_seconds(child) for child in children)
+
+
+def make_data(root: Path, side: int) -> dict[str, str]:
+    """Makes a data set in nnU-Net's raw format out of a phantom, plans and preprocesses it; returns nnU-Net's variables."""
+    from nnunet_raw import export, shrink
+    from server import Server, command
+
+    from freetumor.nnunet import TRAINERS
+
+    store = root / "store"
+    command("phantom", "--store", store, "--labelled", 6, "--unlabelled", 2, "--seed", 5)
+    with Server(store) as server:
+        export(server.url, root / "raw" / DATASET, side=side + 32, cases=6)
+    environment = {
+        "nnUNet_raw": str(root / "raw"), "nnUNet_preprocessed": str(root / "preprocessed"),
+        "nnUNet_results": str(root / "results"), "nnUNet_extTrainer": str(TRAINERS), "nnUNet_n_proc_DA": "1",
+        "nnUNet_compile": "f", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "FREETUMOR_RECIPE": json.dumps(RECIPE),
+    }
+    plan = Path(sys.executable).parent / "nnUNetv2_plan_and_preprocess"
+    subprocess.run([plan, "-d", "901", "-c", "3d_fullres", "-np", "1", "-npfp", "1"], check=True, capture_output=True,
+                   env={**os.environ, **environment})
+    shrink(root / "preprocessed" / DATASET / "nnUNetPlans.json", "3d_fullres", [side] * 3)
+    return environment
+
+
+def noise(trainer: Any) -> dict[str, Any]:
+    """Returns a batch as the benchmark trainer's."""
+    import torch
+
+    patch, labels = trainer.configuration_manager.patch_size, max(trainer.label_manager.all_labels)
+    sides = [[int(side * scale) for side, scale in zip(patch, scales)] for scales in trainer._get_deep_supervision_scales()]
+    target = [torch.round(torch.rand((trainer.batch_size, 1, *side)) * labels) for side in sides]
+    return {"data": torch.rand((trainer.batch_size, 1, *patch)), "target": target}
+
+
+def monai_batches(trainer: Any) -> Iterator[dict[str, Any]]:
+    """Yields batches as nnU-Net's trainer takes them, loaded and augmented by MONAI."""
+    import monai.transforms as mt
+    import torch
+    from monai.data import CacheDataset, DataLoader
+
+    raw = Path(os.environ["nnUNet_raw"]) / DATASET
+    files = [{"image": str(raw / "imagesTr" / f"{file.name[:-7]}_0000.nii.gz"), "label": str(file)}
+             for file in sorted((raw / "labelsTr").glob("*.nii.gz"))]
+    patch, both = tuple(trainer.configuration_manager.patch_size), ("image", "label")
+    scales = trainer._get_deep_supervision_scales()
+    transforms = mt.Compose([
+        mt.LoadImaged(both), mt.EnsureChannelFirstd(both), mt.ScaleIntensityRanged("image", -175, 250, -2, 2, clip=True),
+        mt.RandCropByPosNegLabeld(both, "label", patch, pos=1, neg=2, num_samples=1),
+        mt.RandRotated(both, 0.5, 0.5, 0.5, prob=0.2, mode=("bilinear", "nearest")),
+        mt.RandZoomd(both, prob=0.2, min_zoom=0.7, max_zoom=1.4, mode=("trilinear", "nearest")),
+        mt.RandGaussianNoised("image", prob=0.1), mt.RandGaussianSmoothd("image", prob=0.2),
+        mt.RandScaleIntensityd("image", 0.25, prob=0.15), mt.RandAdjustContrastd("image", prob=0.15),
+        *(mt.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)), mt.ToTensord(both, track_meta=False),
+    ])
+    loader = DataLoader(CacheDataset(files * 64, transforms, copy_cache=False, cache_num=len(files), progress=False),
+                        batch_size=trainer.batch_size, num_workers=1, shuffle=True, persistent_workers=True)
+    while True:
+        for batch in loader:
+            label = batch["label"].float()
+            target = [torch.nn.functional.interpolate(label, scale_factor=tuple(scale), mode="nearest") for scale in scales]
+            yield {"data": batch["image"].float(), "target": target}
+
+
+def taker(way: str, trainer: Any) -> Callable[[], Any]:
+    """Returns what gives the next batch."""
+    if way == "ceiling":
+        batch = noise(trainer)
+        return lambda: batch
+    batches = monai_batches(trainer) if way == "monai" else trainer.dataloader_train
+    return lambda: next(batches)
+
+
+def measure(way: str, steps: int, warm_up: int, server_pid: int) -> None:
+    """Trains for some steps and prints what they took."""
+    import torch
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    torch.set_num_threads(1)
+    name = "nnUNetTrainerFreeTumor" if way == "freetumor" else "nnUNetTrainer"
+    trainer = get_trainer_from_args("901", "3d_fullres", 0, name, device=torch.device("cpu"))
+    if way in ("ceiling", "monai"):
+        trainer.get_dataloaders = lambda: (None, None)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    take = taker(way, trainer)
+    for _ in range(warm_up):
+        trainer.train_step(take())
+    waits = []
+    cpu = cpu_seconds(os.getpid()), cpu_seconds(server_pid)
+    began = time.perf_counter()
+    for _ in range(steps):
+        asked = time.perf_counter()
+        batch = take()
+        waits.append(time.perf_counter() - asked)
+        trainer.train_step(batch)
+    seconds = time.perf_counter() - began
+    waits.sort()
+    patches = steps * trainer.batch_size
+    print(json.dumps({
+        "seconds_per_step": seconds / steps, "wait_ms": statistics.median(waits) * 1e3,
+        "wait_p95_ms": waits[int(len(waits) * 0.95)] * 1e3,
+        "cpu_per_patch": (cpu_seconds(os.getpid()) - cpu[0]) / patches,
+        "server_cpu_per_patch": (cpu_seconds(server_pid) - cpu[1]) / patches,
+    }), flush=True)
+    os._exit(0)  # workers and threads of loaders end with the process; nothing of the training is kept
+
+
+def one(way: str, options: argparse.Namespace, environment: dict[str, str], url: str, server_pid: int) -> dict[str, float]:
+    """Runs one way once, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--way", way, "--steps", str(options.steps), "--warm-up", str(options.warm_up),
+         "--server", str(server_pid)],
+        env={**os.environ, **environment, "FREETUMOR_URL": url}, capture_output=True, text=True, timeout=1800,
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{way}: {done.stdout[-2000:]}{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def compare(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    from server import Server
+
+    ways = options.only.split(",") if options.only else list(WAYS)
+    rounds: list[dict[str, dict[str, float]]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        environment = make_data(root, options.patch)
+        with Server(root / "store") as server:
+            for number in range(options.rounds):
+                print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+                rounds.append({way: one(way, options, environment, server.url, server.process.pid) for way in ways})
+    found: dict[str, dict[str, float]] = {}
+    for way in ways:
+        found[way] = {key: statistics.median(one[way][key] for one in rounds) for key in rounds[0][way]}
+        if "ceiling" in ways:
+            ratios = [one[way]["seconds_per_step"] / one["ceiling"]["seconds_per_step"] for one in rounds]
+            beyond = [one[way]["cpu_per_patch"] - one["ceiling"]["cpu_per_patch"] for one in rounds]
+            found[way] |= {"over_ceiling": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+                           "loading_cpu_per_patch": statistics.median(beyond)}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--warm-up", type=int, default=8)
+    parser.add_argument("--patch", type=int, default=64, help="voxels along each side")
+    parser.add_argument("--only", default="", help="ways to measure, separated by commas")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--server", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        measure(options.way, options.steps, options.warm_up, options.server)
+        return
+    found = compare(options)
+    if options.json:
+        print(json.dumps(found))
+        return
+    for way, got in found.items():
+        ceiling = f" {got['over_ceiling']:.3f} of the ceiling ({got['least']:.3f} to {got['most']:.3f})," if "least" in got else ""
+        print(f"{way:>9} {got['seconds_per_step'] * 1e3:7.1f} ms a step,{ceiling} next() {got['wait_ms']:.2f} ms at the "
+              f"median, {got['wait_p95_ms']:.2f} at the 95th percentile; CPU s per patch: loading "
+              f"{got.get('loading_cpu_per_patch', 0):.3f}, server {got['server_cpu_per_patch']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
