@@ -25,7 +25,7 @@ use freetumor::stream::patch::{Outcome, StreamedPatch};
 use freetumor::stream::recipe::{Fallback, Recipe, Selection};
 use freetumor::stream::{PatchService, PatchStream, StartError, StreamConfig, StreamError, Streams};
 use freetumor::synth::{GateRule, GateSettings, SynthesizerKind};
-use freetumor::volume::{Affine, Annotation, ContrastBin, Fingerprint, Grid, Plan, Region, SizeClass};
+use freetumor::volume::{Affine, Annotation, ClassSet, ContrastBin, Fingerprint, Grid, Plan, Region, SizeClass};
 use ndarray::Array3;
 
 const SIDE: usize = 56;
@@ -557,6 +557,17 @@ fn p5_voxels_that_nobody_looked_at_are_ignored() {
         labels.contains(&255) && labels.contains(&LIVER.0) && !labels.contains(&0),
         "{labels:?}"
     );
+    // A training in the same process is told what such a voxel cannot be: it teaches that no liver is there.
+    let all = ClassSet(0b111_1111);
+    for patch in patches.iter().filter(|patch| patch.meta.pool == Pool::UnlabelledHost) {
+        for (label, set) in patch.label.iter().zip(&patch.admissible(all)) {
+            if *label == 255 {
+                assert!(set.contains(0) && !set.contains(LIVER.0) && *set != all, "{set:?}");
+            } else {
+                assert_eq!(*set, ClassSet::of(*label));
+            }
+        }
+    }
 }
 
 #[test]
@@ -1071,6 +1082,39 @@ fn streams_of_one_recipe_are_one_computation_and_a_laggard_skips_nothing() {
     // Far apart: what is no longer kept is made again, equal.
     assert_eq!(digests(&read(&streams, &recipe, &Delivery::default())), reference);
     assert_eq!(streams.in_flight(), 0);
+}
+
+#[test]
+fn several_bundles_share_threads_turns_and_bounds() {
+    let bounds = StreamConfig {
+        max_patches: 6,
+        ..config(2)
+    };
+    let plain = Streams::start(store(), None, bounds).unwrap();
+    let judging = plain.beside(bundle(known())).unwrap();
+    let recipe = judged(0.05, Fallback::Best);
+    let delivery = batches(Delivery::default(), 4);
+    let alone = read(&start(1, Some(bundle(known()))), &recipe, &delivery);
+    assert_eq!(digests(&read(&judging, &recipe, &delivery)), digests(&alone));
+
+    let endless = batches(Delivery::default(), 10_000);
+    let mut streams = [(&plain, analytic()), (&judging, recipe)].map(|(service, recipe)| {
+        let resolved = service.resolve(recipe).unwrap();
+        service.open(&resolved, &endless).unwrap()
+    });
+    streams
+        .iter_mut()
+        .for_each(|stream| drop(stream.next_batch().unwrap().unwrap()));
+    std::thread::sleep(Duration::from_millis(500));
+    // What is ahead of both readers together is within one bound, and one for each.
+    let ahead = plain.in_flight();
+    assert_eq!(judging.in_flight(), ahead);
+    assert!((2..=6 + 2).contains(&ahead), "{ahead}");
+    drop(streams);
+    assert_eq!(judging.in_flight(), 0);
+    // The threads live as long as any service does.
+    drop(plain);
+    assert_eq!(digests(&read(&judging, &analytic(), &delivery)).len(), 8);
 }
 
 #[test]

@@ -73,7 +73,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (streams, recipe) = start_service(&config, store.clone(), bundle)?;
     let parts = ShelfParts {
         cases: store.clone(),
-        config: config.stream.clone(),
         default_recipe: recipe.clone(),
         source: Box::new(ModelsRoot::new(args.models_root.clone(), compute.clone())?),
     };

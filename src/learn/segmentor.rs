@@ -28,7 +28,7 @@ use crate::stream::delivery::{Delivery, Priority};
 use crate::stream::patch::{Outcome, StreamedPatch};
 use crate::stream::recipe::{Recipe, Selection};
 use crate::stream::{PatchService, PatchStream, Resolved, held_out_cases};
-use crate::volume::{ClassSet, IGNORE, Plan};
+use crate::volume::{ClassSet, Plan};
 
 /// The most voxels of a step: 128 patches of 128^3. What a device can hold is less, and depends on the network.
 const MAX_BATCH_VOXELS: u64 = 1 << 28;
@@ -181,17 +181,16 @@ impl SegmentorTrainee<'_> {
 
     fn loss(&self, step: u64, patches: &[Arc<StreamedPatch>]) -> burn::tensor::Tensor<1> {
         let mut images: Vec<_> = patches.iter().map(|patch| patch.image.mapv(f32::from)).collect();
-        let mut labels: Vec<_> = patches.iter().map(|patch| patch.label.clone()).collect();
+        let classes = self.plan.labels.class_count();
+        let all = ClassSet((1 << classes) - 1);
+        // Marginal over what partly annotated cases leave open.
+        let mut labels: Vec<_> = patches.iter().map(|patch| patch.admissible(all)).collect();
         let mut rng = Rng::keyed(self.config.seed, step, 0, Purpose::Training);
         if rng.chance(self.config.slab_mix) {
             let mix = SlabMix::draw(&mut rng, patches.len());
             (images, labels) = (mix.apply(&images), mix.apply(&labels));
         }
-        let classes = self.plan.labels.class_count();
-        let all = ClassSet((1 << classes) - 1);
-        let known = |label: &u8| if *label == IGNORE { all } else { ClassSet::of(*label) };
-        let sets = labels.iter().flatten().map(known).collect();
-        let targets = Targets::new(sets);
+        let targets = Targets::new(labels.iter().flatten().copied().collect());
         let images = normalise(stack(images.iter(), &self.learner.device), &self.plan.window_hu);
         deep_supervision_loss(self.learner.net.forward_deep(images), &targets, self.config.loss)
     }

@@ -11,6 +11,14 @@ const MAX_INDEX: u64 = 1 << 48;
 /// The largest world.
 const MAX_WORLD: u32 = 1 << 16;
 
+/// Checks a delivery against the recipe that it is of, as opening a stream does.
+///
+/// # Errors
+/// [`StreamError`] names the field of the delivery or cursor.
+pub fn check_delivery(resolved: &Resolved, delivery: &Delivery) -> Result<(), StreamError> {
+    Course::new(resolved, delivery).map(drop)
+}
+
 /// The indices of one rank, step after step. A rank's n-th patch has the ordinal n.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Course {
@@ -21,6 +29,8 @@ pub(super) struct Course {
     steps: u64,
     /// The index before which the last step ends, whatever the batch size; no such index where steps are full.
     end: u64,
+    /// Where to go on after the last step, where it is not the next index: indices at an epoch's end may be dropped.
+    next: Option<u64>,
 }
 
 impl Course {
@@ -49,6 +59,7 @@ impl Course {
         };
         let asked = delivery.count.unwrap_or(to_the_end);
         let is_partial = delivery.last_batch == LastBatch::Partial;
+        let drops = delivery.last_batch == LastBatch::Drop && delivery.count.is_none();
         Ok(Self {
             rank: u64::from(delivery.rank),
             world,
@@ -56,6 +67,7 @@ impl Course {
             from,
             steps: if is_partial { asked.min(to_the_end) } else { asked },
             end: if is_partial { from + left } else { u64::MAX },
+            next: drops.then_some(from + left),
         })
     }
 
@@ -91,6 +103,9 @@ impl Course {
 
     /// Returns the first index of a step; after the last step, where to go on.
     pub(super) fn start(&self, step: u64) -> u64 {
+        if let Some(next) = self.next.filter(|_| step >= self.steps) {
+            return next;
+        }
         (self.from + step * self.world * self.batch).min(self.end)
     }
 
@@ -155,6 +170,7 @@ pub(super) fn course(rank: u64, world: u64, batch: u64, from: u64, steps: u64) -
         from,
         steps,
         end: u64::MAX,
+        next: None,
     }
 }
 
@@ -186,7 +202,7 @@ mod tests {
             let (end, steps) = (from + left, left.div_ceil(world * batch));
             let mut seen = Vec::new();
             for rank in 0..world {
-                let course = Course { rank, world, batch, from, steps, end };
+                let course = Course { rank, world, batch, from, steps, end, next: None };
                 let sizes: u64 = (0..steps).map(|step| course.patches_in(step)).sum();
                 prop_assert_eq!(sizes, course.patches());
                 prop_assert_eq!(course.start(steps), end);

@@ -33,7 +33,7 @@ pub(super) struct Maker {
     pub(super) cases: Arc<dyn Cases>,
     pub(super) bundle: Option<Arc<Bundle>>,
     pub(super) engine: Option<Arc<Engine>>,
-    pub(super) stats: StreamStats,
+    pub(super) stats: Arc<StreamStats>,
 }
 
 /// One patch to be made.
@@ -447,6 +447,7 @@ impl Maker {
             source: Array3::zeros(size),
             soft_mask: Array3::zeros(size),
             lesion_instance: Array3::zeros(size),
+            undecided: None,
         }
     }
 }

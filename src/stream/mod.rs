@@ -35,6 +35,7 @@ use delivery::Delivery;
 use patch::StreamedPatch;
 use recipe::{Recipe, RecipeError};
 
+pub use course::check_delivery;
 pub use fair::Weights;
 pub use leak::{held_out_cases, is_seen, seen_cases};
 pub use service::{StartError, StreamConfig, Streams};
@@ -222,4 +223,17 @@ pub enum StreamError {
     /// The engine is shutting down.
     #[error("the server is shutting down")]
     Stopped,
+}
+
+impl StreamError {
+    /// Returns the error of a recipe that named its models itself: models that are not held are then a field of the recipe.
+    pub fn of_recipe(self) -> Self {
+        match self {
+            Self::BundleGone(hash) => Self::Infeasible {
+                field: "bundle",
+                what: format!("no models {hash} are held; load them first"),
+            },
+            other => other,
+        }
+    }
 }

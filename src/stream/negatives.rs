@@ -6,6 +6,7 @@
 use ndarray::{Array3, Zip};
 use serde::{Deserialize, Serialize};
 
+use super::patch::Undecided;
 use super::scene::{Painted, overlap, paste};
 use crate::nn::CubeSides;
 use crate::store::{CaseKind, CaseRecord, Cases, StoreError};
@@ -97,7 +98,7 @@ pub(super) fn ignore_suspects(label: &mut Array3<u8>, suspects: &Array3<u8>, lab
     labels.organs().iter().for_each(|organ| keep.insert(organ.tumour_id));
     let mut ignored = 0;
     Zip::from(label).and(&dilate_voxel(suspects)).for_each(|id, suspect| {
-        if *suspect && *id != IGNORE && !keep.contains(*id) {
+        if *suspect && *id < Undecided::FIRST && !keep.contains(*id) {
             *id = IGNORE;
             ignored += 1;
         }

@@ -4,7 +4,7 @@ use ndarray::Array3;
 use serde::{Deserialize, Serialize};
 
 use crate::sampler::Pool;
-use crate::volume::{Affine, ContrastBin, Region, SizeClass};
+use crate::volume::{Affine, ClassSet, ContrastBin, Region, SizeClass};
 
 /// How a patch came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,4 +114,34 @@ pub struct StreamedPatch {
     pub soft_mask: Array3<u8>,
     /// The lesion a voxel belongs to, from 1.
     pub lesion_instance: Array3<u8>,
+    /// What is known of voxels that are sent as 255, where a case was annotated for some classes only.
+    pub undecided: Option<Undecided>,
+}
+
+/// Where nobody looked for a class, a voxel may be one of several: frames say 255, trainings in this process may know more.
+#[derive(Clone, Debug)]
+pub struct Undecided {
+    /// Labels of the voxels, those from [`Undecided::FIRST`] on being places in `sets`, `[D, H, W]`.
+    pub(super) codes: Array3<u8>,
+    /// Sets of classes.
+    pub(super) sets: Vec<ClassSet>,
+}
+
+impl Undecided {
+    /// The code of the first set: classes have smaller ids.
+    pub(super) const FIRST: u8 = 64;
+}
+
+impl StreamedPatch {
+    /// Returns the classes that each voxel may have, `[D, H, W]`; those of `all` where nothing is known.
+    pub fn admissible(&self, all: ClassSet) -> Array3<ClassSet> {
+        let (codes, sets) = match &self.undecided {
+            Some(Undecided { codes, sets }) => (codes, sets.as_slice()),
+            None => (&self.label, [].as_slice()),
+        };
+        codes.mapv(|code| match code.checked_sub(Undecided::FIRST) {
+            None => ClassSet::of(code),
+            Some(place) => sets.get(usize::from(place)).copied().unwrap_or(all),
+        })
+    }
 }

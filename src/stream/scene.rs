@@ -4,14 +4,14 @@ use ndarray::{Array3, Zip, s};
 
 use super::StreamError;
 use super::negatives::{self, UnlabelledNegatives};
-use super::patch::{PatchMeta, StreamedPatch};
+use super::patch::{PatchMeta, StreamedPatch, Undecided};
 use super::recipe::Recipe;
 use crate::rng::{Purpose, Rng};
 use crate::sampler::{Change, Grain, Warp};
 use crate::store::{CaseRecord, Cases, Crop};
 use crate::synth::{LESION_FROM, Planted};
 use crate::telemetry::metrics::Stage;
-use crate::volume::{IGNORE, LabelMap, Region, Shape};
+use crate::volume::{ClassSet, IGNORE, LabelMap, Region, Shape};
 
 /// A painted lesion, ready to be pasted.
 pub(super) struct Painted {
@@ -92,7 +92,7 @@ pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, 
     let crop = Stage::Read
         .time(|| cases.read(scene.case, region))
         .map_err(|error| failed(error.to_string()))?;
-    let label = wire_labels(record, labels, &crop).map_err(failed)?;
+    let (label, sets) = coded_labels(record, labels, &crop).map_err(failed)?;
     let shape = crop.image.dim();
     let mut patch = StreamedPatch {
         image: crop.image.clone(),
@@ -100,6 +100,7 @@ pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, 
         source: crop.image,
         soft_mask: Array3::zeros(shape),
         lesion_instance: Array3::zeros(shape),
+        undecided: None,
         meta,
     };
     let healthy = scene.warp.as_ref().map(|_| patch.label.clone());
@@ -123,6 +124,7 @@ pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, 
         augment(&mut patch, &change, painted.is_some());
         roughen(&mut patch, recipe);
     });
+    decide(&mut patch, sets);
     Ok(patch)
 }
 
@@ -191,13 +193,37 @@ fn label_lesion(patch: &mut StreamedPatch, tumour_id: u8) {
         });
 }
 
-/// Returns the labels that are sent: the only class a voxel can have, or *ignore*.
-fn wire_labels(record: &CaseRecord, labels: &LabelMap, crop: &Crop) -> Result<Array3<u8>, String> {
+/// Returns the labels as codes: the only class that a voxel can have, a place in the sets of several, or *ignore*.
+fn coded_labels(record: &CaseRecord, labels: &LabelMap, crop: &Crop) -> Result<(Array3<u8>, Vec<ClassSet>), String> {
     let admissible = negatives::sent_annotation(record)
         .admissible(labels)
         .map_err(|error| format!("case {:?}: {error}", record.id))?;
-    let sent = admissible.map(|classes| classes.single().unwrap_or(IGNORE));
-    Ok(crop.labels.map(|label| sent[usize::from(*label)]))
+    let nothing_known = admissible[usize::from(IGNORE)];
+    let mut sets = Vec::<ClassSet>::new();
+    let codes = admissible.map(|classes| match classes.single() {
+        Some(class) => class,
+        None if classes == nothing_known => IGNORE,
+        None => {
+            let place = sets.iter().position(|set| *set == classes).unwrap_or_else(|| {
+                sets.push(classes);
+                sets.len() - 1
+            });
+            Undecided::FIRST + place as u8
+        }
+    });
+    Ok((crop.labels.map(|label| codes[usize::from(*label)]), sets))
+}
+
+/// Turns codes into the labels that are sent, and keeps them for trainings where they say more.
+fn decide(patch: &mut StreamedPatch, sets: Vec<ClassSet>) {
+    if sets.is_empty() {
+        return;
+    }
+    let sent = patch
+        .label
+        .mapv(|code| if code < Undecided::FIRST { code } else { IGNORE });
+    let codes = std::mem::replace(&mut patch.label, sent);
+    patch.undecided = Some(Undecided { codes, sets });
 }
 
 fn augment(patch: &mut StreamedPatch, change: &Change, is_painted: bool) {

@@ -45,8 +45,16 @@ pub(super) struct Limits {
     pub(super) weights: Weights,
 }
 
-/// Streams of one key want the same patches: the recipe's hash, and whether failures are items.
-pub(super) type Key = (Digest, bool);
+/// Streams of one key want the same patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    /// The hash of the models.
+    pub(super) models: Digest,
+    /// The hash of the recipe.
+    pub(super) recipe: Digest,
+    /// Whether failures are items.
+    pub(super) skips_failed: bool,
+}
 
 /// A stream's request to be served.
 pub(super) struct Opening<W> {
@@ -103,6 +111,14 @@ enum Computation<T> {
     },
     /// Kept for the lanes that are behind.
     Kept { number: u64, value: T },
+}
+
+/// What a stream leaves behind that nobody else wants: to be freed.
+struct Left<W, T> {
+    _ready: BTreeMap<u64, Arrived<T>>,
+    _unwanted: Vec<Computation<T>>,
+    /// What the streams of its key shared, where it was the last one.
+    _group: Option<Group<W, T>>,
 }
 
 struct State<W, T> {
@@ -214,8 +230,11 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
 
     /// Forgets a stream: what only it waited for is not made, and who waits in its [`take`](Self::take) is woken.
     pub(super) fn leave(&self, id: u64) {
-        self.state().leave(id);
+        // Patches that nobody wants any more and models whose last stream this was are freed, which takes its time: not under
+        // the lock.
+        let left = self.state().leave(id);
         self.work.notify_all();
+        drop(left);
     }
 
     /// Waits for a patch to be made; nothing once the scheduler is closed.
@@ -241,7 +260,7 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.is_closed = true;
-        state.lanes.values().for_each(|lane| lane.window.close());
+        state.lanes.values().for_each(|lane| drop(lane.window.close()));
         drop(state);
         self.work.notify_all();
     }
@@ -315,7 +334,6 @@ impl<W: Clone, T: Clone> State<W, T> {
         let (ordinal, key, index) = (lane.asked, lane.key, lane.course.index(lane.asked));
         lane.asked += 1;
         self.in_flight += 1;
-        // Several bundles have a scheduler each: the gauge is their sum.
         gauge!(PATCHES_IN_FLIGHT).increment(1);
         match group.made.get_mut(&index) {
             Some(Computation::Running { waiting, .. }) => waiting.push((id, ordinal)),
@@ -398,31 +416,28 @@ impl<W: Clone, T: Clone> State<W, T> {
         }
     }
 
-    /// Drops a kept patch that no stream is behind any more.
-    fn forget_unwanted(&mut self, key: Key, index: u64) {
+    /// Takes a kept patch out that no stream is behind any more.
+    fn forget_unwanted(&mut self, key: Key, index: u64) -> Option<Computation<T>> {
         if self.is_wanted(key, index, usize::MAX) {
-            return;
+            return None;
         }
-        if let Some(group) = self.groups.get_mut(&key)
-            && let Some(Computation::Kept { number, .. }) = group.made.get(&index)
-        {
-            self.kept.remove(number);
-            group.made.remove(&index);
-        }
+        let group = self.groups.get_mut(&key)?;
+        let Some(Computation::Kept { number, .. }) = group.made.get(&index) else {
+            return None;
+        };
+        self.kept.remove(number);
+        group.made.remove(&index)
     }
 
-    fn leave(&mut self, id: u64) {
-        let Some(lane) = self.lanes.remove(&id) else {
-            return;
-        };
+    /// Forgets a stream; returns what goes with it.
+    fn leave(&mut self, id: u64) -> Option<Left<W, T>> {
+        let lane = self.lanes.remove(&id)?;
         self.fair.remove(id);
-        lane.window.close();
+        let ready = lane.window.close();
         let ahead = lane.asked - lane.taken;
         self.in_flight -= usize::try_from(ahead).unwrap_or(usize::MAX);
         gauge!(PATCHES_IN_FLIGHT).decrement(ahead as f64);
-        let Some(group) = self.groups.get_mut(&lane.key) else {
-            return;
-        };
+        let group = self.groups.get_mut(&lane.key)?;
         group.lanes -= 1;
         group.made.retain(|_, computation| match computation {
             Computation::Running { waiting, cancelled, .. } => {
@@ -439,10 +454,16 @@ impl<W: Clone, T: Clone> State<W, T> {
             .map(|(index, _)| *index)
             .collect();
         let is_last = group.lanes == 0;
-        kept.into_iter().for_each(|index| self.forget_unwanted(lane.key, index));
-        if is_last {
-            self.groups.remove(&lane.key);
-        }
+        let unwanted = kept
+            .into_iter()
+            .filter_map(|index| self.forget_unwanted(lane.key, index));
+        let unwanted = unwanted.collect();
+        let group = if is_last { self.groups.remove(&lane.key) } else { None };
+        Some(Left {
+            _ready: ready,
+            _unwanted: unwanted,
+            _group: group,
+        })
     }
 }
 

@@ -27,6 +27,14 @@ struct Bench {
     read: BTreeMap<u64, Vec<Arrived<u64>>>,
 }
 
+fn key(recipe: u64) -> Key {
+    Key {
+        models: Digest::default(),
+        recipe: Digest::of(&recipe.to_le_bytes()),
+        skips_failed: false,
+    }
+}
+
 impl Bench {
     fn new(limits: Limits) -> Self {
         Self {
@@ -45,7 +53,7 @@ impl Bench {
 
     fn open_as(&mut self, recipe: u64, course: Course, priority: Priority) -> u64 {
         let id = self.scheduler.open(Opening {
-            key: (Digest::of(&recipe.to_le_bytes()), false),
+            key: key(recipe),
             work: recipe,
             course,
             priority,
@@ -290,7 +298,7 @@ fn a_stream_that_left_costs_nothing_more_and_takes_nothing_from_who_waits_with_i
 fn closing_wakes_readers_and_threads() {
     let scheduler: Scheduler<u64, u64> = Scheduler::new(limits(4, 16, 8));
     let id = scheduler.open(Opening {
-        key: (Digest::default(), false),
+        key: key(0),
         work: 0,
         course: course(0, 1, 1, 0, 10),
         priority: Priority::Stream,

@@ -11,17 +11,19 @@ use super::delivery::{Delivery, OnFailed};
 use super::fair::Weights;
 use super::leak::Seen;
 use super::make::{Maker, Order};
+use super::negatives::UnlabelledNegatives;
 use super::open::Opened;
 use super::patch::StreamedPatch;
 use super::recipe::Recipe;
 use super::resolve::{Prepared, resolve};
-use super::scheduler::{Limits, Opening, Scheduler};
+use super::scheduler::{Key, Limits, Opening, Scheduler};
 use super::stats::StreamStats;
 use super::{PatchService, PatchStream, Resolved, StreamError};
 use crate::checkpoint::Bundle;
+use crate::digest::Digest;
 use crate::panic::panic_text;
 use crate::store::Cases;
-use crate::synth::{Engine, GridBridge};
+use crate::synth::{Cancelled, Engine, GridBridge};
 use crate::volume::Plan;
 
 /// How many threads prepare patches, and how many patches may wait.
@@ -143,6 +145,7 @@ pub enum StartError {
 /// What a preparation thread needs beside the index.
 #[derive(Clone)]
 pub(super) struct Work {
+    maker: Arc<Maker>,
     prepared: Arc<Prepared>,
     on_failed: OnFailed,
 }
@@ -150,9 +153,27 @@ pub(super) struct Work {
 /// A patch, or why it could not be made.
 pub(super) type Made = Result<Arc<StreamedPatch>, StreamError>;
 
-/// What every stream shares. When the service and the last stream are gone, the threads end.
+/// The threads that prepare patches and the scheduler that gives them work, for the streams of any number of bundles. When
+/// the services and the last stream are gone, the threads end.
 pub(super) struct Core {
     pub(super) scheduler: Arc<Scheduler<Work, Made>>,
+    config: StreamConfig,
+}
+
+impl Core {
+    fn start(config: StreamConfig) -> Result<Arc<Self>, StartError> {
+        let core = Arc::new(Self {
+            scheduler: Arc::new(Scheduler::new(config.limits())),
+            config,
+        });
+        for number in 0..core.config.preparation_threads {
+            let scheduler = core.scheduler.clone();
+            std::thread::Builder::new()
+                .name(format!("freetumor-prepare-{number}"))
+                .spawn(move || prepare(&scheduler))?;
+        }
+        Ok(core)
+    }
 }
 
 impl Drop for Core {
@@ -165,6 +186,8 @@ impl Drop for Core {
 pub struct Streams {
     core: Arc<Core>,
     maker: Arc<Maker>,
+    /// Makes what needs no models, so that such a stream keeps none in memory.
+    plain: Arc<Maker>,
     seen: Seen,
 }
 
@@ -179,34 +202,71 @@ impl Streams {
         config: StreamConfig,
     ) -> Result<Arc<Self>, StartError> {
         config.check()?;
+        Self::of(Core::start(config)?, cases, bundle)
+    }
+
+    /// Starts a service of other models over the same store. It shares the threads, the turns and the bounds of this one.
+    ///
+    /// # Errors
+    /// [`StartError::PlanMismatch`] names the field in which models and store differ.
+    pub fn beside(&self, bundle: Arc<Bundle>) -> Result<Arc<Self>, StartError> {
+        Self::of(self.core.clone(), self.maker.cases.clone(), Some(bundle))
+    }
+
+    fn of(core: Arc<Core>, cases: Arc<dyn Cases>, bundle: Option<Arc<Bundle>>) -> Result<Arc<Self>, StartError> {
         if let Some(bundle) = &bundle {
             check_plans(&bundle.plan, cases.plan())?;
         }
+        let StreamConfig {
+            preparation_threads,
+            device_batch,
+            ..
+        } = core.config;
         let engine = bundle
             .as_ref()
-            .map(|bundle| Engine::start(bundle.clone(), config.preparation_threads, config.device_batch))
+            .map(|bundle| Engine::start(bundle.clone(), preparation_threads, device_batch))
             .transpose()?;
-        let stats = StreamStats::new(&cases.plan().labels.organs());
+        let stats = Arc::new(StreamStats::new(&cases.plan().labels.organs()));
+        let plain = Arc::new(Maker {
+            cases: cases.clone(),
+            bundle: None,
+            engine: None,
+            stats: stats.clone(),
+        });
         let maker = Arc::new(Maker {
             cases,
             bundle,
             engine: engine.map(Arc::new),
             stats,
         });
-        let core = Core {
-            scheduler: Arc::new(Scheduler::new(config.limits())),
-        };
-        for number in 0..config.preparation_threads {
-            let (maker, scheduler) = (maker.clone(), core.scheduler.clone());
-            std::thread::Builder::new()
-                .name(format!("freetumor-prepare-{number}"))
-                .spawn(move || prepare(&maker, &scheduler))?;
-        }
         Ok(Arc::new(Self {
-            core: Arc::new(core),
+            core,
             maker,
+            plain,
             seen: Seen::default(),
         }))
+    }
+
+    fn maker_of(&self, prepared: &Prepared) -> &Arc<Maker> {
+        let Resolved { bundle, recipe, .. } = &*prepared.resolved;
+        let looks = recipe.unlabelled_negatives == Some(UnlabelledNegatives::Critic);
+        let needs_models = *bundle != Digest::default() || looks;
+        if needs_models { &self.maker } else { &self.plain }
+    }
+
+    /// Makes the first patches of a recipe on the calling thread: nobody's turn comes later for it.
+    pub(super) fn make_aside(&self, recipe: Recipe, patches: u64) -> Result<Vec<StreamedPatch>, StreamError> {
+        let models = (self.maker.bundle.as_deref(), &self.seen);
+        let prepared = Arc::new(resolve(&*self.maker.cases, models, recipe)?);
+        let made = (0..patches).map(|index| {
+            self.maker_of(&prepared).make(&Order {
+                prepared: prepared.clone(),
+                index,
+                on_failed: OnFailed::Error,
+                cancelled: Cancelled::default(),
+            })
+        });
+        made.collect()
     }
 
     /// Returns the models, if there are any.
@@ -255,10 +315,14 @@ fn check_plans(models: &Plan, store: &Plan) -> Result<(), StartError> {
 }
 
 /// A preparation thread: it never waits for a reader, because every window has room for what was asked.
-fn prepare(maker: &Maker, scheduler: &Scheduler<Work, Made>) {
+fn prepare(scheduler: &Scheduler<Work, Made>) {
     while let Some(order) = scheduler.next() {
         let began = Instant::now();
-        let Work { prepared, on_failed } = order.work.clone();
+        let Work {
+            maker,
+            prepared,
+            on_failed,
+        } = order.work.clone();
         let wanted = Order {
             prepared,
             index: order.index,
@@ -293,12 +357,17 @@ impl PatchService for Streams {
         let models = (self.maker.bundle.as_deref(), &self.seen);
         let prepared = resolve(&*self.maker.cases, models, recipe.recipe.clone())?;
         let work = Work {
+            maker: self.maker_of(&prepared).clone(),
             prepared: Arc::new(prepared),
             on_failed: delivery.on_failed,
         };
         let prepared = work.prepared.clone();
         let lane = self.core.scheduler.open(Opening {
-            key: (prepared.resolved.hash, delivery.on_failed == OnFailed::Skip),
+            key: Key {
+                models: prepared.resolved.bundle,
+                recipe: prepared.resolved.hash,
+                skips_failed: delivery.on_failed == OnFailed::Skip,
+            },
             work,
             course,
             priority: delivery.priority,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::delivery::Delivery;
 use super::patch::Outcome;
 use super::recipe::Recipe;
-use super::{PatchService, PatchStream, Resolved, StartError, StreamConfig, StreamError, Streams};
+use super::{PatchService, PatchStream, Resolved, StartError, StreamError, Streams};
 use crate::checkpoint::{Bundle, CheckpointError};
 use crate::digest::Digest;
 use crate::store::Cases;
@@ -111,7 +111,7 @@ pub struct ModelEntry {
     pub warm_up: Option<WarmUp>,
 }
 
-/// A bundle with threads of its own.
+/// A bundle and who serves it, with the threads of all.
 struct Held {
     bundle: Digest,
     training_cases: Option<usize>,
@@ -130,8 +130,6 @@ struct Places {
 pub struct ShelfParts {
     /// The store.
     pub cases: Arc<dyn Cases>,
-    /// Threads and windows of each bundle's streams.
-    pub config: StreamConfig,
     /// The recipe by which loaded models are tried.
     pub default_recipe: Recipe,
     /// Where models are found.
@@ -203,8 +201,7 @@ impl Shelf {
         }
         let started = Instant::now();
         let bundle = self.parts.source.load(name)?;
-        let config = self.parts.config.clone();
-        let streams = Streams::start(self.parts.cases.clone(), Some(Arc::new(bundle)), config)?;
+        let streams = self.active().beside(Arc::new(bundle))?;
         let tried = warm_up(&streams, &self.parts.default_recipe);
         let mut warm_up = tried.map_err(|source| ModelsError::Insane {
             name: name.into(),
@@ -268,12 +265,17 @@ impl Shelf {
         Ok(())
     }
 
+    fn active(&self) -> Arc<Streams> {
+        let places = self.read();
+        places.held[&places.active].streams.clone()
+    }
+
     /// Returns who serves a recipe that names models by name or hash, or none.
     fn serving(&self, named: Option<&str>) -> Result<Arc<Streams>, StreamError> {
-        let places = self.read();
         let Some(named) = named else {
-            return Ok(places.held[&places.active].streams.clone());
+            return Ok(self.active());
         };
+        let places = self.read();
         let hash = named.parse::<Digest>().ok();
         let mut held = places.held.iter();
         let found = held.find(|(name, held)| name.as_str() == named || Some(held.bundle) == hash);
@@ -322,20 +324,11 @@ impl Places {
 
 /// Makes a few patches: kernels are compiled, and models that cannot work say so before a client hears of it.
 fn warm_up(streams: &Streams, recipe: &Recipe) -> Result<WarmUp, StreamError> {
-    let resolved = streams.resolve(recipe.clone())?;
-    let delivery = Delivery {
-        count: Some(WARM_UP_PATCHES),
-        batch_size: 1,
-        ..Delivery::default()
-    };
-    let mut stream = streams.open(&resolved, &delivery)?;
     let mut tried = WarmUp::default();
-    while let Some(batch) = stream.next_batch() {
-        for patch in batch?.patches {
-            tried.patches += 1;
-            tried.attempts += u64::from(patch.meta.attempts);
-            tried.accepted += u64::from(patch.meta.outcome == Outcome::Accepted);
-        }
+    for patch in streams.make_aside(recipe.clone(), WARM_UP_PATCHES)? {
+        tried.patches += 1;
+        tried.attempts += u64::from(patch.meta.attempts);
+        tried.accepted += u64::from(patch.meta.outcome == Outcome::Accepted);
     }
     Ok(tried)
 }
@@ -357,12 +350,12 @@ impl PatchService for Shelf {
     }
 
     fn failure(&self) -> Option<String> {
-        self.serving(None).ok().and_then(|active| active.failure())
+        // Open streams keep the models that they began with, whichever are active now.
+        self.read().held.values().find_map(|held| held.streams.failure())
     }
 
     fn has_waiting_readers(&self) -> bool {
-        let places = self.read();
-        places.held.values().any(|held| held.streams.has_waiting_readers())
+        self.active().has_waiting_readers()
     }
 
     fn shelf(&self) -> Option<&Shelf> {

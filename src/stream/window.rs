@@ -52,12 +52,12 @@ impl<T> OrderedWindow<T> {
         inside.ready.contains_key(&ordinal)
     }
 
-    /// Wakes who waits, and drops what lies ready.
-    pub(super) fn close(&self) {
+    /// Wakes who waits, and returns what lies ready.
+    pub(super) fn close(&self) -> BTreeMap<u64, T> {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.is_closed = true;
-        inside.ready.clear();
         self.arrived.notify_all();
+        std::mem::take(&mut inside.ready)
     }
 }
 

@@ -193,6 +193,7 @@ pub fn patch(resolved: &Resolved, index: u64) -> StreamedPatch {
         source,
         soft_mask: inside.mapv(|inside| u8::from(inside) * 255),
         lesion_instance: inside.mapv(u8::from),
+        undecided: None,
     }
 }
 

@@ -110,6 +110,7 @@ fn patch(index: u64) -> StreamedPatch {
         source: image.clone(),
         soft_mask: Array3::zeros((16, 16, 16)),
         lesion_instance: Array3::zeros((16, 16, 16)),
+        undecided: None,
         image,
         label,
     }

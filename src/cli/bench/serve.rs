@@ -200,6 +200,7 @@ fn noise(index: u64, side: usize) -> StreamedPatch {
         label: Array3::from_shape_fn(shape, |(z, y, x)| ((z / 8 + y / 8 + x / 8) % 3) as u8),
         soft_mask: Array3::zeros(shape),
         lesion_instance: Array3::zeros(shape),
+        undecided: None,
     }
 }
 
