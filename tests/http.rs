@@ -320,6 +320,9 @@ fn a_failed_patch_is_an_error_frame_and_a_problem() {
     let error = all.error.unwrap();
     assert_eq!(error.status, 500);
     assert!(error.detail.contains("patch 5: case_003.ftv"), "{}", error.detail);
+    let asked = agent().post(running.url("/v1/stream")).header("x-request-id", "job-7");
+    let again = Streamed::read(&mut asked.send("{}").unwrap().into_body().into_reader());
+    assert_eq!(again.error.unwrap().request_id, "job-7");
     assert_eq!(running.get("/v1/batch?index=4").problem().0, 500);
 }
 

@@ -143,10 +143,13 @@ def streams_and_batches(caller: Caller, server: Server) -> None:
         assert caller.keep(path, "POST", *raw(server, begun.encode())) == 408
     assert caller.ask(server, "GET", "/v1/batch?size=huge") == 422
     cursor = {"recipe": "0" * 64, "snapshot": "0" * 64, "bundle": "0" * 64, "revision": 1, "next_index": 0}
-    delivery = {"cursor": cursor}
-    assert caller.ask(server, "POST", "/v1/stream", {"recipe": ANALYTIC, "delivery": delivery}) == 409
-    cursor["bundle"] = "a" * 64
-    assert caller.ask(server, "POST", "/v1/stream", {"recipe": ANALYTIC, "delivery": delivery}) == 410
+    for path in ("/v1/stream", "/v1/recipes/validate"):
+        asked = {"recipe": ANALYTIC, "delivery": {"cursor": cursor}}
+        assert caller.ask(server, "POST", path, asked) == 409
+        asked["delivery"]["cursor"] = {**cursor, "bundle": "a" * 64}
+        assert caller.ask(server, "POST", path, asked) == 410
+        asked = {"recipe": {**ANALYTIC, "bundle": "a" * 64}}
+        assert caller.ask(server, "POST", path, asked) == 422
 
 
 def crowds(caller: Caller, server: Server) -> None:
@@ -159,8 +162,6 @@ def crowds(caller: Caller, server: Server) -> None:
     while long.is_alive() and ("/v1/recipes/validate", "429") not in caller.met:
         caller.ask(server, "POST", "/v1/recipes/validate", SHORT)
     assert caller.ask(server, "GET", batch) == 429
-    weights = "/v1/trainings/short/files/segmentor.safetensors"
-    assert caller.ask(server, "GET", weights, route=FILE) == 429
     long.join()
 
 
@@ -231,6 +232,7 @@ def trainings(caller: Caller, server: Server) -> None:
     following.request("GET", f"{path}/endless/events", headers={"X-API-Key": READ})
     assert following.getresponse().status == 200
     assert caller.ask(server, "GET", f"{path}/endless/events", route=f"{path}/{{name}}/events") == 429
+    assert caller.ask(server, "GET", f"{path}/short/files/segmentor.json", route=FILE) == 429
     following.close()
     assert change("waiting/stop", "stop") == 202
     assert submit("third", TRAINING) == 201
@@ -254,7 +256,6 @@ def drained(caller: Caller, server: Server) -> None:
         assert caller.ask(server, "POST", "/v1/trainings", training, key=ADMIN) == 503
         resume = "/v1/trainings/{name}/resume"
         assert caller.ask(server, "POST", "/v1/trainings/waiting/resume", route=resume, key=ADMIN) == 503
-        assert caller.ask(server, "GET", "/v1/trainings/short/files/segmentor.json", route=FILE) == 503
 
 
 def test_every_documented_status_is_met_and_no_other(served: Server, store: Path, tmp_path: Path) -> None:

@@ -28,11 +28,13 @@ pub(super) struct App {
     pub draining: watch::Sender<bool>,
     pub streams: Arc<Semaphore>,
     pub batches: Arc<Semaphore>,
+    /// Places of single batches from their request until the client has taken them.
+    pub answers: Arc<Semaphore>,
     pub budget: Arc<Budget>,
     pub secrets: Secrets,
     /// What hosts trainings, where this server does.
     pub trainings: Option<Arc<TrainingHost>>,
-    /// Places of clients that follow trainings.
+    /// Places of clients that follow trainings or download their files.
     pub followers: Arc<Semaphore>,
 }
 
@@ -68,6 +70,20 @@ impl App {
     /// Admits a single batch or a validation, or says when to try again.
     pub fn admit_batch(&self) -> Result<OwnedSemaphorePermit, Problem> {
         self.admit(&self.batches, "/v1/batch", self.config.max_batch_requests)
+    }
+
+    /// Admits a single batch that may have to wait for its client, or says when to try again.
+    pub fn admit_answer(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.admit(&self.answers, "/v1/batch", self.config.max_streams)
+    }
+
+    /// Admits a client that follows a training or downloads a file of it, or says when to try again.
+    pub fn admit_follower(&self, route: &'static str) -> Result<OwnedSemaphorePermit, Problem> {
+        self.followers.clone().try_acquire_owned().map_err(|_| {
+            counter!(REFUSED_TOTAL, "route" => route).increment(1);
+            let detail = "as many clients follow trainings and download files as jobs.max_followers allows";
+            Problem::new(ProblemKind::Busy, detail).retry_after(self.config.retry_after_seconds)
+        })
     }
 
     fn admit(

@@ -1,24 +1,30 @@
 //! `GET /v1/batch`: one batch as a file, the same bytes for the same request.
 
+use std::io;
 use std::sync::{Arc, OnceLock};
 
 use axum::Extension;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::stream::{Stream, unfold};
 use metrics::counter;
 
 use super::app::{App, Shared, on_thread};
-use super::budget::batch_voxels;
+use super::budget::{Share, batch_voxels};
 use super::keys::Caller;
 use super::problem::{Problem, ProblemKind};
 use super::provenance;
 use super::query::{self, BatchQuery, Format};
-use crate::stream::{Leave, PatchService};
+use crate::stream::{Leave, PatchService, StreamError};
 use crate::telemetry::metrics::{PATCHES_REUSED_TOTAL, Stage};
 use crate::wire::codec::{Encoding, tensors};
 use crate::wire::{limits, npz, safetensors};
+
+/// Bytes of an answer that are handed on at a time.
+const PIECE_BYTES: usize = 1 << 20;
 
 type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
@@ -39,28 +45,41 @@ pub(super) async fn get(
     let Query(pairs) = pairs.map_err(|rejection| Problem::new(ProblemKind::Query, rejection.body_text()))?;
     let query = query::parse(pairs, &app.default_recipe)?;
     let permit = app.admit_batch()?;
+    let answer = app.admit_answer()?;
     let (format, index) = (query.format, query.delivery.from);
     // Dropped with this future where the client leaves before its answer.
     let waiting = Waiting::default();
     let opened = waiting.0.clone();
-    let bytes = on_thread("batch", move || {
+    let (bytes, share) = on_thread("batch", move || {
         let _permit = permit;
         make(&app, caller, query, &opened)
     })
     .await?;
+    let length = bytes.len();
+    // Whoever does not take its answer holds its place and its part of the budget, not the place of those at work.
+    let body = Body::from_stream(in_pieces(bytes.into(), (answer, share)));
     let extension = match format {
         Format::Npz => "npz",
         Format::Safetensors => "safetensors",
     };
-    let headers: [(HeaderName, String); 3] = [
+    let headers: [(HeaderName, String); 4] = [
         (header::CONTENT_TYPE, "application/octet-stream".into()),
+        (header::CONTENT_LENGTH, length.to_string()),
         (header::CACHE_CONTROL, "no-store, no-transform".into()),
         (
             header::CONTENT_DISPOSITION,
             format!("attachment; filename=\"batch-{index}.{extension}\""),
         ),
     ];
-    Ok((headers, bytes).into_response())
+    Ok((headers, body).into_response())
+}
+
+/// Sends bytes piece by piece, so that what is held for them is held until the last piece was asked for.
+fn in_pieces<H: Send + 'static>(bytes: Bytes, held: H) -> impl Stream<Item = io::Result<Bytes>> {
+    unfold((bytes, held), async |(mut bytes, held)| {
+        let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
+        (!piece.is_empty()).then_some((Ok(piece), (bytes, held)))
+    })
 }
 
 /// The client that waits for a batch.
@@ -75,11 +94,11 @@ impl Drop for Waiting {
     }
 }
 
-fn make(app: &App, caller: Caller, query: BatchQuery, opened: &OnceLock<Leave>) -> Result<Vec<u8>, Problem> {
+fn make(app: &App, caller: Caller, query: BatchQuery, opened: &OnceLock<Leave>) -> Result<(Vec<u8>, Share), Problem> {
     let service: &dyn PatchService = &*app.service;
-    let resolved = service.resolve(query.recipe)?;
+    let resolved = service.resolve(query.recipe).map_err(StreamError::of_recipe)?;
     limits::check(&query.delivery, resolved.patch)?;
-    let _share = app.take_budget(caller, batch_voxels(&resolved, &query.delivery))?;
+    let share = app.take_budget(caller, batch_voxels(&resolved, &query.delivery))?;
     let mut stream = service.open(&resolved, &query.delivery)?;
     opened.get_or_init(|| stream.leave());
     let batch = stream
@@ -98,5 +117,5 @@ fn make(app: &App, caller: Caller, query: BatchQuery, opened: &OnceLock<Leave>) 
     })?;
     provenance::count(batch.patches.iter().map(|patch| &patch.meta));
     counter!(PATCHES_REUSED_TOTAL).increment(batch.reused.len() as u64);
-    Ok(bytes)
+    Ok((bytes, share))
 }

@@ -9,7 +9,6 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{Stream, unfold};
-use metrics::counter;
 use serde::Deserialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -17,7 +16,6 @@ use super::app::{App, Shared, on_thread, spawn};
 use super::problem::{Problem, ProblemKind};
 use super::trainings::host;
 use crate::jobs::{Entry, Follower};
-use crate::telemetry::metrics::REFUSED_TOTAL;
 
 /// Events that may wait for a client; more stay in the journal.
 const EVENTS_IN_FLIGHT: usize = 64;
@@ -27,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Where to begin.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct From {
+pub(super) struct Since {
     /// The number of the last event that the client has.
     #[serde(default)]
     after: u64,
@@ -42,17 +40,13 @@ pub(super) struct From {
 pub(super) async fn follow(
     State(app): State<Shared>,
     Path(name): Path<String>,
-    from: Result<Query<From>, QueryRejection>,
+    from: Result<Query<Since>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Query(From { after }) = from.map_err(|rejection| Problem::new(ProblemKind::Query, rejection.body_text()))?;
+    let Query(Since { after }) = from.map_err(|rejection| Problem::new(ProblemKind::Query, rejection.body_text()))?;
     let after = last_event(&headers)?.unwrap_or(after);
     let trainings = host(&app)?;
-    let place = app.followers.clone().try_acquire_owned().map_err(|_| {
-        counter!(REFUSED_TOTAL, "route" => "/v1/trainings/{name}/events").increment(1);
-        let detail = "as many clients follow trainings as jobs.max_followers allows";
-        Problem::new(ProblemKind::Busy, detail).retry_after(app.config.retry_after_seconds)
-    })?;
+    let place = app.admit_follower("/v1/trainings/{name}/events")?;
     let heartbeat = Duration::from_secs(app.config.heartbeat_seconds);
     let follower = on_thread("trainings", move || Ok(trainings.follow(&name, after)?)).await?;
     let (sender, receiver) = channel(EVENTS_IN_FLIGHT);

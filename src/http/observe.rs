@@ -21,6 +21,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that a client may choose.
 const MAX_ID_BYTES: usize = 128;
 
+/// A request's id, for handlers whose answers outlive the response's head.
+#[derive(Clone)]
+pub(super) struct RequestId(pub String);
+
 /// Returns the client's id where it is short and harmless in a log line, else a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let is_harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte);
@@ -38,7 +42,7 @@ fn new_id() -> String {
 }
 
 /// Gives the request its id and a span, and counts it by route, never by path: paths are the client's to choose.
-pub(super) async fn observe(request: Request, next: Next) -> Response {
+pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
     let route = request
@@ -61,6 +65,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     );
     #[cfg(feature = "otlp")]
     crate::telemetry::otlp::continue_trace(&span, request.headers());
+    request.extensions_mut().insert(RequestId(id.clone()));
     let response = next.run(request).instrument(span.clone()).await;
     let took = started.elapsed();
     span.in_scope(|| log(&response, took));

@@ -110,6 +110,8 @@ fn rules(method: &str, path: &str) -> (Asked, &'static [ProblemKind]) {
                 K::Field,
                 K::Infeasible,
                 K::Leak,
+                K::CursorMismatch,
+                K::BundleGone,
                 K::Busy,
                 K::Internal,
                 K::Stopping,
@@ -163,7 +165,7 @@ fn training_rules(method: &str, path: &str) -> (Asked, &'static [ProblemKind]) {
         ),
         ("get", _) => (
             Asked::Reader,
-            &[K::TrainingsOff, K::TrainingUnknown, K::Busy, K::Internal, K::Stopping],
+            &[K::TrainingsOff, K::TrainingUnknown, K::Busy, K::Internal],
         ),
         (_, "/v1/trainings") => (
             Asked::Admin,

@@ -278,6 +278,7 @@ impl Problem {
             // A long detail must not be what breaks the frame.
             detail: self.detail.chars().take(10_000).collect(),
             field: self.field.clone().unwrap_or_default(),
+            request_id: self.request_id.clone().unwrap_or_default(),
         };
         frame::encode(Kind::Error, &error, &[]).expect("an error frame has a bounded size")
     }

@@ -10,6 +10,7 @@ use metrics::counter;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 
+use super::observe::RequestId;
 use super::problem::Problem;
 use super::provenance;
 use crate::stream::cursor::Cursor;
@@ -80,12 +81,13 @@ impl Producer {
     }
 
     /// Sends frames until the end, a failure, a shutdown, or until the client leaves.
-    pub fn run(mut self, frames: &Sender<Item>) {
+    pub fn run(mut self, frames: &Sender<Item>, id: &RequestId) {
         tracing::debug!(first = self.cursor.next_index, "a stream begins");
         let stop = self.send_all(frames);
         let (reason, last) = match stop {
             Stop::End(reason) => (reason_name(reason), end_frame(reason, &self.cursor)),
-            Stop::Failed(problem) => {
+            Stop::Failed(mut problem) => {
+                problem.request_id = Some(id.0.clone());
                 tracing::warn!(status = problem.status, detail = problem.detail, "a stream failed");
                 ("failed", problem.to_frame())
             }

@@ -134,6 +134,7 @@ impl Server {
         let app = Arc::new(App {
             streams: Arc::new(Semaphore::new(config.max_streams)),
             batches: Arc::new(Semaphore::new(config.max_batch_requests)),
+            answers: Arc::new(Semaphore::new(config.max_streams)),
             draining: watch::Sender::new(false),
             budget: Budget::new(config.max_voxels_per_key),
             secrets,

@@ -21,13 +21,14 @@ use super::app::{App, Shared, on_thread, spawn};
 use super::body::{self, StreamRequest, WholeBody};
 use super::budget::{Share, batch_voxels};
 use super::keys::Caller;
+use super::observe::RequestId;
 use super::problem::Problem;
 use super::producer::{Item, Producer};
 use super::settings::FRAMES_IN_FLIGHT;
 use crate::digest::Digest;
 use crate::stream::delivery::Delivery;
 use crate::stream::recipe::Recipe;
-use crate::stream::{Leave, Resolved};
+use crate::stream::{Leave, Resolved, check_delivery};
 use crate::telemetry::metrics::STREAMS_OPEN;
 use crate::volume::HuWindow;
 use crate::wire::codec::Encoding;
@@ -46,6 +47,7 @@ use crate::wire::{MEDIA_TYPE, limits};
 pub(super) async fn open(
     State(app): State<Shared>,
     Extension(caller): Extension<Caller>,
+    Extension(id): Extension<RequestId>,
     WholeBody(body): WholeBody,
 ) -> Result<Response, Problem> {
     let request = body::parse(&body, &app.default_recipe)?;
@@ -60,7 +62,7 @@ pub(super) async fn open(
         match produce(&app, caller, request) {
             Ok((producer, share)) => {
                 if opened.send(Ok(producer.leave())).is_ok() {
-                    producer.run(&frames);
+                    producer.run(&frames, &id);
                 }
                 drop(share);
             }
@@ -96,13 +98,22 @@ pub(super) async fn open(
 fn produce(app: &App, caller: Caller, request: StreamRequest) -> Result<(Producer, Share), Problem> {
     let age = app.config.max_stream_age_seconds.map(Duration::from_secs);
     let ends_at = age.map(|age| Instant::now() + age);
-    let StreamRequest { mut recipe, delivery } = request;
-    name_models(app, &mut recipe, &delivery);
-    let resolved = app.service.resolve(recipe)?;
-    limits::check(&delivery, resolved.patch)?;
+    let StreamRequest { recipe, delivery } = request;
+    let resolved = resolve(app, recipe, &delivery)?;
     let share = app.take_budget(caller, batch_voxels(&resolved, &delivery))?;
     let producer = Producer::open(&*app.service, &resolved, &delivery, app.draining.subscribe(), ends_at)?;
     Ok((producer, share))
+}
+
+/// Resolves a recipe, with the models of the cursor where there is one, and checks what a stream of it may ask for.
+fn resolve(app: &App, mut recipe: Recipe, delivery: &Delivery) -> Result<Arc<Resolved>, Problem> {
+    let names_models = recipe.bundle.is_some();
+    name_models(app, &mut recipe, delivery);
+    let resolved = app.service.resolve(recipe);
+    let resolved = resolved.map_err(|error| if names_models { error.of_recipe() } else { error })?;
+    limits::check(delivery, resolved.patch)?;
+    check_delivery(&resolved, delivery)?;
+    Ok(resolved)
 }
 
 /// A cursor goes on with the models that it was made with, whichever are active now.
@@ -153,7 +164,8 @@ struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // A client that left costs no more work, also where the stream waits for its next batch.
+        // A client that left costs no more work, also where the stream waits for its next batch, which finds the frames closed.
+        self.receiver.close();
         self.leave.now();
     }
 }
@@ -219,8 +231,7 @@ pub(super) async fn validate(State(app): State<Shared>, WholeBody(body): WholeBo
     let permit = app.admit_batch()?;
     let validated = on_thread("validate", move || {
         let _permit = permit;
-        let resolved = app.service.resolve(recipe)?;
-        limits::check(&delivery, resolved.patch)?;
+        let resolved = resolve(&app, recipe, &delivery)?;
         let encoding = Encoding::of(&delivery, HuWindow::default());
         let batch_bytes = limits::batch_bytes(delivery.batch_size, resolved.patch, &encoding);
         Ok(Validated {

@@ -142,7 +142,8 @@ pub(super) async fn file(
     State(app): State<Shared>,
     Path((name, file)): Path<(String, String)>,
 ) -> Result<Response, Problem> {
-    let permit = app.admit_batch()?;
+    host(&app)?;
+    let place = app.admit_follower("/v1/trainings/{name}/files/{file}")?;
     let (open, bytes) = with_host(app, move |_, host| {
         let opened = fs_err::File::open(host.file(&name, &file)?).and_then(|open| {
             let bytes = open.metadata()?.len();
@@ -154,7 +155,7 @@ pub(super) async fn file(
     let (sender, receiver) = channel(CHUNKS_IN_FLIGHT);
     spawn("download", move || {
         send_file(open.take(bytes), &sender);
-        drop(permit);
+        drop(place);
     })?;
     let headers: [(HeaderName, String); 3] = [
         (header::CONTENT_TYPE, "application/octet-stream".into()),

@@ -14,7 +14,7 @@ use super::table::{Jobs, Known, events_path};
 use super::{Event, Follower, JobError, JobName, JobRecord, JobState, JobStatus};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
-use crate::learn::{SegmentorConfig, check_segmentor};
+use crate::learn::{LearnError, SegmentorConfig, check_segmentor};
 use crate::store::Cases;
 use crate::stream::{PatchService, Weights};
 use crate::telemetry::metrics::TRAININGS_RUNNING;
@@ -129,7 +129,11 @@ impl TrainingHost {
     /// [`JobError`] names the field, or the limit that was reached.
     pub fn submit(&self, name: JobName, mut config: SegmentorConfig) -> Result<JobStatus, JobError> {
         self.refuse_paths(&config)?;
-        let resolved = check_segmentor(&config, &*self.parts.service, &*self.parts.cases)?;
+        let checked = check_segmentor(&config, &*self.parts.service, &*self.parts.cases);
+        let resolved = checked.map_err(|error| match error {
+            LearnError::Stream(error) => LearnError::Stream(error.of_recipe()),
+            other => other,
+        })?;
         let needs_models = resolved.bundle != Digest::default();
         config.recipe.bundle = needs_models.then(|| resolved.bundle.to_string());
         let shelf = self.parts.service.shelf().filter(|_| needs_models);
@@ -191,7 +195,12 @@ impl TrainingHost {
         let mut jobs = self.lock();
         let Known { status, stop, .. } = jobs.get(name)?;
         match status.state {
-            JobState::Running => stop.store(true, Ordering::Relaxed),
+            JobState::Running => {
+                stop.store(true, Ordering::Relaxed);
+                let name = status.name.clone();
+                // Written down, so that the wish outlives a server that ends before the checkpoint.
+                jobs.tell(&name, Event::Stopping)?;
+            }
             JobState::Queued => {
                 let name = status.name.clone();
                 jobs.queue.retain(|queued| *queued != name);
@@ -368,15 +377,13 @@ fn work(parts: &TrainingParts, jobs: &(Mutex<Jobs>, Condvar)) {
     };
     while let Some((record, stop)) = next(jobs) {
         let name = &record.name;
-        tell(name, Event::Started);
         tracing::info!(%name, steps = record.config.steps, "training");
         gauge!(TRAININGS_RUNNING).set(1.0);
         let folder = parts.root.join(name.as_str());
         let ended = run(&record, (parts, &folder), &stop, &mut |event| tell(name, event));
         gauge!(TRAININGS_RUNNING).set(0.0);
-        let is_closed = jobs.0.lock().unwrap_or_else(PoisonError::into_inner).is_closed;
         let ended = match ended {
-            Event::Stopped if is_closed => Event::Interrupted,
+            Event::Stopped if is_interrupted(jobs, name) => Event::Interrupted,
             ended => ended,
         };
         tracing::info!(%name, ended = ended.name(), "the training ended");
@@ -386,15 +393,29 @@ fn work(parts: &TrainingParts, jobs: &(Mutex<Jobs>, Condvar)) {
     }
 }
 
-/// Waits for a job; nothing once the host is closed.
+/// Tells whether a training ended because the server does, and not because somebody stopped it.
+fn is_interrupted((jobs, _): &(Mutex<Jobs>, Condvar), name: &JobName) -> bool {
+    let jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_stopping = jobs.known.get(name).is_some_and(|known| known.status.is_stopping);
+    jobs.is_closed && !is_stopping
+}
+
+/// Waits for a job, and marks it as begun; nothing once the host is closed.
 fn next((jobs, changed): &(Mutex<Jobs>, Condvar)) -> Option<(Arc<JobRecord>, Arc<AtomicBool>)> {
     let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
     while !jobs.is_closed {
         if let Some(name) = jobs.queue.pop_front() {
             jobs.is_busy = true;
+            // As one with taking it from the queue: who stops it meanwhile finds it running.
+            if let Err(error) = jobs.tell(&name, Event::Started) {
+                tracing::error!(%name, %error, "the begin of a training cannot be written down");
+            }
             if let Some(known) = jobs.known.get_mut(&name) {
                 known.stop = Arc::default();
-                return Some((known.record.clone(), known.stop.clone()));
+                let begun = (known.record.clone(), known.stop.clone());
+                drop(jobs);
+                changed.notify_all();
+                return Some(begun);
             }
         }
         jobs = changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);

@@ -39,6 +39,8 @@ pub enum Event {
         /// Which.
         note: String,
     },
+    /// Somebody asked for its stop; it saves its state first.
+    Stopping,
     /// Somebody stopped it; it goes on when somebody resumes it.
     Stopped,
     /// The server shut down; it goes on when the server starts again.
@@ -60,6 +62,7 @@ impl Event {
             Self::Started => "started",
             Self::Step { .. } => "step",
             Self::Note { .. } => "note",
+            Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Interrupted => "interrupted",
             Self::Finished => "finished",
@@ -89,6 +92,8 @@ pub struct Entry {
 /// The end of a journal, where events are appended.
 pub(super) struct Journal {
     file: fs_err::File,
+    /// Bytes of whole lines.
+    length: u64,
     next: u64,
 }
 
@@ -115,7 +120,8 @@ impl Journal {
         file.set_len(reader.offset)?;
         file.seek(SeekFrom::End(0))?;
         let next = last.last().map_or(1, |entry| entry.id + 1);
-        Ok((Self { file, next }, last))
+        let length = reader.offset;
+        Ok((Self { file, length, next }, last))
     }
 
     /// Appends an event. What decides a job's state is on the disk when this returns.
@@ -129,10 +135,15 @@ impl Journal {
         };
         let mut line = serde_json::to_string(&entry).expect("finite numbers are representable in JSON");
         line.push('\n');
-        self.file.write_all(line.as_bytes())?;
+        if let Err(error) = self.file.write_all(line.as_bytes()) {
+            // The part that a full disk took must not stand before the next event.
+            self.file.set_len(self.length)?;
+            return Err(error.into());
+        }
         if is_state {
             self.file.sync_data()?;
         }
+        self.length += line.len() as u64;
         self.next += 1;
         Ok(entry)
     }

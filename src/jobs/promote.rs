@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{JobError, JobName, JobState, TrainingHost};
+use super::{JobError, JobName, JobRecord, JobState, TrainingHost};
 use crate::checkpoint::{Bundle, Calibration, Role, load_manifest};
 use crate::digest::Digest;
 use crate::learn::{Promotion, promote_segmentor};
@@ -65,7 +65,7 @@ impl TrainingHost {
         if target.exists() {
             return Err(JobError::ModelsExist(models.clone()));
         }
-        let source = record.models.as_deref().and_then(|name| parts.models.find(name));
+        let source = self.painters_of(&record)?;
         // A name that starts with a dot is not listed.
         let folder = tempfile::Builder::new().prefix(".promoting-").tempdir_in(root)?;
         let (roles, cubes) = match &source {
@@ -92,6 +92,29 @@ impl TrainingHost {
             roles,
             calibration,
         })
+    }
+}
+
+impl TrainingHost {
+    /// Returns the folder of the models that gated a job's stream, if it needed any; another one under their name is refused.
+    fn painters_of(&self, record: &JobRecord) -> Result<Option<PathBuf>, JobError> {
+        let Some(wanted) = &record.config.recipe.bundle else {
+            return Ok(None);
+        };
+        let parts = self.parts();
+        let folder = record.models.as_deref().and_then(|name| parts.models.find(name));
+        let folder = folder.filter(|folder| folder.exists());
+        let found = folder
+            .as_ref()
+            .map(|folder| Bundle::load(folder, &parts.device))
+            .transpose()?;
+        if found.is_some_and(|bundle| bundle.hash.to_string() == *wanted) {
+            return Ok(folder);
+        }
+        let name = record.models.as_deref().unwrap_or("without a name");
+        Err(JobError::Unfit(format!(
+            "the generator that it learnt from, of models {name} ({wanted}), is no longer there"
+        )))
     }
 }
 

@@ -125,6 +125,9 @@ pub struct JobStatus {
     pub failure: Option<String>,
     /// The last event's number.
     pub last_event: u64,
+    /// Whether somebody asked for its stop since it began.
+    #[serde(skip)]
+    pub(super) is_stopping: bool,
 }
 
 impl JobStatus {
@@ -140,6 +143,7 @@ impl JobStatus {
             patches_per_second: None,
             failure: None,
             last_event: 0,
+            is_stopping: false,
         }
     }
 
@@ -148,7 +152,7 @@ impl JobStatus {
         self.last_event = entry.id;
         let state = match &entry.event {
             Event::Queued => JobState::Queued,
-            Event::Started | Event::Note { .. } => JobState::Running,
+            Event::Started | Event::Stopping | Event::Note { .. } => JobState::Running,
             Event::Step {
                 step,
                 steps,
@@ -166,6 +170,11 @@ impl JobStatus {
             Event::Finished => JobState::Finished,
             Event::Failed { .. } => JobState::Failed,
         };
+        match &entry.event {
+            Event::Queued | Event::Started => self.is_stopping = false,
+            Event::Stopping => self.is_stopping = true,
+            _ => {}
+        }
         self.failure = match &entry.event {
             Event::Failed { what } => Some(what.clone()),
             _ => None,

@@ -42,7 +42,9 @@ impl Jobs {
                 continue;
             };
             let status = jobs.insert(record, parts)?;
-            if matches!(
+            if status.is_stopping && status.state == JobState::Running {
+                jobs.tell(&status.name, Event::Stopped)?;
+            } else if matches!(
                 status.state,
                 JobState::Running | JobState::Interrupted | JobState::Queued
             ) {
