@@ -167,6 +167,12 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
     std::fs::remove_dir_all(dir.join("out")).unwrap();
     assert!(said(&experiment(dir, &["--list"])).contains("8 of 8 runs are done"));
     std::fs::write(dir.join("c.toml"), CONFIG.replace("ln_sd = 0.1", "ln_sd = 0.2")).unwrap();
+    let refused = experiment(dir, &["--list"]);
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && why.contains("choose another --out"),
+        "{why}"
+    );
     std::fs::remove_dir_all(dir.join("out")).unwrap();
     let anew = said(&experiment(dir, &["--list"]));
     assert!(

@@ -1,7 +1,9 @@
 //! Writes models so that a crash leaves the old ones: temporary file, fsync, rename; weights first, then the manifest.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -41,7 +43,9 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), std::io::Error>
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     let named = |error: std::io::Error| std::io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(named)?;
+    // As readable as any new file: the umask decides, not the temporary file's secrecy.
+    let readable = Permissions::from_mode(0o666);
+    let mut file = (tempfile::Builder::new().permissions(readable).tempfile_in(folder)).map_err(named)?;
     file.write_all(bytes).map_err(named)?;
     file.as_file().sync_all().map_err(named)?;
     file.persist(path).map_err(|error| named(error.error))?;
@@ -75,4 +79,21 @@ pub fn save_model(
     json.push('\n');
     write_atomically(&folder.join(format!("{name}.json")), json.as_bytes())?;
     Ok(manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_file_is_as_readable_as_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let [new, replaced] = ["new", "replaced"].map(|name| folder.path().join(name));
+        std::fs::write(&new, "").unwrap();
+        write_atomically(&replaced, b"1").unwrap();
+        write_atomically(&replaced, b"2").unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&replaced), mode(&new));
+        assert_eq!(std::fs::read(&replaced).unwrap(), b"2");
+    }
 }

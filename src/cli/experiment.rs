@@ -35,6 +35,9 @@ pub(super) struct Args {
     /// Only runs with this number of labelled patients
     #[arg(long)]
     labelled: Option<usize>,
+    /// Only runs with this number of unlabelled patients; arms that use none have 0
+    #[arg(long)]
+    unlabelled: Option<usize>,
     /// Print which runs there are and which are done, and stop
     #[arg(long)]
     list: bool,
@@ -117,6 +120,7 @@ impl Args {
         (self.arms.is_empty() || self.arms.contains(&key.arm))
             && (self.seeds.is_empty() || self.seeds.contains(&key.seed))
             && self.labelled.is_none_or(|labelled| labelled == key.labelled)
+            && self.unlabelled.is_none_or(|unlabelled| unlabelled == key.unlabelled)
     }
 }
 

@@ -62,7 +62,7 @@ fn arms(results: &Results, config: &ExperimentConfig) -> String {
 
 fn comparisons(results: &Results, config: &ExperimentConfig) -> String {
     let mut table =
-        String::from("\n| difference in points of DSC | mean | 95 % interval | seeds |\n|---|---|---|---|\n");
+        String::from("\n| difference in points of DSC | mean | 95 % interval | of each seed |\n|---|---|---|---|\n");
     let others = config.arms.iter().filter(|arm| **arm != Arm::Gated);
     for arms in others
         .map(|arm| [Arm::Gated, *arm])
@@ -70,14 +70,19 @@ fn comparisons(results: &Results, config: &ExperimentConfig) -> String {
     {
         let [first, second] = results.pair(config, arms);
         if let Some(found) = paired_difference(&first, &second) {
-            let [low, high] = found.interval.map(|end| 100.0 * end);
+            let points = |value: f64| format!("{:+.1}", 100.0 * value);
+            let ends = found
+                .interval
+                .map(|[low, high]| format!("{} to {}", points(low), points(high)));
+            let seeds: Vec<String> = found.of_each_seed.iter().map(|value| points(*value)).collect();
             writeln!(
                 table,
-                "| {} - {} | {:+.1} | {low:+.1} to {high:+.1} | {} |",
+                "| {} - {} | {} | {} | {} |",
                 arms[0].name(),
                 arms[1].name(),
-                100.0 * found.difference,
-                found.seeds
+                points(found.difference),
+                ends.unwrap_or_else(|| "-".into()),
+                seeds.join(", ")
             )
             .expect("writing to a string");
         }

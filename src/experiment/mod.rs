@@ -16,6 +16,7 @@ mod cohort;
 mod compare;
 mod config;
 mod document;
+mod identity;
 mod results;
 mod run;
 

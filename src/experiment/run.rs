@@ -10,7 +10,7 @@ use burn::tensor::Device;
 use super::arm::Hosts;
 use super::cohort::{Cohort, test_specs};
 use super::results::mean;
-use super::{Arm, ExperimentError, Results, RunKey, RunRecord, Setting};
+use super::{Arm, ExperimentError, Results, RunKey, RunRecord, Setting, identity};
 use crate::checkpoint::{Bundle, load_segmentor};
 use crate::evaluate::{Examination, HeldOut, HeldOutSettings, Overlap, score_held_out};
 use crate::ingest::nifti::write_labels;
@@ -57,6 +57,16 @@ impl<'a> Experiment<'a> {
     pub fn open(setting: Setting<'a>, place: Workplace<'a>) -> Result<Self, ExperimentError> {
         setting.experiment.check()?;
         let (config, plan) = (setting.experiment, setting.plan);
+        let organs = plan.labels.organs();
+        if organs.iter().all(|organ| organ.name != config.organ) {
+            let names: Vec<&str> = organs.iter().map(|organ| organ.name.as_str()).collect();
+            return Err(ExperimentError::Config {
+                key: "organ",
+                expected: "an organ of the plan that has a tumour class",
+                got: format!("{:?}; there are {}", config.organ, names.join(", ")),
+            });
+        }
+        identity::claim(place.out, setting.digest(), setting.own_digests())?;
         let specs = test_specs(setting.phantom, config.cohort_seed, config.test, plan.spacing_mm);
         let test = store_of(&setting, &place, &place.out.join("test"), &specs)?;
         let cases = test.records().iter().map(|record| record.id.clone()).collect();

@@ -24,7 +24,7 @@ use crate::evaluate::{HeldOut, HeldOutSettings};
 use crate::nn::{Adapter, CubeSides, LossForm, Network, deep_supervision_loss};
 use crate::rng::{Purpose, Rng};
 use crate::sampler::Centre;
-use crate::store::CaseKind;
+use crate::store::{CaseKind, Cases};
 use crate::volume::{Plan, SizeClass};
 
 /// Stage 1's configuration.
@@ -294,10 +294,11 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
             "the critic needs labelled cases that are not held out".into(),
         ));
     }
+    let inner = inner_folds(config, job.cases, &labelled)?;
     let trained = train_on(config, job, &labelled, &held_out)?;
     job.progress.on_note("scoring held-out cases");
     let mut scores = trained.judge(config, job, &held_out)?;
-    scores.extend(train_inner(config, job, &labelled)?);
+    scores.extend(train_inner(config, job, &inner)?);
     let calibration = calibrate(&scores);
     let report = CriticReport {
         steps: trained.fitted.steps,
@@ -324,30 +325,49 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     Ok(report)
 }
 
-/// Trains a critic for every inner fold; returns how each scores the lesions that it did not see.
-fn train_inner(config: &CriticConfig, job: &mut Job, labelled: &[usize]) -> Result<Vec<RealScore>, LearnError> {
-    let mut scores = Vec::new();
-    for fold in 0..config.inner_folds {
-        // Another seed than the outer split's: the folds of one would else be those of the other.
-        let split = Split {
-            folds: config.inner_folds,
-            fold,
-            seed: config.split.seed + 1,
-            file: None,
-            ..config.split.clone()
+/// How many ways of dealing cases to inner folds are tried: some of few cases leave a fold without any.
+const DEALS: u64 = 100;
+
+/// What the critic of an inner fold learns from, and what it is kept from.
+type InnerFold = (Vec<usize>, Vec<usize>);
+
+/// Deals the training cases to the inner folds.
+fn inner_folds(config: &CriticConfig, cases: &dyn Cases, labelled: &[usize]) -> Result<Vec<InnerFold>, LearnError> {
+    // Other seeds than the outer split's: the folds of one would else be those of the other.
+    for deal in 1..=DEALS {
+        let fold_of = |fold| -> Result<InnerFold, LearnError> {
+            let split = Split {
+                folds: config.inner_folds,
+                fold,
+                seed: config.split.seed + deal,
+                file: None,
+                ..config.split.clone()
+            };
+            let (_, left_out) = split.divide(cases)?;
+            Ok(labelled.iter().partition(|case| !left_out.contains(case)))
         };
-        let (_, left_out) = split.divide(job.cases)?;
-        let (left_out, learn): (Vec<usize>, Vec<usize>) = labelled.iter().partition(|case| left_out.contains(case));
-        if learn.is_empty() || left_out.is_empty() {
-            return Err(LearnError::Config {
-                key: "critic.inner_folds".into(),
-                expected: format!(
-                    "no more than the {} labelled training cases, each by itself",
-                    labelled.len()
-                ),
-                got: config.inner_folds.to_string(),
-            });
+        let folds = (0..config.inner_folds).map(fold_of).collect::<Result<Vec<_>, _>>()?;
+        if folds
+            .iter()
+            .all(|(learn, left_out)| !learn.is_empty() && !left_out.is_empty())
+        {
+            return Ok(folds);
         }
+    }
+    Err(LearnError::Config {
+        key: "critic.inner_folds".into(),
+        expected: format!(
+            "no more than the patients of the {} labelled training cases",
+            labelled.len()
+        ),
+        got: config.inner_folds.to_string(),
+    })
+}
+
+/// Trains a critic for every inner fold; returns how each scores the lesions that it did not see.
+fn train_inner(config: &CriticConfig, job: &mut Job, folds: &[InnerFold]) -> Result<Vec<RealScore>, LearnError> {
+    let mut scores = Vec::new();
+    for (fold, (learn, left_out)) in folds.iter().enumerate() {
         job.progress
             .on_note(&format!("inner fold {fold} of {}", config.inner_folds));
         let out = job.out.join(inner_folder(fold));
@@ -366,9 +386,9 @@ fn train_inner(config: &CriticConfig, job: &mut Job, labelled: &[usize]) -> Resu
             dtype: job.dtype,
             progress: &mut *job.progress,
         };
-        let trained = train_on(&config, &mut job, &learn, &[])?;
-        scores.extend(trained.judge(&config, &job, &left_out)?);
-        trained.save(&config, &job, (&learn, Metrics::new()), None)?;
+        let trained = train_on(&config, &mut job, learn, &[])?;
+        scores.extend(trained.judge(&config, &job, left_out)?);
+        trained.save(&config, &job, (learn, Metrics::new()), None)?;
     }
     Ok(scores)
 }

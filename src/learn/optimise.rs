@@ -335,10 +335,20 @@ impl Memory {
     }
 }
 
+/// Larger tensors are summed part by part: the CPU backend sums more than 2^22 elements in the order in which threads are free.
+const SUMMED_AT_ONCE: usize = 1 << 21;
+
 /// Returns the norm over all parameters' gradients.
 fn norm(gradients: &[Option<Tensor<1>>]) -> f64 {
-    let squares = gradients.iter().flatten().map(|g| g.clone().powi_scalar(2).sum());
-    let sums: Vec<Tensor<1>> = squares.collect();
+    let parts = gradients.iter().flatten().flat_map(|gradient| {
+        let gradient = gradient.clone();
+        if gradient.dims()[0] > SUMMED_AT_ONCE {
+            gradient.split(SUMMED_AT_ONCE, 0)
+        } else {
+            vec![gradient]
+        }
+    });
+    let sums: Vec<Tensor<1>> = parts.map(|part| part.powi_scalar(2).sum()).collect();
     if sums.is_empty() {
         return 0.0;
     }

@@ -107,14 +107,22 @@ impl Steering {
         let path = out.join("segmentor.mixes.jsonl");
         let mut mixes = Vec::new();
         match fs_err::read_to_string(&path) {
-            Ok(text) if resume => {
+            Ok(text) if resume && settings.enabled => {
                 // A line that a crash cut off was never used.
                 let whole = text.rfind('\n').map_or("", |end| &text[..end]);
                 for line in whole.lines() {
-                    let mix = serde_json::from_str(line).map_err(|error| LearnError::State {
+                    let refused = |what: String| LearnError::State {
                         path: path.clone(),
-                        what: format!("not a mix: {error}"),
-                    })?;
+                        what,
+                    };
+                    let mix: Mix =
+                        serde_json::from_str(line).map_err(|error| refused(format!("not a mix: {error}")))?;
+                    if mix.recipe != mix.over(base).hash() {
+                        let number = mix.number;
+                        return Err(refused(format!(
+                            "mix {number} is of another recipe; train in another folder"
+                        )));
+                    }
                     mixes.push(mix);
                 }
             }
