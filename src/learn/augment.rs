@@ -3,6 +3,8 @@
 use ndarray::{Array3, Axis, Zip};
 use serde::{Deserialize, Serialize};
 
+use super::LearnError;
+use super::check::Section;
 use crate::rng::Rng;
 
 /// How strongly looks vary.
@@ -30,6 +32,23 @@ impl Default for LookSettings {
             noise_hu: 12.0,
             blur: 0.25,
         }
+    }
+}
+
+impl LookSettings {
+    /// Refuses what is out of range.
+    pub(super) fn check(&self, section: &Section) -> Result<(), LearnError> {
+        self.flip.iter().try_for_each(|p| section.unit("look.flip", *p))?;
+        let Self {
+            scale,
+            shift_hu,
+            noise_hu,
+            ..
+        } = *self;
+        section.check("look.scale", (0.0..=0.5).contains(&scale), "0 to 0.5", scale)?;
+        section.check("look.shift_hu", (0.0..=500.0).contains(&shift_hu), "0 to 500", shift_hu)?;
+        section.check("look.noise_hu", (0.0..=200.0).contains(&noise_hu), "0 to 200", noise_hu)?;
+        section.unit("look.blur", self.blur)
     }
 }
 

@@ -128,6 +128,7 @@ impl CriticConfig {
         )?;
         section.unit("loss.balance", self.loss.balance)?;
         section.optimizer("optimizer", &self.optimizer)?;
+        self.look.check(&section)?;
         let sides: Vec<[usize; 3]> = CubeSides::up_to(self.max_cube).all().map(|side| [side; 3]).to_vec();
         // How many classes there are changes nothing about what can be built.
         check_sides((&section, "max_cube"), &self.architecture(2), &sides)?;

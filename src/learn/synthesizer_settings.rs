@@ -33,6 +33,32 @@ pub struct LossWeights {
     pub sameness: f64,
 }
 
+impl LossWeights {
+    /// Refuses what is out of range: a negative weight would reward what it is to prevent.
+    fn check(&self, section: &Section) -> Result<(), LearnError> {
+        let Self {
+            recall,
+            false_alarm,
+            adversarial,
+            roughness,
+            texture,
+            sameness,
+        } = *self;
+        let weights = [
+            ("recall", recall),
+            ("false_alarm", false_alarm),
+            ("adversarial", adversarial),
+            ("roughness", roughness),
+            ("texture", texture),
+            ("sameness", sameness),
+        ];
+        weights.into_iter().try_for_each(|(name, weight)| {
+            let ok = (0.0..=100.0).contains(&weight);
+            section.check(&format!("loss.{name}"), ok, "0 to 100", weight)
+        })
+    }
+}
+
 impl Default for LossWeights {
     fn default() -> Self {
         Self {
@@ -246,6 +272,11 @@ impl SynthesizerConfig {
         )?;
         section.check("r1", (0.0..=1000.0).contains(&self.r1), "0 to 1000", self.r1)?;
         self.guard.check(&section)?;
+        self.look.check(&section)?;
+        self.loss.check(&section)?;
+        for (field, ok, expected, got) in self.form.ranges() {
+            section.check(&format!("form.{field}"), ok, expected, got)?;
+        }
         let spread = self.spread_hu;
         section.check("spread_hu", (0.0..=1000.0).contains(&spread), "0 to 1000", spread)
     }
@@ -268,4 +299,24 @@ pub struct SynthesizerReport {
     pub untrained: PaintingScore,
     /// Measures of the last step.
     pub last_step: Metrics,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        let refused = |key: &str, change: &dyn Fn(&mut SynthesizerConfig)| {
+            let mut config = SynthesizerConfig::default();
+            change(&mut config);
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.starts_with(key), "{key}: {error}");
+        };
+        SynthesizerConfig::default().check().unwrap();
+        refused("synthesizer.loss.recall", &|config| config.loss.recall = -1.0);
+        refused("synthesizer.look.noise_hu", &|config| config.look.noise_hu = -12.0);
+        refused("synthesizer.look.flip", &|config| config.look.flip = [0.0, 2.0, 0.0]);
+        refused("synthesizer.form.edge_mm", &|config| config.form.edge_mm = f64::NAN);
+    }
 }

@@ -29,3 +29,27 @@ impl Default for LesionForm {
         }
     }
 }
+
+impl LesionForm {
+    /// Returns for each number its field, whether it is in range, the range, and the number.
+    pub fn ranges(&self) -> [(&'static str, bool, &'static str, f64); 4] {
+        let Self {
+            deformation,
+            elongation,
+            edge_mm,
+            min_kept,
+            ..
+        } = *self;
+        [
+            (
+                "deformation",
+                (0.0..=0.5).contains(&deformation),
+                "0 to 0.5",
+                deformation,
+            ),
+            ("elongation", (1.0..=4.0).contains(&elongation), "1 to 4", elongation),
+            ("edge_mm", (0.5..=3.0).contains(&edge_mm), "0.5 to 3", edge_mm),
+            ("min_kept", (0.0..=1.0).contains(&min_kept), "0 to 1", min_kept),
+        ]
+    }
+}

@@ -169,26 +169,9 @@ impl Recipe {
             .as_ref()
             .map_or(Ok(()), |organs| check_shares("organs", organs))?;
         self.check_augment()?;
-        let lesion = &self.lesion;
-        check(
-            "lesion.deformation",
-            (0.0..=0.5).contains(&lesion.deformation),
-            "0 to 0.5",
-            lesion.deformation,
-        )?;
-        check(
-            "lesion.elongation",
-            (1.0..=4.0).contains(&lesion.elongation),
-            "1 to 4",
-            lesion.elongation,
-        )?;
-        check(
-            "lesion.edge_mm",
-            (0.5..=3.0).contains(&lesion.edge_mm),
-            "0.5 to 3",
-            lesion.edge_mm,
-        )?;
-        unit("lesion.min_kept", lesion.min_kept)?;
+        for (field, ok, expected, got) in self.lesion.ranges() {
+            check(&format!("lesion.{field}"), ok, expected, got)?;
+        }
         if let Some(patch) = self.patch {
             let ok = patch
                 .iter()

@@ -283,11 +283,6 @@ impl Streams {
     pub fn in_flight(&self) -> usize {
         self.core.scheduler.in_flight()
     }
-
-    /// Ends every stream with [`StreamError::Stopped`] at its next patch.
-    pub fn stop(&self) {
-        self.core.scheduler.close();
-    }
 }
 
 /// Refuses models whose labels or window differ from the store's, or whose voxels do so much.

@@ -54,7 +54,7 @@ pub enum ModelsError {
     Start(#[from] StartError),
     /// Models that cannot serve the default recipe.
     #[error("models {name:?} fail on the default recipe: {source}")]
-    Insane {
+    FailsDefaultRecipe {
         /// Their name.
         name: String,
         /// How.
@@ -203,7 +203,7 @@ impl Shelf {
         let bundle = self.parts.source.load(name)?;
         let streams = self.active().beside(Arc::new(bundle))?;
         let tried = warm_up(&streams, &self.parts.default_recipe);
-        let mut warm_up = tried.map_err(|source| ModelsError::Insane {
+        let mut warm_up = tried.map_err(|source| ModelsError::FailsDefaultRecipe {
             name: name.into(),
             source: source.into(),
         })?;
