@@ -59,7 +59,7 @@ def _micrometres(shape: tuple[int, ...], of: tuple[int, ...], affine: NDArray[An
 def _body_axis(voxels: NDArray[Any]) -> tuple[int, int, int] | None:
     """Returns the axis along which the body lies, and its first and last plane."""
     soft = voxels > _SOFT_HU
-    ends = []
+    ends: list[tuple[int, int, int, int]] = []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)
         profile = [int(count) for count in np.count_nonzero(soft, axis=others)]
@@ -85,9 +85,9 @@ def _codes(planes: NDArray[Any], size: list[int]) -> bytes:
     """Returns the six numbers of a slab."""
     thickness, *shape = planes.shape
     sides = [max((side + _BLOCKS // 2) // _BLOCKS, 1) for side in shape]
-    starts = [np.arange(0, side, block) for side, block in zip(shape, sides)]
-    lengths = [np.diff(np.append(start, side)) for start, side in zip(starts, shape)]
-    count = thickness * np.outer(*lengths).astype(np.int64)
+    starts: list[NDArray[np.int64]] = [np.arange(0, side, block, dtype=np.int64) for side, block in zip(shape, sides)]
+    lengths: list[NDArray[np.int64]] = [np.diff(np.append(start, side)) for start, side in zip(starts, shape)]
+    count: NDArray[np.int64] = thickness * np.outer(lengths[0], lengths[1])
 
     def means(low: int) -> NDArray[Any]:
         flat = (np.maximum(np.minimum(planes, _HIGH_HU) - low, 0)).sum(axis=0, dtype=np.int64)

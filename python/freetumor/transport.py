@@ -6,7 +6,7 @@ import http.client
 import json
 import math
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Union, cast
 from urllib.parse import urlsplit
@@ -98,7 +98,7 @@ class Connection:
 
 
 @contextmanager
-def _cuts() -> Iterator[None]:
+def _cuts() -> Generator[None]:
     """Makes a cut stream of bytes that end too early, however the connection says so."""
     try:
         yield

@@ -89,6 +89,7 @@ def scan_hashes(dataset_name: str, cases: Iterable[str]) -> list[str]:
         FreeTumorError: a scan is not there, or is no NIfTI file.
     """
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
     from nnunetv2.paths import nnUNet_raw
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -104,7 +105,7 @@ def scan_hashes(dataset_name: str, cases: Iterable[str]) -> list[str]:
             # One scan at a time is in memory.
             hashes.append(source_hash(image.get_fdata(caching="unchanged"), image.affine))
         return hashes
-    except (OSError, KeyError, nibabel.filebasedimages.ImageFileError) as error:
+    except (OSError, KeyError, ImageFileError) as error:
         raise FreeTumorError(
             f"{folder}: expected the fold's validation scans as NIfTI, to make sure that no model was trained on them: {error}"
         ) from error
