@@ -199,6 +199,7 @@ fn jobs_that_were_stopped_or_whose_server_ended_come_to_the_same_weights() {
     let expected = [
         "queued",
         "started",
+        "stopping",
         "stopped",
         "queued",
         "started",
@@ -208,6 +209,35 @@ fn jobs_that_were_stopped_or_whose_server_ended_come_to_the_same_weights() {
         "finished",
     ];
     assert_eq!(states, expected);
+}
+
+#[test]
+fn a_stop_that_was_asked_for_outlives_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let host = start(root, JobsConfig::default()).unwrap();
+    host.submit(name("long"), config(1_000_000)).unwrap();
+    wait(&host, "long", JobState::Running);
+    host.stop("long").unwrap();
+    // The server ends before the training has looked.
+    host.close(PATIENCE);
+    drop(host);
+    let host = start(root, JobsConfig::default()).unwrap();
+    assert_eq!(host.get("long").unwrap().1.state, JobState::Stopped);
+    host.resume("long").unwrap();
+    wait(&host, "long", JobState::Running);
+    // Killed where it asked: the wish is all that the journal has.
+    let journal = root.join("jobs/long/events.jsonl");
+    host.close(PATIENCE);
+    drop(host);
+    let text = std::fs::read_to_string(&journal).unwrap();
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(last["event"], "interrupted");
+    let killed: Vec<&str> = text.lines().take_while(|line| !line.contains("stopping")).collect();
+    let asked = text.lines().nth(killed.len()).unwrap();
+    std::fs::write(&journal, format!("{}\n{asked}\n", killed.join("\n"))).unwrap();
+    let host = start(root, JobsConfig::default()).unwrap();
+    assert_eq!(host.get("long").unwrap().1.state, JobState::Stopped);
 }
 
 #[test]

@@ -409,6 +409,20 @@ fn p2_every_rank_gets_as_many_batches_and_epochs_end() {
             assert_eq!(streams.open(&resolved, &delivery).unwrap().batches(), expected);
         }
     }
+    // Where indices are dropped at its end, the cursor stands at the next epoch.
+    let dropping = |cursor| Delivery {
+        batch_size: 4,
+        last_batch: LastBatch::Drop,
+        cursor,
+        ..Delivery::default()
+    };
+    let mut first = streams.open(&resolved, &dropping(None)).unwrap();
+    let ends = std::iter::from_fn(|| first.next_batch()).map(|batch| batch.unwrap().next);
+    let ends: Vec<_> = ends.collect();
+    assert_eq!(ends.iter().map(|cursor| cursor.next_index).collect::<Vec<_>>(), [4, 10]);
+    let mut second = streams.open(&resolved, &dropping(ends.last().cloned())).unwrap();
+    assert_eq!(second.batches(), 2);
+    assert_eq!(second.next_batch().unwrap().unwrap().patches[0].meta.index, 10);
 }
 
 #[test]

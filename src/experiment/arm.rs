@@ -126,8 +126,8 @@ impl Hosts {
     }
 }
 
-/// Returns what real patches show beside a share of synthetic ones. All arms see as much of what is no tumour: a host's patch shows
-/// a lesion, so that more of the real ones are cut anywhere.
+/// Returns what real patches show beside a share of synthetic ones. All arms see as many patches cut anywhere: a host's patch shows
+/// a lesion, so that more of the real ones are.
 fn centres_beside(base: &BTreeMap<Centre, f64>, synthetic: f64) -> BTreeMap<Centre, f64> {
     let total: f64 = base.values().sum();
     let anywhere = base.get(&Centre::Anywhere).copied().unwrap_or(0.0) / total;

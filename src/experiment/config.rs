@@ -31,8 +31,8 @@ pub struct ExperimentConfig {
     pub unlabelled: usize,
     /// Test patients (scanners C, D and E in turn).
     pub test: usize,
-    /// Share of patches with a synthetic tumour in arms that synthesize. Where the gate accepts none in some hosts, more hosts
-    /// are taken, which then stand for patches without tumour.
+    /// Share of patches with a synthetic tumour in arms that synthesize. Where the gate accepts none in some hosts, more are
+    /// asked for, up to all patches; a real patch takes a refused lesion's place.
     pub synthetic_share: f64,
     /// What the arm `real_augmented` does to its patches.
     pub strong: Augmentation,

@@ -32,7 +32,8 @@ pub(super) struct Since {
 }
 
 /// Follows a training: `queued`, `started`, `step` (loss, `validation_dice` where there was a validation,
-/// `patches_per_second`), `note`, and at the end `finished`, `stopped`, `interrupted` or `failed`, which closes the stream.
+/// `patches_per_second`), `note`, `stopping` where its stop was asked for, and at the end `finished`, `stopped`, `interrupted` or
+/// `failed`, which closes the stream.
 #[utoipa::path(get, path = "/v1/trainings/{name}/events", params(
     ("name" = String, Path, description = "the training's name"),
     ("after" = Option<u64>, Query, description = "only events after this number; `Last-Event-ID` says the same")),
