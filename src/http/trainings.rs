@@ -16,6 +16,7 @@ use super::app::{App, Shared, on_thread, spawn};
 use super::body::{self, WholeBody};
 use super::problem::{Problem, ProblemKind};
 use crate::jobs::{JobRecord, JobStatus, Promoted, TrainingHost};
+use crate::stream::StreamError;
 
 /// How a file is read and sent.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -66,7 +67,8 @@ pub(super) async fn list(State(app): State<Shared>) -> Result<Json<Trainings>, P
 #[utoipa::path(post, path = "/v1/trainings", responses((status = 201, description = "it is queued",
     content_type = "application/json")))]
 pub(super) async fn submit(State(app): State<Shared>, WholeBody(body): WholeBody) -> Result<Response, Problem> {
-    let status = with_host(app, move |_, host| {
+    let status = with_host(app, move |app, host| {
+        refuse_while_draining(app)?;
         let (name, config) = body::parse_training(&body, host.defaults())?;
         Ok(host.submit(name, config)?)
     })
@@ -98,7 +100,19 @@ pub(super) async fn stop(State(app): State<Shared>, Path(name): Path<String>) ->
     params(("name" = String, Path, description = "the training's name")),
     responses((status = 202, description = "it is queued", content_type = "application/json")))]
 pub(super) async fn resume(State(app): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
-    change(app, move |host| Ok(host.resume(&name)?)).await
+    let resumed = change(app.clone(), move |host| {
+        refuse_while_draining(&app)?;
+        Ok(host.resume(&name)?)
+    });
+    resumed.await
+}
+
+/// From the first sign of a shutdown on nothing is queued, also while the host of trainings has not heard of it.
+fn refuse_while_draining(app: &App) -> Result<(), Problem> {
+    if app.is_draining() {
+        return Err(StreamError::Stopped.into());
+    }
+    Ok(())
 }
 
 async fn change(
