@@ -3,7 +3,8 @@
 A phantom data set is planned at a coarser spacing, so that nnU-Net resamples it. Two stores are made of it: one ingests the
 scans, the other what nnU-Net made of them (`freetumor-client nnunet-export`). Crops without a lesion, of the same places of the
 same cases, are taken from nnU-Net's preprocessed arrays and from patches streamed from either store, and a small network
-learns to tell the two ways apart on some cases; its area under the ROC curve counts on others. 0.5 is chance.
+learns to tell the two ways apart on some cases; its area under the ROC curve counts on others. 0.5 is chance. (A store of scans
+is cropped to the body, so that its crops are of nearby places only.)
 
 Needs nnU-Net and the client (`pip install -e 'python[test-frameworks]'`).
 
