@@ -4,6 +4,7 @@ Every way carries the same bytes, batches of two patches of 96^3 (f16 image, u8 
 one process, in turns, several rounds; the medians count:
 
     tcp       a socket, `recv_into` a buffer that is kept; no check
+    unix      the same over a Unix domain socket: what a local path could gain
     floor     `http.client`, `readinto` a buffer that is kept, `zlib.crc32`: what a Python client can do at best
     freetumor `freetumor bench serve --listen` and the Python client: new arrays for every batch, every CRC-32 checked
     grpc      a stream of messages, uncompressed, parsed to numpy arrays (as tf.data service sends them)
@@ -25,10 +26,11 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,19 +60,25 @@ def payloads() -> list[bytes]:
 
 
 @contextmanager
-def serving(serve: Callable[[socket.socket], None]) -> Iterator[int]:
-    """Runs a server in a process of its own on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def serving(serve: Callable[[socket.socket], None], *, is_local: bool = False) -> Iterator[tuple[str, int] | str]:
+    """Runs a server in a process of its own on a free port, or on a Unix domain socket; yields its address."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        if is_local:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(f"{folder}/socket")
+            listener.listen()
+        else:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         process = multiprocessing.get_context("fork").Process(target=serve, args=(listener,), daemon=True)
         process.start()
         try:
-            yield listener.getsockname()[1]
+            yield listener.getsockname()
         finally:
             process.kill()
             process.join()
 
 
-def serve_tcp(listener: socket.socket) -> None:
+def serve_bytes(listener: socket.socket) -> None:
     batches = payloads()
     while True:
         connection, _ = listener.accept()
@@ -106,8 +114,11 @@ def per_second(batches: int, take: Callable[[], object]) -> float:
     return batches * BATCH / (time.perf_counter() - began)
 
 
-def measure_tcp(batches: int) -> float:
-    with serving(serve_tcp) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+def measure_socket(batches: int, *, is_local: bool) -> float:
+    with serving(serve_bytes, is_local=is_local) as address, socket.socket(
+        socket.AF_UNIX if is_local else socket.AF_INET
+    ) as connection:
+        connection.connect(address)
         view = memoryview(bytearray(BATCH_BYTES))
 
         def take() -> None:
@@ -119,8 +130,8 @@ def measure_tcp(batches: int) -> float:
 
 
 def measure_floor(batches: int) -> float:
-    with serving(serve_http) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
+    with serving(serve_http) as address:
+        connection = http.client.HTTPConnection(*address)
         connection.request("GET", "/")
         response = connection.getresponse()
         view = memoryview(bytearray(BATCH_BYTES))
@@ -211,7 +222,8 @@ def main() -> None:
         serve_grpc(int(options.grpc_server[0]), options.grpc_server[1])
         return
     ways: dict[str, Callable[[int], float]] = {
-        "tcp": measure_tcp, "floor": measure_floor, "freetumor": measure_freetumor,
+        "tcp": lambda batches: measure_socket(batches, is_local=False),
+        "unix": lambda batches: measure_socket(batches, is_local=True), "floor": measure_floor, "freetumor": measure_freetumor,
         "grpc": lambda batches: measure_grpc(batches // 2, "NoCompression"),
         "grpc-gzip": lambda batches: measure_grpc(max(10, batches // 40), "Gzip"),
     }
