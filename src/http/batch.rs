@@ -18,7 +18,7 @@ use super::keys::Caller;
 use super::problem::{Problem, ProblemKind};
 use super::provenance;
 use super::query::{self, BatchQuery, Format};
-use crate::stream::{Leave, PatchService, StreamError};
+use crate::stream::{Leave, PatchService, StreamError, check_delivery};
 use crate::telemetry::metrics::{PATCHES_REUSED_TOTAL, Stage};
 use crate::wire::codec::{Encoding, tensors};
 use crate::wire::{limits, npz, safetensors};
@@ -97,7 +97,8 @@ impl Drop for Waiting {
 fn make(app: &App, caller: Caller, query: BatchQuery, opened: &OnceLock<Leave>) -> Result<(Vec<u8>, Share), Problem> {
     let service: &dyn PatchService = &*app.service;
     let resolved = service.resolve(query.recipe).map_err(StreamError::of_recipe)?;
-    limits::check(&query.delivery, resolved.patch)?;
+    check_delivery(&resolved, &query.delivery)?;
+    limits::check_frame(&query.delivery, resolved.patch)?;
     let share = app.take_budget(caller, batch_voxels(&resolved, &query.delivery))?;
     let mut stream = service.open(&resolved, &query.delivery)?;
     opened.get_or_init(|| stream.leave());

@@ -111,8 +111,8 @@ fn resolve(app: &App, mut recipe: Recipe, delivery: &Delivery) -> Result<Arc<Res
     name_models(app, &mut recipe, delivery);
     let resolved = app.service.resolve(recipe);
     let resolved = resolved.map_err(|error| if names_models { error.of_recipe() } else { error })?;
-    limits::check(delivery, resolved.patch)?;
     check_delivery(&resolved, delivery)?;
+    limits::check_frame(delivery, resolved.patch)?;
     Ok(resolved)
 }
 

@@ -198,8 +198,10 @@ impl TrainingHost {
             JobState::Running => {
                 stop.store(true, Ordering::Relaxed);
                 let name = status.name.clone();
-                // Written down, so that the wish outlives a server that ends before the checkpoint.
-                jobs.tell(&name, Event::Stopping)?;
+                // Written down, so that the wish outlives a server that ends before the checkpoint; it stops without as well.
+                if let Err(error) = jobs.tell(&name, Event::Stopping) {
+                    tracing::error!(%name, %error, "the stop of a training cannot be written down");
+                }
             }
             JobState::Queued => {
                 let name = status.name.clone();

@@ -137,7 +137,9 @@ fn check(delivery: &Delivery) -> Result<(), StreamError> {
         return refuse("rank", format!("0 to {}, below world", world - 1), rank);
     }
     match delivery.count {
-        Some(count) if count > MAX_INDEX => refuse("count", format!("at most {MAX_INDEX}"), count),
+        Some(count) if !(1..=MAX_INDEX).contains(&count) => {
+            refuse("count", format!("1 to {MAX_INDEX}, or absent"), count)
+        }
         _ => Ok(()),
     }
 }
@@ -178,6 +180,31 @@ pub(super) fn course(rank: u64, world: u64, batch: u64, from: u64, steps: u64) -
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_delivery_outside_its_ranges_is_refused_by_field() {
+        let refused = |change: fn(&mut Delivery)| {
+            let mut delivery = Delivery::default();
+            change(&mut delivery);
+            check(&delivery).unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused(|delivery| (delivery.rank, delivery.world) = (2, 2)),
+            "delivery field rank: expected 0 to 1, below world, got 2"
+        );
+        assert_eq!(
+            refused(|delivery| delivery.world = 0),
+            "delivery field world: expected 1 to 65536, got 0"
+        );
+        assert_eq!(
+            refused(|delivery| delivery.batch_size = 65),
+            "delivery field batch_size: expected 1 to 64, got 65"
+        );
+        assert_eq!(
+            refused(|delivery| delivery.count = Some(0)),
+            "delivery field count: expected 1 to 281474976710656, or absent, got 0"
+        );
+    }
 
     #[test]
     fn ranks_share_each_step_without_gap_or_repeat() {

@@ -24,37 +24,20 @@ pub fn batch_bytes(batch_size: u32, patch: Shape, encoding: &Encoding) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
-/// Checks what can be checked of a delivery without a store, the frame limit first of all.
+/// Checks that a batch fits into a frame.
 ///
 /// # Errors
 /// [`StreamError::Delivery`] names the field.
-pub fn check(delivery: &Delivery, patch: Shape) -> Result<(), StreamError> {
-    let refuse = |field, expected: String, got: String| Err(StreamError::Delivery { field, expected, got });
-    if delivery.world == 0 {
-        return refuse("world", "at least 1".into(), "0".into());
-    }
-    if delivery.rank >= delivery.world {
-        return refuse(
-            "rank",
-            format!("0 to {}", delivery.world - 1),
-            delivery.rank.to_string(),
-        );
-    }
-    if delivery.batch_size == 0 {
-        return refuse("batch_size", "at least 1".into(), "0".into());
-    }
-    if delivery.count == Some(0) {
-        return refuse("count", "at least 1, or absent".into(), "0".into());
-    }
+pub fn check_frame(delivery: &Delivery, patch: Shape) -> Result<(), StreamError> {
     // The window does not change sizes.
     let bytes = batch_bytes(delivery.batch_size, patch, &Encoding::of(delivery, HuWindow::default()));
     let limit = MAX_FRAME_BYTES - HEADER_ROOM_BYTES;
     if bytes > limit {
-        return refuse(
-            "batch_size",
-            format!("a batch of at most {limit} bytes (frame limit {MAX_FRAME_BYTES})"),
-            format!("{} patches of {patch:?} voxels: {bytes} bytes", delivery.batch_size),
-        );
+        return Err(StreamError::Delivery {
+            field: "batch_size",
+            expected: format!("a batch of at most {limit} bytes (frame limit {MAX_FRAME_BYTES})"),
+            got: format!("{} patches of {patch:?} voxels: {bytes} bytes", delivery.batch_size),
+        });
     }
     Ok(())
 }
@@ -72,24 +55,13 @@ mod tests {
             batch_bytes(2, [96; 3], &Encoding::of(&delivery, HuWindow::default())),
             2 * 96 * 96 * 96 * 5 + 128
         );
-        assert!(check(&delivery, [96; 3]).is_ok());
+        assert!(check_frame(&delivery, [96; 3]).is_ok());
         let large = Delivery {
             batch_size: u32::MAX,
             outputs: vec![Output::Source, Output::Source],
             ..delivery
         };
-        let error = check(&large, [384; 3]).unwrap_err().to_string();
+        let error = check_frame(&large, [384; 3]).unwrap_err().to_string();
         assert!(error.contains("delivery field batch_size"), "{error}");
-    }
-
-    #[test]
-    fn ranks_outside_the_world_are_refused() {
-        let delivery = Delivery {
-            rank: 2,
-            world: 2,
-            ..Delivery::default()
-        };
-        let error = check(&delivery, [96; 3]).unwrap_err().to_string();
-        assert_eq!(error, "delivery field rank: expected 0 to 1, got 2");
     }
 }
