@@ -30,7 +30,7 @@ use crate::volume::Plan;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StreamConfig {
-    /// Threads that read, plant, compose and augment.
+    /// Threads that read, plant, compose and augment; 0: two for every core, because half of them wait for the device.
     pub preparation_threads: usize,
     /// Lesions of whatever streams that go over the device together, while as many wait; the threads above bound how many do.
     pub device_batch: usize,
@@ -48,7 +48,7 @@ pub struct StreamConfig {
 impl Default for StreamConfig {
     fn default() -> Self {
         Self {
-            preparation_threads: 2,
+            preparation_threads: 0,
             device_batch: 16,
             window: 8,
             max_patches: 64,
@@ -69,8 +69,8 @@ impl StreamConfig {
         let threads = self.preparation_threads;
         check(
             "preparation_threads",
-            (1..=1024).contains(&threads),
-            "1 to 1024",
+            threads <= 1024,
+            "1 to 1024, or 0 for two per core",
             threads,
         )?;
         let batch = self.device_batch;
@@ -102,6 +102,13 @@ impl StreamConfig {
             check(key, (1..=1000).contains(&weight), "1 to 1000", weight as usize)?;
         }
         Ok(())
+    }
+
+    fn threads(&self) -> usize {
+        match self.preparation_threads {
+            0 => 2 * std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
     }
 
     fn limits(&self) -> Limits {
@@ -166,7 +173,7 @@ impl Core {
             scheduler: Arc::new(Scheduler::new(config.limits())),
             config,
         });
-        for number in 0..core.config.preparation_threads {
+        for number in 0..core.config.threads() {
             let scheduler = core.scheduler.clone();
             std::thread::Builder::new()
                 .name(format!("freetumor-prepare-{number}"))
@@ -217,14 +224,10 @@ impl Streams {
         if let Some(bundle) = &bundle {
             check_plans(&bundle.plan, cases.plan())?;
         }
-        let StreamConfig {
-            preparation_threads,
-            device_batch,
-            ..
-        } = core.config;
+        let (threads, device_batch) = (core.config.threads(), core.config.device_batch);
         let engine = bundle
             .as_ref()
-            .map(|bundle| Engine::start(bundle.clone(), preparation_threads, device_batch))
+            .map(|bundle| Engine::start(bundle.clone(), threads, device_batch))
             .transpose()?;
         let stats = Arc::new(StreamStats::new(&cases.plan().labels.organs()));
         let plain = Arc::new(Maker {
