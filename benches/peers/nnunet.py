@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import operator
 import os
 import signal
 import statistics
@@ -172,7 +173,7 @@ class Block:
             self.waits.append(time.perf_counter() - asked)
             self._trainer.train_step(batch)
         self.seconds.append((time.perf_counter() - began) / steps)
-        self.cpu = [sum + cpu_seconds(pid) - before for sum, pid, before in zip(self.cpu, self._pids, cpu)]
+        self.cpu = [so_far + cpu_seconds(pid) - before for so_far, pid, before in zip(self.cpu, self._pids, cpu)]
 
 
 def measure(way: str, options: argparse.Namespace) -> None:
@@ -202,10 +203,9 @@ def measure(way: str, options: argparse.Namespace) -> None:
             (fed if is_fed else ceiling).run(options.steps)
     signal_workers(signal.SIGCONT)
     waits, patches = sorted(fed.waits), steps * trainer.batch_size
-    without = statistics.median(ceiling.seconds[1:])
     print(json.dumps({
-        "over_ceiling": statistics.median(fed / without for fed, without in zip(fed.seconds, ceiling.seconds[1:])),
-        "seconds_per_step": statistics.median(fed.seconds), "ceiling_seconds_per_step": without,
+        "over_ceiling": statistics.median(map(operator.truediv, fed.seconds, ceiling.seconds[1:])),
+        "seconds_per_step": statistics.median(fed.seconds), "ceiling_seconds_per_step": statistics.median(ceiling.seconds[1:]),
         "wait_ms": statistics.median(waits) * 1e3, "wait_p95_ms": waits[int(len(waits) * 0.95)] * 1e3,
         "loading_cpu_per_patch": fed.cpu[0] / patches - ceiling.cpu[0] / (patches + options.warm_up * trainer.batch_size),
         "server_cpu_per_patch": fed.cpu[1] / patches, "reused_per_patch": (reused_patches() - reused) / patches,
