@@ -36,6 +36,8 @@ pub(super) struct App {
     pub trainings: Option<Arc<TrainingHost>>,
     /// Places of clients that follow trainings or download their files.
     pub followers: Arc<Semaphore>,
+    /// Make the frames of all streams. A stream's own thread would keep as many pages for them as all need together.
+    pub encoders: Arc<rayon::ThreadPool>,
 }
 
 /// The routes' state.

@@ -1,4 +1,4 @@
-//! A stream's thread: pulls batches, encodes them and hands frames to the connection.
+//! A stream's thread: pulls batches, has them encoded and hands frames to the connection.
 //!
 //! Two frames may wait for the client; a third blocks this thread, and with it only this stream (promise P3).
 
@@ -7,16 +7,18 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use metrics::counter;
+use rayon::ThreadPool;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 
+use super::app::App;
 use super::observe::RequestId;
 use super::problem::Problem;
 use super::provenance;
 use crate::stream::cursor::Cursor;
 use crate::stream::delivery::Delivery;
 use crate::stream::patch::{PatchMeta, StreamedPatch};
-use crate::stream::{Batch, Leave, PatchService, PatchStream, Resolved, StreamError};
+use crate::stream::{Batch, Leave, PatchStream, Resolved, StreamError};
 use crate::telemetry::metrics::{PATCHES_REUSED_TOTAL, SENT_BYTES_TOTAL, STREAMS_ENDED_TOTAL, Stage};
 use crate::wire::codec::Encoding;
 use crate::wire::frame::{self, Kind, Parts};
@@ -36,6 +38,7 @@ pub(super) struct Producer {
     patches: Box<dyn PatchStream>,
     header: Parts,
     encoding: Encoding,
+    encoders: Arc<ThreadPool>,
     count: Option<u64>,
     cursor: Cursor,
     draining: watch::Receiver<bool>,
@@ -52,12 +55,12 @@ enum Stop {
 impl Producer {
     /// Opens a stream; nothing has been made yet when this returns.
     pub fn open(
-        service: &dyn PatchService,
+        app: &App,
         resolved: &Arc<Resolved>,
         delivery: &Delivery,
-        draining: watch::Receiver<bool>,
         ends_at: Option<Instant>,
     ) -> Result<Self, Problem> {
+        let service = &*app.service;
         let patches = service.open(resolved, delivery)?;
         let first = delivery
             .cursor
@@ -68,9 +71,10 @@ impl Producer {
             patches,
             header: frame::parts(Kind::Header, &header, Bytes::new())?,
             encoding: Encoding::of(delivery, service.plan().window_hu),
+            encoders: app.encoders.clone(),
             count: delivery.count,
             cursor: resolved.cursor(first),
-            draining,
+            draining: app.draining.subscribe(),
             ends_at,
         })
     }
@@ -125,7 +129,8 @@ impl Producer {
                 None if self.count.is_some_and(|count| sent >= count) => return Stop::End(EndReason::Count),
                 None => return Stop::End(EndReason::EndOfEpoch),
             };
-            let frame = match Stage::Encode.time(|| batch_frame(&batch, &self.encoding)) {
+            let encode = || Stage::Encode.time(|| batch_frame(&batch, &self.encoding));
+            let frame = match self.encoders.install(encode) {
                 Ok(frame) => frame,
                 Err(error) => return Stop::Failed(error.into()),
             };

@@ -131,7 +131,9 @@ impl Server {
         let listener = TcpListener::bind(address).map_err(|source| ServeError::Bind { address, source })?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
+        let encoders = rayon::ThreadPoolBuilder::new().thread_name(|number| format!("freetumor-encode-{number}"));
         let app = Arc::new(App {
+            encoders: Arc::new(encoders.build().map_err(io::Error::other)?),
             streams: Arc::new(Semaphore::new(config.max_streams)),
             batches: Arc::new(Semaphore::new(config.max_batch_requests)),
             answers: Arc::new(Semaphore::new(config.max_streams)),

@@ -59,7 +59,7 @@ pub(super) async fn open(
     let heartbeat = Duration::from_secs(app.config.heartbeat_seconds);
     let thread_slot = slot.clone();
     spawn(&name, move || {
-        match produce(&app, caller, request) {
+        match app.encoders.install(|| produce(&app, caller, request)) {
             Ok((producer, share)) => {
                 if opened.send(Ok(producer.leave())).is_ok() {
                     producer.run(&frames, &id);
@@ -101,7 +101,7 @@ fn produce(app: &App, caller: Caller, request: StreamRequest) -> Result<(Produce
     let StreamRequest { recipe, delivery } = request;
     let resolved = resolve(app, recipe, &delivery)?;
     let share = app.take_budget(caller, batch_voxels(&resolved, &delivery))?;
-    let producer = Producer::open(&*app.service, &resolved, &delivery, app.draining.subscribe(), ends_at)?;
+    let producer = Producer::open(app, &resolved, &delivery, ends_at)?;
     Ok((producer, share))
 }
 
