@@ -563,6 +563,23 @@ fn a_request_id_is_kept_or_given_and_stands_in_the_problem() {
 }
 
 #[test]
+fn a_batch_that_nobody_takes_holds_a_place_until_it_is_taken() {
+    let running = Running::start(FakeService::default(), |config| config.max_streams = 1);
+    // 40 MiB: more than socket buffers swallow.
+    let request = "GET /v1/batch?patch=128&batch_size=4 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let mut slow = TcpStream::connect(running.address).unwrap();
+    slow.write_all(request.as_bytes()).unwrap();
+    let mut head = [0; 15];
+    slow.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+    let refused = running.get("/v1/batch");
+    assert_eq!(refused.problem(), (429, None));
+    assert!(refused.retry_after.is_some());
+    assert_eq!(slow.read_to_end(&mut Vec::new()).unwrap() >> 20, 40);
+    eventually("a free place", || running.get("/v1/batch").status == 200);
+}
+
+#[test]
 fn one_key_cannot_take_more_work_than_it_may() {
     // Two patches of 64^3 voxels, four attempts each: 2 MiVoxels.
     let running = Running::start(FakeService::default(), |config| {

@@ -23,7 +23,7 @@ use freetumor::stream::delivery::{Delivery, LastBatch, OnFailed};
 use freetumor::stream::negatives::UnlabelledNegatives;
 use freetumor::stream::patch::{Outcome, StreamedPatch};
 use freetumor::stream::recipe::{Fallback, Recipe, Selection};
-use freetumor::stream::{PatchService, PatchStream, StartError, StreamConfig, StreamError, Streams};
+use freetumor::stream::{PatchService, PatchStream, StartError, StreamConfig, StreamError, Streams, first_index};
 use freetumor::synth::{GateRule, GateSettings, SynthesizerKind};
 use freetumor::volume::{Affine, Annotation, ClassSet, ContrastBin, Fingerprint, Grid, Plan, Region, SizeClass};
 use ndarray::Array3;
@@ -423,6 +423,13 @@ fn p2_every_rank_gets_as_many_batches_and_epochs_end() {
     let mut second = streams.open(&resolved, &dropping(ends.last().cloned())).unwrap();
     assert_eq!(second.batches(), 2);
     assert_eq!(second.next_batch().unwrap().unwrap().patches[0].meta.index, 10);
+    // Also where no batch is left to say so.
+    let late = Delivery {
+        from: 7,
+        ..dropping(None)
+    };
+    assert_eq!(streams.open(&resolved, &late).unwrap().batches(), 0);
+    assert_eq!(first_index(&resolved, &late).unwrap(), 10);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::budget::{Budget, Share};
+use super::encoders::Encoders;
 use super::keys::Caller;
 use super::problem::{Problem, ProblemKind};
 use super::secrets::Secrets;
@@ -36,8 +37,7 @@ pub(super) struct App {
     pub trainings: Option<Arc<TrainingHost>>,
     /// Places of clients that follow trainings or download their files.
     pub followers: Arc<Semaphore>,
-    /// Make the frames of all streams. A stream's own thread would keep as many pages for them as all need together.
-    pub encoders: Arc<rayon::ThreadPool>,
+    pub encoders: Arc<Encoders>,
 }
 
 /// The routes' state.

@@ -11,6 +11,7 @@ mod batch;
 mod body;
 mod budget;
 mod connection;
+mod encoders;
 mod events;
 mod health;
 mod keys;

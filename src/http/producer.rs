@@ -7,18 +7,18 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use metrics::counter;
-use rayon::ThreadPool;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 
 use super::app::App;
+use super::encoders::Encoders;
 use super::observe::RequestId;
 use super::problem::Problem;
 use super::provenance;
 use crate::stream::cursor::Cursor;
 use crate::stream::delivery::Delivery;
 use crate::stream::patch::{PatchMeta, StreamedPatch};
-use crate::stream::{Batch, Leave, PatchStream, Resolved, StreamError};
+use crate::stream::{Batch, Leave, PatchStream, Resolved, StreamError, first_index};
 use crate::telemetry::metrics::{PATCHES_REUSED_TOTAL, SENT_BYTES_TOTAL, STREAMS_ENDED_TOTAL, Stage};
 use crate::wire::codec::Encoding;
 use crate::wire::frame::{self, Kind, Parts};
@@ -38,7 +38,7 @@ pub(super) struct Producer {
     patches: Box<dyn PatchStream>,
     header: Parts,
     encoding: Encoding,
-    encoders: Arc<ThreadPool>,
+    encoders: Arc<Encoders>,
     count: Option<u64>,
     cursor: Cursor,
     draining: watch::Receiver<bool>,
@@ -62,10 +62,7 @@ impl Producer {
     ) -> Result<Self, Problem> {
         let service = &*app.service;
         let patches = service.open(resolved, delivery)?;
-        let first = delivery
-            .cursor
-            .as_ref()
-            .map_or(delivery.from, |cursor| cursor.next_index);
+        let first = first_index(resolved, delivery)?;
         let header = stream_header(resolved, service.plan(), delivery, first, patches.batches());
         Ok(Self {
             patches,
@@ -130,7 +127,7 @@ impl Producer {
                 None => return Stop::End(EndReason::EndOfEpoch),
             };
             let encode = || Stage::Encode.time(|| batch_frame(&batch, &self.encoding));
-            let frame = match self.encoders.install(encode) {
+            let frame = match self.encoders.run(encode) {
                 Ok(frame) => frame,
                 Err(error) => return Stop::Failed(error.into()),
             };

@@ -14,6 +14,7 @@ use tokio::time::{Instant, interval, timeout, timeout_at};
 use super::app::{App, Shared};
 use super::budget::Budget;
 use super::connection::{Front, accept};
+use super::encoders::Encoders;
 use super::router::router;
 use super::secrets::{Secrets, SecretsError};
 use super::settings::ServerConfig;
@@ -131,9 +132,8 @@ impl Server {
         let listener = TcpListener::bind(address).map_err(|source| ServeError::Bind { address, source })?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let encoders = rayon::ThreadPoolBuilder::new().thread_name(|number| format!("freetumor-encode-{number}"));
         let app = Arc::new(App {
-            encoders: Arc::new(encoders.build().map_err(io::Error::other)?),
+            encoders: Arc::new(Encoders::start()?),
             streams: Arc::new(Semaphore::new(config.max_streams)),
             batches: Arc::new(Semaphore::new(config.max_batch_requests)),
             answers: Arc::new(Semaphore::new(config.max_streams)),

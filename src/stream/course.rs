@@ -19,6 +19,15 @@ pub fn check_delivery(resolved: &Resolved, delivery: &Delivery) -> Result<(), St
     Course::new(resolved, delivery).map(drop)
 }
 
+/// Returns the index that a stream of a delivery begins with; where it has no batch, because all that is left of the epoch is
+/// dropped, the one to go on with.
+///
+/// # Errors
+/// [`StreamError`] names the field of the delivery or cursor.
+pub fn first_index(resolved: &Resolved, delivery: &Delivery) -> Result<u64, StreamError> {
+    Ok(Course::new(resolved, delivery)?.start(0))
+}
+
 /// The indices of one rank, step after step. A rank's n-th patch has the ordinal n.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Course {

@@ -35,7 +35,7 @@ use delivery::Delivery;
 use patch::StreamedPatch;
 use recipe::{Recipe, RecipeError};
 
-pub use course::check_delivery;
+pub use course::{check_delivery, first_index};
 pub use fair::Weights;
 pub use leak::{held_out_cases, is_seen, seen_cases};
 pub use service::{StartError, StreamConfig, Streams};
