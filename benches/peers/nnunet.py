@@ -251,9 +251,9 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=6, help="turns of a round: steps without loading, steps with it")
-    parser.add_argument("--steps", type=int, default=5, help="of a turn")
-    parser.add_argument("--warm-up", type=int, default=6)
+    parser.add_argument("--pairs", type=int, default=40, help="turns of a round: steps without loading, steps with it")
+    parser.add_argument("--steps", type=int, default=1, help="of a turn")
+    parser.add_argument("--warm-up", type=int, default=4)
     parser.add_argument("--patch", type=int, default=48, help="voxels along each side")
     parser.add_argument("--only", default="", help="ways to measure, separated by commas")
     parser.add_argument("--json", action="store_true")
