@@ -37,6 +37,7 @@ pub(super) struct App {
     pub trainings: Option<Arc<TrainingHost>>,
     /// Places of clients that follow trainings or download their files.
     pub followers: Arc<Semaphore>,
+    /// What makes the frames of all streams.
     pub encoders: Arc<Encoders>,
 }
 

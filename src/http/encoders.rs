@@ -17,6 +17,9 @@ impl Encoders {
     }
 
     /// Runs work on one of the threads and waits for it; its log lines are those of the caller's request.
+    ///
+    /// The work must not wait for a lock that other work holds while it computes in parallel: a thread that waits for its parts
+    /// takes up other work meanwhile, and would wait for itself.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let span = Span::current();
         self.0.install(|| span.in_scope(work))

@@ -59,7 +59,7 @@ pub(super) async fn open(
     let heartbeat = Duration::from_secs(app.config.heartbeat_seconds);
     let thread_slot = slot.clone();
     spawn(&name, move || {
-        match app.encoders.run(|| produce(&app, caller, request)) {
+        match produce(&app, caller, request) {
             Ok((producer, share)) => {
                 if opened.send(Ok(producer.leave())).is_ok() {
                     producer.run(&frames, &id);
