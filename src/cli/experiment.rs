@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::device::DeviceArgs;
 use super::progress::Training;
 use super::{ConfigArgs, say, say_error};
-use crate::experiment::{Arm, Experiment, ExperimentError, RunKey, Setting, Workplace, figures, page};
+use crate::experiment::{Arm, Experiment, ExperimentError, RunKey, Setting, Workplace, page, pictures};
 use crate::learn::LearnError;
 
 /// Compare segmentors that learn from real tumours alone, from synthetic ones too, gated or not, and from the truth
@@ -23,7 +23,7 @@ pub(super) struct Args {
     /// The folder of patients, models, runs and predictions
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The results: JSON; beside it a table (.md) and a picture (.svg)
+    /// The results: JSON; beside it tables (.md) and pictures (.svg)
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
     /// Only runs of these arms
@@ -124,7 +124,7 @@ impl Args {
     }
 }
 
-/// Writes results, table and picture where they were asked for.
+/// Writes results, tables and pictures where they were asked for.
 fn write(args: &Args, experiment: &Experiment, config: &crate::experiment::ExperimentConfig) -> anyhow::Result<()> {
     let Some(path) = &args.results else { return Ok(()) };
     if let Some(folder) = path.parent() {
@@ -132,12 +132,13 @@ fn write(args: &Args, experiment: &Experiment, config: &crate::experiment::Exper
     }
     let results = experiment.results();
     results.write(config, path)?;
-    fs_err::write(path.with_extension("svg"), figures(results, config))?;
-    let picture = path.with_extension("svg");
-    let picture = picture.file_name().unwrap_or_default().to_string_lossy();
-    let head = format!(
-        "# Results of an experiment\n\nWritten by `freetumor experiment`.\n\n![Tumour DSC of the arms]({picture})\n\n"
-    );
-    fs_err::write(path.with_extension("md"), head + &page(results, config))?;
+    let mut text = String::from("# Results of an experiment\n\nWritten by `freetumor experiment`.\n\n");
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    for picture in pictures(results, config) {
+        let name = format!("{stem}{}.svg", picture.suffix);
+        fs_err::write(path.with_file_name(&name), picture.svg)?;
+        text += &format!("![{}]({name})\n\n", picture.title);
+    }
+    fs_err::write(path.with_extension("md"), text + &page(results, config))?;
     Ok(())
 }

@@ -5,6 +5,9 @@ use crate::phantom::{PhantomSettings, PhantomSpec, Scanner};
 /// The first number of the unlabelled patients.
 const FIRST_UNLABELLED: u64 = 10_000;
 
+/// The scanners of the test patients, in turn.
+pub(super) const TEST_SCANNERS: [Scanner; 3] = [Scanner::C, Scanner::D, Scanner::E];
+
 /// Which patients a store holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cohort {
@@ -53,7 +56,7 @@ impl Cohort {
     }
 }
 
-/// Returns the test patients: scanners C, D and E in turn, all with tumours.
+/// Returns the test patients, all with tumours.
 pub(super) fn test_specs(
     settings: &PhantomSettings,
     seed: u64,
@@ -67,9 +70,10 @@ pub(super) fn test_specs(
         with_their_tumours: true,
         spacing_mm,
     };
-    let scanners = [Scanner::C, Scanner::D, Scanner::E];
-    (0..count)
-        .map(|n| cohort.patient(settings, n as u64, (scanners[n % 3], true)))
+    let scanners = TEST_SCANNERS.iter().cycle();
+    (0..count as u64)
+        .zip(scanners)
+        .map(|(n, scanner)| cohort.patient(settings, n, (*scanner, true)))
         .collect()
 }
 

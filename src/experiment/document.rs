@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 
+use super::cohort::TEST_SCANNERS;
 use super::results::mean;
 use super::{Arm, ExperimentConfig, Results, paired_difference};
-use crate::evaluate::{Bootstrap, PlotRow, Summary, plot};
+use crate::evaluate::{self, Bootstrap, Curve, PlotRow, Summary, plot};
 
-/// Returns the page: a table of the arms, the comparisons, and the curves, as far as there are runs.
+/// Returns the page: tables of the arms, of the scanners, the comparisons, and the curves, as far as there are runs.
 pub fn page(results: &Results, config: &ExperimentConfig) -> String {
     let mut page = format!(
         "Configuration `{}`; {} test cases; arms with {} labelled and {} unlabelled patients.\n",
@@ -16,6 +17,7 @@ pub fn page(results: &Results, config: &ExperimentConfig) -> String {
         config.unlabelled
     );
     page += &arms(results, config);
+    page += &scanners(results, config);
     page += &comparisons(results, config);
     page += &curves(results, config);
     page
@@ -56,6 +58,28 @@ fn arms(results: &Results, config: &ExperimentConfig) -> String {
             number(over(&|run| Some(run.seconds / 60.0))),
         )
         .expect("writing to a string");
+    }
+    table
+}
+
+/// Returns the table of what the arms reach on each of the test patients' scanners.
+fn scanners(results: &Results, config: &ExperimentConfig) -> String {
+    let names = TEST_SCANNERS.map(|scanner| format!("scanner {scanner:?}"));
+    let mut table = format!(
+        "\n| tumour DSC | {} |\n|---|{}\n",
+        names.join(" | "),
+        "---|".repeat(names.len())
+    );
+    for arm in &config.arms {
+        let scores = results.scores(*arm, config.labelled, config.unlabelled);
+        let of = |scanner: usize| {
+            let cases = |row: &'_ Vec<f64>| row.iter().skip(scanner).step_by(TEST_SCANNERS.len()).copied().collect();
+            percent(mean(scores.iter().flat_map(|row| -> Vec<f64> { cases(row) })))
+        };
+        if !scores.is_empty() {
+            let each: Vec<String> = (0..TEST_SCANNERS.len()).map(of).collect();
+            writeln!(table, "| {} | {} |", arm.name(), each.join(" | ")).expect("writing to a string");
+        }
     }
     table
 }
@@ -109,8 +133,74 @@ fn curves(results: &Results, config: &ExperimentConfig) -> String {
     text
 }
 
+/// A picture of results.
+pub struct Picture {
+    /// What its file's name adds to that of the results.
+    pub suffix: &'static str,
+    /// What it shows.
+    pub title: &'static str,
+    /// SVG text.
+    pub svg: String,
+}
+
+/// Returns the pictures: the arms, and the curves as far as there are runs of them.
+pub fn pictures(results: &Results, config: &ExperimentConfig) -> Vec<Picture> {
+    let title = "Tumour DSC of the arms";
+    let arms = Picture {
+        suffix: "",
+        title,
+        svg: arms_picture(title, results, config),
+    };
+    let (labelled, unlabelled) = (&config.labelled_counts, &config.unlabelled_counts);
+    let over_labelled = [Arm::RealOnly, Arm::Gated]
+        .map(|arm| curve(arm, labelled, &|count| results.scores(arm, count, config.unlabelled)));
+    let over_unlabelled = curve(Arm::Gated, unlabelled, &|count| {
+        results.scores(Arm::Gated, config.labelled, count)
+    });
+    let drawn = |suffix, title, along, counts: &[usize], curves: &[Curve]| {
+        let any = curves
+            .iter()
+            .flat_map(|curve| &curve.values)
+            .any(|values| !values.is_empty());
+        let places: Vec<String> = counts.iter().map(usize::to_string).collect();
+        let svg = evaluate::curves(title, along, &places, curves);
+        any.then_some(Picture { suffix, title, svg })
+    };
+    let curves = [
+        drawn(
+            "-labelled",
+            "Tumour DSC over labelled patients",
+            "labelled patients",
+            labelled,
+            &over_labelled,
+        ),
+        drawn(
+            "-unlabelled",
+            "Tumour DSC over unlabelled patients",
+            "unlabelled patients",
+            unlabelled,
+            &[over_unlabelled],
+        ),
+    ];
+    [Some(arms)].into_iter().chain(curves).flatten().collect()
+}
+
+/// Returns an arm's curve: at every count the mean of each seed.
+fn curve(arm: Arm, counts: &[usize], scores: &dyn Fn(usize) -> Vec<Vec<f64>>) -> Curve {
+    let of_seeds = |count: &usize| {
+        scores(*count)
+            .into_iter()
+            .filter_map(|row| mean(row.into_iter()))
+            .collect()
+    };
+    Curve {
+        name: arm.name().into(),
+        values: counts.iter().map(of_seeds).collect(),
+    }
+}
+
 /// Returns a picture of the arms: a point per seed, the mean over seeds and cases, and its interval over cases.
-pub fn figures(results: &Results, config: &ExperimentConfig) -> String {
+fn arms_picture(title: &str, results: &Results, config: &ExperimentConfig) -> String {
     let rows = config.arms.iter().filter_map(|arm| {
         let scores = results.scores(*arm, config.labelled, config.unlabelled);
         let values: Vec<f64> = scores.iter().filter_map(|row| mean(row.iter().copied())).collect();
@@ -126,5 +216,5 @@ pub fn figures(results: &Results, config: &ExperimentConfig) -> String {
             interval: summary.interval,
         })
     });
-    plot("Tumour DSC of the arms", &rows.collect::<Vec<_>>())
+    plot(title, &rows.collect::<Vec<_>>())
 }

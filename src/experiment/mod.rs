@@ -23,7 +23,7 @@ mod run;
 pub use arm::{Arm, RunKey};
 pub use compare::{Comparison, paired_difference};
 pub use config::{ExperimentConfig, Setting};
-pub use document::{figures, page};
+pub use document::{Picture, page, pictures};
 pub use results::{Results, RunRecord};
 pub use run::{Experiment, Workplace};
 
