@@ -143,7 +143,7 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
     assert!(
         std::fs::read_to_string(dir.join("results/r.svg"))
             .unwrap()
-            .starts_with("<svg")
+            .starts_with("<svg xmlns=")
     );
     assert!(said(&experiment(dir, &[])).contains("8 of 8 runs are done"));
 

@@ -29,8 +29,8 @@ fn percent(value: Option<f64>) -> String {
 
 fn arms(results: &Results, config: &ExperimentConfig) -> String {
     let mut table = String::from(
-        "\n| arm | seeds | tumour DSC | of each seed | organ DSC | called / true tumour | synthetic share | accepted | minutes |\n\
-         |---|---|---|---|---|---|---|---|---|\n",
+        "\n| arm | seeds | tumour DSC | of each seed | organ DSC | called / true tumour | synthetic share | accepted | data wait, % | minutes |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
     );
     for arm in &config.arms {
         let keys = (0..config.seeds).map(|seed| config.arm_key(*arm, seed));
@@ -43,19 +43,21 @@ fn arms(results: &Results, config: &ExperimentConfig) -> String {
             .map(|run| percent(mean(run.tumour_dsc.iter().copied())))
             .collect();
         let over = |of: &dyn Fn(&super::RunRecord) -> Option<f64>| mean(runs.iter().filter_map(|run| of(run)));
+        let whole = |of: &dyn Fn(&super::RunRecord) -> Option<f64>| over(&|run| of(run).filter(|_| !run.went_on));
         let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
         writeln!(
             table,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             arm.name(),
             runs.len(),
             percent(over(&|run| mean(run.tumour_dsc.iter().copied()))),
             each.join(", "),
             percent(over(&|run| Some(run.organ_dsc))),
             number(over(&|run| Some(run.predicted_over_true))),
-            number(over(&|run| Some(run.synthetic_share))),
-            number(over(&|run| run.accepted)),
-            number(over(&|run| Some(run.seconds / 60.0))),
+            number(whole(&|run| Some(run.synthetic_share))),
+            number(whole(&|run| run.accepted)),
+            percent(whole(&|run| run.data_wait)),
+            number(whole(&|run| Some(run.seconds / 60.0))),
         )
         .expect("writing to a string");
     }
@@ -73,8 +75,8 @@ fn scanners(results: &Results, config: &ExperimentConfig) -> String {
     for arm in &config.arms {
         let scores = results.scores(*arm, config.labelled, config.unlabelled);
         let of = |scanner: usize| {
-            let cases = |row: &'_ Vec<f64>| row.iter().skip(scanner).step_by(TEST_SCANNERS.len()).copied().collect();
-            percent(mean(scores.iter().flat_map(|row| -> Vec<f64> { cases(row) })))
+            let cases = (scores.iter()).flat_map(|row| row.iter().skip(scanner).step_by(TEST_SCANNERS.len()));
+            percent(mean(cases.copied()))
         };
         if !scores.is_empty() {
             let each: Vec<String> = (0..TEST_SCANNERS.len()).map(of).collect();
@@ -139,7 +141,7 @@ pub struct Picture {
     pub suffix: &'static str,
     /// What it shows.
     pub title: &'static str,
-    /// SVG text.
+    /// SVG text, as a file of its own.
     pub svg: String,
 }
 
@@ -149,7 +151,7 @@ pub fn pictures(results: &Results, config: &ExperimentConfig) -> Vec<Picture> {
     let arms = Picture {
         suffix: "",
         title,
-        svg: arms_picture(title, results, config),
+        svg: evaluate::as_file(&arms_picture(title, results, config)),
     };
     let (labelled, unlabelled) = (&config.labelled_counts, &config.unlabelled_counts);
     let over_labelled = [Arm::RealOnly, Arm::Gated]
@@ -163,7 +165,7 @@ pub fn pictures(results: &Results, config: &ExperimentConfig) -> Vec<Picture> {
             .flat_map(|curve| &curve.values)
             .any(|values| !values.is_empty());
         let places: Vec<String> = counts.iter().map(usize::to_string).collect();
-        let svg = evaluate::curves(title, along, &places, curves);
+        let svg = evaluate::as_file(&evaluate::curves(title, along, &places, curves));
         any.then_some(Picture { suffix, title, svg })
     };
     let curves = [

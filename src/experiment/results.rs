@@ -35,6 +35,15 @@ pub struct RunRecord {
     pub seconds: f64,
     /// Wall time of critic and synthesizer, in s, where this run trained them.
     pub model_seconds: Option<f64>,
+    /// Whether it went on from a checkpoint: shares and times are those of its last part then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub went_on: bool,
+    /// Share of a training step in which it waited for patches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_wait: Option<f64>,
+    /// The class of machines on which the same run gives the same bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numerics: Option<String>,
     /// The digest of what this arm alone is told, where there is something.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own: Option<Digest>,
@@ -225,6 +234,9 @@ mod tests {
             accepted: None,
             seconds: 1.0,
             model_seconds: None,
+            went_on: false,
+            data_wait: None,
+            numerics: None,
             own: None,
         }
     }

@@ -24,6 +24,8 @@ use crate::stream::delivery::Delivery;
 use crate::stream::patch::Outcome;
 use crate::stream::{BinCounts, PatchService, StatsSnapshot, StreamConfig, Streams};
 
+/// What a run that was cut short goes on from.
+const STATE: &str = "segmentor.state.safetensors";
 /// Patches by which the gate's acceptance is measured.
 const PROBED: u64 = 192;
 
@@ -112,7 +114,8 @@ impl<'a> Experiment<'a> {
         let config = self.segmentor(key, hosts);
         let before = service.stats().snapshot();
         let mut job = self.job(&store, &folder, progress)?;
-        train_segmentor(&config, &*service, &mut job)?;
+        let went_on = folder.join(STATE).exists();
+        let report = train_segmentor(&config, &*service, &mut job)?;
         let scores = self.test(&folder, &config, progress)?;
         let after = service.stats().snapshot();
         let count = |of: fn(&BinCounts) -> u64| {
@@ -128,6 +131,8 @@ impl<'a> Experiment<'a> {
             synthetic_share: accepted as f64 / patches.max(1) as f64,
             seconds: started.elapsed().as_secs_f64(),
             model_seconds,
+            went_on,
+            data_wait: Some(report.data_wait),
             ..self.record(key, &scores)
         };
         self.results.insert(record);
@@ -155,6 +160,9 @@ impl<'a> Experiment<'a> {
             accepted: None,
             seconds: 0.0,
             model_seconds: None,
+            went_on: false,
+            data_wait: None,
+            numerics: Some(self.place.dtype.numerics(self.place.device)),
             own: self.setting.own_digests().get(&key.arm).copied(),
         }
     }
