@@ -147,6 +147,17 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
     );
     assert!(said(&experiment(dir, &[])).contains("8 of 8 runs are done"));
 
+    // By this file a record knows that its run went on from a checkpoint.
+    let run = dir.join("out/runs/real_only-l4-u0-s0");
+    assert!(run.join("segmentor.state.safetensors").exists());
+    assert!(
+        document["runs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|run| run.get("went_on").is_none())
+    );
+
     // Anyone can score the kept predictions.
     let test = Store::open(dir.join("out/test")).unwrap();
     for (number, record) in test.records().iter().enumerate() {
