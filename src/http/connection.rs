@@ -23,6 +23,9 @@ use crate::telemetry::metrics::{CONNECTIONS_OPEN, CONNECTIONS_REFUSED_TOTAL};
 
 /// After how long a silent peer is asked whether it is there, how often, and how many times.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
+/// Bytes that may lie in the socket of a peer on this machine. The kernel lets a socket grow to megabytes, which a far peer needs
+/// and a near one pays for: what is sent has left the cache before it is read (`docs/performance.md`, "The wire").
+const NEAR_SEND_BYTES: usize = 256 << 10;
 /// What the listener waits after the system refused it a connection, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -128,7 +131,7 @@ impl Front {
     }
 }
 
-/// Frames leave at once, and a peer that is gone is noticed after a minute.
+/// Frames leave at once, near peers are sent what fits into a cache, and a peer that is gone is noticed after a minute.
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (after, every, times) = KEEPALIVE;
@@ -136,5 +139,9 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
         .with_time(after)
         .with_interval(every)
         .with_retries(times);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    let socket = SockRef::from(stream);
+    if stream.peer_addr()?.ip().to_canonical().is_loopback() {
+        socket.set_send_buffer_size(NEAR_SEND_BYTES)?;
+    }
+    socket.set_tcp_keepalive(&keepalive)
 }
