@@ -4,6 +4,7 @@
 mod common;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use common::FakeService;
 use freetumor::stream::delivery::{Codec, Delivery, ImageType, Output};
@@ -11,7 +12,7 @@ use freetumor::stream::recipe::Recipe;
 use freetumor::stream::{Batch, PatchService};
 use freetumor::volume::HuWindow;
 use freetumor::wire::codec::{Encoding, pack, tensors, unpack};
-use freetumor::wire::frame::{self, FrameError, Kind};
+use freetumor::wire::frame::{self, FrameError, Kind, Parts};
 use freetumor::wire::header::{batch_frame, end_frame, heartbeat_frame, stream_header};
 use freetumor::wire::proto::{EndReason, PatchMeta};
 use freetumor::wire::reader::{self, Message};
@@ -144,6 +145,50 @@ fn reuse_is_declared_and_a_batch_of_no_patches_keeps_its_shape() {
         };
         assert!(header.patches.is_empty() && tensors.iter().all(|tensor| tensor.bytes.is_empty()));
         assert!(tensors.iter().all(|tensor| tensor.shape == [0, 1, 16, 16, 16]));
+    }
+}
+
+#[test]
+fn frames_of_patches_that_several_streams_hold_are_the_same_and_share_their_bytes() {
+    let service = FakeService::default();
+    let delivery = Delivery {
+        count: Some(1),
+        batch_size: 3,
+        outputs: vec![Output::Source, Output::SoftMask],
+        ..Delivery::default()
+    };
+    let mut resolved = Arc::unwrap_or_clone(service.resolve(recipe()).unwrap());
+    // No recipe may say so: here tensors do not end where the next may begin.
+    resolved.patch = [7; 3];
+    let resolved = Arc::new(resolved);
+    for image in [ImageType::I16, ImageType::F16, ImageType::F32] {
+        let batch = service
+            .open(&resolved, &delivery)
+            .unwrap()
+            .next_batch()
+            .unwrap()
+            .unwrap();
+        let encoding = Encoding {
+            image,
+            ..Encoding::of(&delivery, HuWindow::default())
+        };
+        let own = batch_frame(&batch, &encoding).unwrap();
+        let shared = batch.patches.clone();
+        let (first, second) = (
+            batch_frame(&batch, &encoding).unwrap(),
+            batch_frame(&batch, &encoding).unwrap(),
+        );
+        assert!(own == first && first == second, "{image:?}");
+        let starts = |frame: &Parts| frame.payload.iter().map(|piece| piece.as_ptr()).collect::<Vec<_>>();
+        assert_ne!(starts(&own), starts(&first));
+        assert_eq!(starts(&first), starts(&second), "made once");
+        drop(shared);
+        let Message::Batch { tensors: read, .. } = reader::read(&mut &own.to_vec()[..]).unwrap().unwrap() else {
+            panic!("no batch");
+        };
+        for (read, made) in read.iter().zip(tensors(&batch.patches, &encoding).unwrap()) {
+            assert_eq!((read.name.as_str(), &read.bytes), (made.name, &made.bytes));
+        }
     }
 }
 

@@ -6,7 +6,9 @@ one process, in turns, several rounds; the medians count:
     tcp       a socket, `recv_into` a buffer that is kept; no check
     unix      the same over a Unix domain socket: what a local path could gain
     floor     `http.client`, `readinto` a buffer that is kept, `zlib.crc32`: what a Python client can do at best
-    freetumor `freetumor bench serve --listen` and the Python client: new arrays for every batch, every CRC-32 checked
+    freetumor `freetumor bench serve --listen` and the Python client: new arrays for every batch, every CRC-32 checked; patches
+              that several streams take, which the server converts and hashes once
+    own       the same with patches that one stream alone takes: each converted and hashed for it
     grpc      a stream of messages, uncompressed, parsed to numpy arrays (as tf.data service sends them)
     grpc-gzip the same, compressed by gRPC
 
@@ -148,8 +150,8 @@ def measure_floor(batches: int) -> float:
             connection.close()
 
 
-def measure_freetumor(batches: int) -> float:
-    server = subprocess.Popen([BINARY, "bench", "serve", "--listen", "--side", str(SIDE)], cwd=ROOT,
+def measure_freetumor(batches: int, *options: str) -> float:
+    server = subprocess.Popen([BINARY, "bench", "serve", "--listen", "--side", str(SIDE), *options], cwd=ROOT,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert server.stdout is not None
@@ -224,6 +226,7 @@ def main() -> None:
     ways: dict[str, Callable[[int], float]] = {
         "tcp": lambda batches: measure_socket(batches, is_local=False),
         "unix": lambda batches: measure_socket(batches, is_local=True), "floor": measure_floor, "freetumor": measure_freetumor,
+        "own": lambda batches: measure_freetumor(batches, "--once", "--patches", str(BATCH * (batches + 8))),
         "grpc": lambda batches: measure_grpc(batches // 2, "NoCompression"),
         "grpc-gzip": lambda batches: measure_grpc(max(10, batches // 40), "Gzip"),
     }

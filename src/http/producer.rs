@@ -66,7 +66,7 @@ impl Producer {
         let header = stream_header(resolved, service.plan(), delivery, first, patches.batches());
         Ok(Self {
             patches,
-            header: frame::parts(Kind::Header, &header, Bytes::new())?,
+            header: frame::parts(Kind::Header, &header, Vec::new())?,
             encoding: Encoding::of(delivery, service.plan().window_hu),
             encoders: app.encoders.clone(),
             count: delivery.count,

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use std::vec;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -78,7 +79,7 @@ pub(super) async fn open(
         receiver,
         heartbeat,
         last: Instant::now(),
-        payload: None,
+        payload: Vec::new().into_iter(),
         is_done: false,
         leave,
         _slot: slot,
@@ -155,8 +156,8 @@ struct Connection {
     receiver: Receiver<Item>,
     heartbeat: Duration,
     last: Instant,
-    /// What follows the head that was sent last.
-    payload: Option<Bytes>,
+    /// What is still to follow the head that was sent last.
+    payload: vec::IntoIter<Bytes>,
     is_done: bool,
     leave: Leave,
     _slot: Slot,
@@ -173,8 +174,8 @@ impl Drop for Connection {
 /// Returns the frames of a stream, with heartbeats while none is ready.
 fn frames_of(connection: Connection) -> impl Stream<Item = io::Result<Bytes>> {
     unfold(connection, async |mut connection| {
-        if let Some(payload) = connection.payload.take() {
-            return Some((Ok(payload), connection));
+        if let Some(piece) = connection.payload.next() {
+            return Some((Ok(piece), connection));
         }
         if connection.is_done {
             return None;
@@ -182,7 +183,7 @@ fn frames_of(connection: Connection) -> impl Stream<Item = io::Result<Bytes>> {
         let bytes = match timeout(connection.heartbeat, connection.receiver.recv()).await {
             Ok(Some(Item::Frame(Parts { head, payload }))) => {
                 connection.last = Instant::now();
-                connection.payload = (!payload.is_empty()).then_some(payload);
+                connection.payload = payload.into_iter();
                 Ok(head)
             }
             Ok(Some(Item::Last(bytes))) => {

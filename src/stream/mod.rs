@@ -6,6 +6,7 @@ pub mod delivery;
 mod donors;
 mod fair;
 mod judge;
+pub mod kept;
 mod leak;
 mod make;
 pub mod negatives;

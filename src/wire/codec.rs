@@ -1,8 +1,9 @@
 //! Patches -> tensors: windowing, element types, compression and checksums.
 
 use std::borrow::Borrow;
+use std::cell::OnceCell;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use half::f16;
 use ndarray::Array3;
 
@@ -125,16 +126,14 @@ pub fn tensors<P: Borrow<StreamedPatch>>(patches: &[P], encoding: &Encoding) -> 
     let (d, h, w) = patches.first().map_or((0, 0, 0), |patch| patch.borrow().image.dim());
     let shape = [patches.len(), 1, d, h, w];
     let voxels: usize = shape.iter().product();
+    let writer = Writer::new(encoding);
     let mut out = Vec::new();
     for (name, element) in layout(encoding) {
         let mut bytes = Vec::with_capacity(voxels * element.bytes());
-        let tensor = Elements {
-            name,
-            element,
-            window_hu: encoding.window_hu,
-            shape: [d, h, w],
-        };
-        tensor.write(patches, |part| bytes.extend_from_slice(part))?;
+        for patch in patches {
+            check_shape(name, patch.borrow(), [d, h, w])?;
+            writer.write(name, patch.borrow(), |part| bytes.extend_from_slice(part));
+        }
         out.push(RawTensor {
             name,
             element,
@@ -145,50 +144,65 @@ pub fn tensors<P: Borrow<StreamedPatch>>(patches: &[P], encoding: &Encoding) -> 
     Ok(out)
 }
 
+/// Checks that the array behind a tensor has the patch size.
+///
+/// # Errors
+/// [`FrameError::Header`] names the tensor and the patch.
+pub(super) fn check_shape(name: &str, patch: &StreamedPatch, [d, h, w]: Shape) -> Result<(), FrameError> {
+    let dim = match name {
+        "image" => patch.image.dim(),
+        "source" => patch.source.dim(),
+        "label" => patch.label.dim(),
+        "soft_mask" => patch.soft_mask.dim(),
+        _ => patch.lesion_instance.dim(),
+    };
+    if dim == (d, h, w) {
+        return Ok(());
+    }
+    Err(FrameError::Header(format!(
+        "{name} of patch {}: expected shape {:?}, got {dim:?}",
+        patch.meta.index,
+        (d, h, w)
+    )))
+}
+
 /// Bytes that are made, hashed and copied while they are in the nearest cache.
 const PART_BYTES: usize = 16 << 10;
 
-/// One tensor of a batch, about to be written.
-struct Elements {
-    name: &'static str,
-    element: Element,
+/// Writes patches as elements of an encoding's tensors.
+pub(super) struct Writer {
+    image: Element,
     window_hu: HuWindow,
-    /// Of every patch.
-    shape: Shape,
+    /// Made for the first intensity that is written.
+    table: OnceCell<Table>,
 }
 
-impl Elements {
-    /// Hands the tensor's bytes to `put`, part by part.
-    fn write<P: Borrow<StreamedPatch>>(&self, patches: &[P], mut put: impl FnMut(&[u8])) -> Result<(), FrameError> {
-        let table = Table::new(self.element, self.window_hu);
-        for patch in patches {
-            let patch = patch.borrow();
-            let dim = match self.name {
-                "image" => table.write(&patch.image, &mut put),
-                "source" => table.write(&patch.source, &mut put),
-                "label" => write_bytes(&patch.label, &mut put),
-                "soft_mask" => write_bytes(&patch.soft_mask, &mut put),
-                _ => write_bytes(&patch.lesion_instance, &mut put),
-            };
-            let [d, h, w] = self.shape;
-            if dim != (d, h, w) {
-                return Err(FrameError::Header(format!(
-                    "{} of patch {}: expected shape {:?}, got {dim:?}",
-                    self.name,
-                    patch.meta.index,
-                    (d, h, w)
-                )));
-            }
+impl Writer {
+    pub(super) fn new(encoding: &Encoding) -> Self {
+        Self {
+            image: encoding.image.into(),
+            window_hu: encoding.window_hu,
+            table: OnceCell::new(),
         }
-        Ok(())
+    }
+
+    /// Hands the bytes of one patch of a tensor to `put`, part by part.
+    pub(super) fn write(&self, name: &str, patch: &StreamedPatch, mut put: impl FnMut(&[u8])) {
+        let table = || self.table.get_or_init(|| Table::new(self.image, self.window_hu));
+        match name {
+            "image" => table().write(&patch.image, &mut put),
+            "source" => table().write(&patch.source, &mut put),
+            "label" => write_bytes(&patch.label, &mut put),
+            "soft_mask" => write_bytes(&patch.soft_mask, &mut put),
+            _ => write_bytes(&patch.lesion_instance, &mut put),
+        }
     }
 }
 
-fn write_bytes(array: &Array3<u8>, put: &mut impl FnMut(&[u8])) -> (usize, usize, usize) {
+fn write_bytes(array: &Array3<u8>, put: &mut impl FnMut(&[u8])) {
     let whole = array.as_standard_layout();
     let bytes = whole.as_slice().expect("the standard layout is contiguous");
     bytes.chunks(PART_BYTES).for_each(put);
-    array.dim()
 }
 
 /// How many values an HU can have.
@@ -211,7 +225,7 @@ impl Table {
         }
     }
 
-    fn write(&self, array: &Array3<i16>, put: &mut impl FnMut(&[u8])) -> (usize, usize, usize) {
+    fn write(&self, array: &Array3<i16>, put: &mut impl FnMut(&[u8])) {
         let whole = array.as_standard_layout();
         let hus = whole.as_slice().expect("the standard layout is contiguous");
         match self {
@@ -219,7 +233,6 @@ impl Table {
             Self::Half(values) => write_parts(hus, put, |hu| values[usize::from(hu as u16)].to_le_bytes()),
             Self::Single(values) => write_parts(hus, put, |hu| values[usize::from(hu as u16)].to_le_bytes()),
         }
-        array.dim()
     }
 }
 
@@ -251,60 +264,6 @@ fn write_parts<const N: usize>(hus: &[i16], put: &mut impl FnMut(&[u8]), bytes_o
         }
         put(&part[..hus.len() * N]);
     }
-}
-
-/// Writes a batch's tensors into a payload, every byte once where nothing is compressed.
-///
-/// # Shape
-/// Each `[B, 1, D, H, W]`, with the patch size given: a batch may hold no patches.
-///
-/// # Errors
-/// [`FrameError`] where a patch differs in shape, or the compressor runs out of memory.
-pub fn payload<P: Borrow<StreamedPatch>>(
-    patches: &[P],
-    patch: Shape,
-    encoding: &Encoding,
-) -> Result<(Vec<proto::Tensor>, Bytes), FrameError> {
-    let [d, h, w] = patch;
-    let shape = [patches.len(), 1, d, h, w];
-    if encoding.codec != Codec::Raw {
-        let mut tensors = tensors(patches, encoding)?;
-        tensors.iter_mut().for_each(|tensor| tensor.shape = shape);
-        let (described, payload) = pack(&tensors, encoding.codec)?;
-        return Ok((described, payload.freeze()));
-    }
-    let voxels: usize = shape.iter().product();
-    let layout = layout(encoding);
-    let room = layout.iter().map(|(_, element)| voxels * element.bytes() + ALIGNMENT);
-    let mut payload = Vec::with_capacity(room.sum());
-    let mut described = Vec::with_capacity(layout.len());
-    for (name, element) in layout {
-        payload.resize(payload.len().next_multiple_of(ALIGNMENT), 0);
-        let offset = payload.len();
-        let mut crc32 = crc32fast::Hasher::new();
-        let tensor = Elements {
-            name,
-            element,
-            window_hu: encoding.window_hu,
-            shape: patch,
-        };
-        tensor.write(patches, |part| {
-            crc32.update(part);
-            payload.extend_from_slice(part);
-        })?;
-        let length = (payload.len() - offset) as u64;
-        described.push(proto::Tensor {
-            name: name.into(),
-            element: element.proto().into(),
-            shape: shape.iter().map(|n| *n as u32).collect(),
-            offset: offset as u64,
-            stored_length: length,
-            raw_length: length,
-            codec: proto::Codec::Raw.into(),
-            crc32: crc32.finalize(),
-        });
-    }
-    Ok((described, payload.into()))
 }
 
 /// Compresses tensors and lays them out in a payload.

@@ -172,24 +172,24 @@ fn take<const N: usize>(bytes: &[u8; PREAMBLE_BYTES], at: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[at + i])
 }
 
-/// A frame in two pieces, so that a payload goes from the encoder to the socket without being copied.
+/// A frame in pieces, so that a payload goes from the encoder to the socket without being copied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parts {
     /// Preamble and header.
     pub head: Bytes,
-    /// The tensors.
-    pub payload: Bytes,
+    /// The tensors, piece by piece.
+    pub payload: Vec<Bytes>,
 }
 
 impl Parts {
     /// Returns how many bytes the frame has.
     pub fn length(&self) -> usize {
-        self.head.len() + self.payload.len()
+        self.head.len() + self.payload.iter().map(Bytes::len).sum::<usize>()
     }
 
     /// Returns the whole frame in one piece.
     pub fn to_vec(&self) -> Vec<u8> {
-        [&self.head[..], &self.payload].concat()
+        [&self.head[..], &self.payload.concat()].concat()
     }
 }
 
@@ -207,8 +207,8 @@ pub fn encode<M: Message>(kind: Kind, header: &M, payload: &[u8]) -> Result<Byte
 ///
 /// # Errors
 /// [`FrameError::TooLong`] where header or payload are over the limits.
-pub fn parts<M: Message>(kind: Kind, header: &M, payload: Bytes) -> Result<Parts, FrameError> {
-    let head = head(kind, header, payload.len())?.freeze();
+pub fn parts<M: Message>(kind: Kind, header: &M, payload: Vec<Bytes>) -> Result<Parts, FrameError> {
+    let head = head(kind, header, payload.iter().map(Bytes::len).sum())?.freeze();
     Ok(Parts { head, payload })
 }
 

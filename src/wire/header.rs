@@ -1,7 +1,8 @@
 //! Our types <-> the protobuf headers.
 
-use super::codec::{Encoding, payload};
+use super::codec::Encoding;
 use super::frame::{self, FrameError, Kind, Parts, VERSION};
+use super::payload::payload;
 use super::proto;
 use crate::digest::canonical_json;
 use crate::sampler::Pool;

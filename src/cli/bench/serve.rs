@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -15,6 +15,7 @@ use crate::http::{Server, ServerConfig};
 use crate::rng::{Purpose, Rng};
 use crate::sampler::Pool;
 use crate::stream::delivery::{Codec, Delivery, ImageType};
+use crate::stream::kept::Kept;
 use crate::stream::patch::{Outcome, PatchMeta, StreamedPatch};
 use crate::stream::recipe::{REVISION, Recipe};
 use crate::stream::{Batch, PatchService, PatchStream, Resolved, StreamError};
@@ -29,7 +30,7 @@ const WARM_UP: usize = 20;
 /// Measure the wire: patches that lie ready in memory go through encoder, HTTP and loopback to one client
 ///
 /// The client reads every frame and checks every CRC-32. With --listen, the server waits for other clients, such as
-/// benches/peers/serve_python.py, until its standard input ends.
+/// benches/peers/serve.py, until its standard input ends.
 ///
 /// Example: freetumor bench serve --json
 #[derive(clap::Args)]
@@ -50,6 +51,10 @@ pub(super) struct Args {
     /// Compress with zstd
     #[arg(long)]
     zstd: bool,
+    /// Prepare every patch for itself and send it once, as those that one stream alone takes; otherwise 16 are sent again and again,
+    /// as those that several streams take
+    #[arg(long)]
+    once: bool,
     /// Print the address and serve other clients until standard input ends
     #[arg(long)]
     listen: bool,
@@ -68,7 +73,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bind: SocketAddr::from(([127, 0, 0, 1], 0)),
         ..ServerConfig::default()
     };
-    let server = Server::start(config, Recipe::default(), Arc::new(Ready::new(args.side)))?;
+    let server = Server::start(config, Recipe::default(), Arc::new(Ready::new(args)))?;
     let url = format!("http://{}", server.address());
     if args.listen {
         say(&url);
@@ -82,6 +87,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Returns the batches that are measured.
+fn batches(args: &Args) -> usize {
+    args.patches.div_ceil(args.batch_size.max(1) as usize).max(1)
+}
+
 /// What a client saw.
 struct Measured {
     patches: usize,
@@ -92,7 +102,7 @@ struct Measured {
 }
 
 fn measure(args: &Args, url: &str) -> anyhow::Result<Measured> {
-    let batches = args.patches.div_ceil(args.batch_size as usize).max(1);
+    let batches = batches(args);
     let delivery = Delivery {
         batch_size: args.batch_size,
         count: Some((batches + WARM_UP) as u64),
@@ -157,18 +167,50 @@ fn tell(args: &Args, measured: &Measured) -> anyhow::Result<()> {
 /// A service whose patches lie ready.
 struct Ready {
     plan: Plan,
-    patches: Arc<Vec<Arc<StreamedPatch>>>,
+    patches: Arc<Prepared>,
 }
 
 impl Ready {
-    fn new(side: usize) -> Self {
-        let patches = (0..PREPARED as u64).map(|index| Arc::new(noise(index, side))).collect();
+    fn new(args: &Args) -> Self {
+        let patches = (0..PREPARED as u64).map(|index| Arc::new(noise(index, args.side)));
+        let patches: Vec<_> = patches.collect();
+        let sent = (batches(args) + WARM_UP) * args.batch_size as usize;
         Self {
             plan: Plan {
-                patch: [side; 3],
+                patch: [args.side; 3],
                 ..Plan::default()
             },
-            patches: Arc::new(patches),
+            patches: Arc::new(if args.once {
+                let copies = (0..sent).map(|n| Arc::new(StreamedPatch::clone(&patches[n % PREPARED])));
+                Prepared::Once(Mutex::new(copies.collect()))
+            } else {
+                Prepared::Again(patches)
+            }),
+        }
+    }
+}
+
+/// Patches in memory.
+enum Prepared {
+    /// Sent in turn.
+    Again(Vec<Arc<StreamedPatch>>),
+    /// Each sent to one stream and gone.
+    Once(Mutex<Vec<Arc<StreamedPatch>>>),
+}
+
+impl Prepared {
+    fn batch(&self, first: u64, size: u64) -> Option<Vec<Arc<StreamedPatch>>> {
+        match self {
+            Self::Again(patches) => Some(
+                (first..first + size)
+                    .map(|n| patches[n as usize % PREPARED].clone())
+                    .collect(),
+            ),
+            Self::Once(patches) => {
+                let mut left = patches.lock().unwrap_or_else(PoisonError::into_inner);
+                let rest = left.len().checked_sub(size as usize)?;
+                Some(left.split_off(rest))
+            }
         }
     }
 }
@@ -201,6 +243,7 @@ fn noise(index: u64, side: usize) -> StreamedPatch {
         soft_mask: Array3::zeros(shape),
         lesion_instance: Array3::zeros(shape),
         undecided: None,
+        kept: Kept::default(),
     }
 }
 
@@ -244,7 +287,7 @@ impl PatchService for Ready {
 }
 
 struct ReadyStream {
-    patches: Arc<Vec<Arc<StreamedPatch>>>,
+    patches: Arc<Prepared>,
     recipe: Arc<Resolved>,
     batch: u64,
     sent: u64,
@@ -257,11 +300,11 @@ impl PatchStream for ReadyStream {
             return None;
         }
         let first = self.sent * self.batch;
-        let patches = (first..first + self.batch).map(|n| self.patches[n as usize % PREPARED].clone());
+        let patches = self.patches.batch(first, self.batch)?;
         self.sent += 1;
         Some(Ok(Batch {
             step: self.sent - 1,
-            patches: patches.collect(),
+            patches,
             reused: Vec::new(),
             shape: self.recipe.patch,
             next: self.recipe.cursor(first + self.batch),
