@@ -6,12 +6,8 @@ use ndarray::Array3;
 use super::LearnError;
 use super::cubes::{Catalogue, Cube, admissible};
 use super::texture::per_lesion;
-use crate::nn::Unet;
+use crate::nn::{REAL, SYNTHETIC, Unet};
 use crate::rng::Rng;
-
-/// What the discriminator shall say: 0 background and organ, 1 real tumour, 2 synthetic lesion.
-pub(super) const REAL: usize = 1;
-pub(super) const SYNTHETIC: usize = 2;
 
 /// Returns the discriminator's target classes of a cube: organ-normalised, so that every organ's background is 0 and
 /// every organ's tumour 1; nothing where it is not known whether a voxel is a real tumour.

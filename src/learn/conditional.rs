@@ -5,11 +5,11 @@ use burn::tensor::{Tensor, TensorData, activation};
 use ndarray::Array3;
 
 use super::LearnError;
-use super::adversary::{REAL, class_weights, discriminator_classes, log_odds, unsteadiness};
+use super::adversary::{class_weights, discriminator_classes, log_odds, unsteadiness};
 use super::cubes::{Catalogue, Cube, normalise, stack};
 use super::drawing::Drawing;
 use super::fit::{Metrics, Progress, Trainee, fit};
-use super::models::{metrics, scalar};
+use super::numbers::{metrics, scalar};
 use super::painted::{Host, HostBatch, draw_noise};
 use super::painting::{Brush, score_painting};
 use super::rivals::{Rivals, seen};
@@ -17,7 +17,7 @@ use super::synthesizer::{Made, Task};
 use super::synthesizer_settings::{LossWeights, SynthesizerConfig};
 use super::texture::{Textures, diversity, per_lesion, roughness, strength};
 use crate::checkpoint::{Architecture, Bundle, Role, Weights, fill};
-use crate::nn::{Generator, GeneratorConfig, Network, Unet, UnetConfig, weighted_cross_entropy};
+use crate::nn::{Generator, GeneratorConfig, Network, REAL, Unet, UnetConfig, weighted_cross_entropy};
 use crate::rng::{Purpose, Rng};
 use crate::volume::ContrastBin;
 

@@ -11,8 +11,9 @@ use super::check::{MAX_CUBE_LEVELS, Section};
 use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
 use super::fit::{FitSettings, Fitted, Job, Metrics, Trainee, fit};
+use super::held_out::{dice_metrics, held_out_scores};
 use super::learner::{Course, Learner};
-use super::models::{dice_metrics, held_out_scores, training_of, write_report};
+use super::models::{training_of, write_report};
 use super::validation::{ValidationSettings, Validator, mean_dice};
 use super::{LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::check::Section;
-use super::models::metrics;
+use super::numbers::metrics;
 use super::{LearnError, Metrics};
 use crate::checkpoint::{Weight, Weights};
 

@@ -6,7 +6,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::choice::fresh;
 use super::fit::{Job, Metrics};
-use super::models::{check_finite, metrics, under};
+use super::models::under;
+use super::numbers::{check_finite, metrics};
 use super::validation::Validator;
 use super::{LearnError, Optimizer, OptimizerSettings};
 use crate::checkpoint::{Architecture, Weights, collect_network, fill_network};

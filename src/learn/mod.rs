@@ -12,6 +12,7 @@ mod cubes;
 mod drawing;
 mod fit;
 mod guard;
+mod held_out;
 mod learner;
 #[cfg(test)]
 #[path = "../../tests/looks/mod.rs"]
@@ -20,6 +21,7 @@ mod models;
 #[cfg(test)]
 #[path = "../../tests/common/npz.rs"]
 mod npz;
+mod numbers;
 mod optimise;
 mod painted;
 mod painting;

@@ -1,32 +1,18 @@
-//! What stages do around their networks: finite numbers, provenance, reports, bundles.
+//! What a stage leaves: provenance, models, a report.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::Tensor;
-use metrics::gauge;
 use serde::Serialize;
 
 use super::cubes::side_of;
-use super::{Job, LearnError, Metrics, SynthesizerConfig};
+use super::{LearnError, Metrics, SynthesizerConfig};
 use crate::checkpoint::{
     Architecture, FORMAT_VERSION, ModelManifest, Role, Training, Weights, WeightsFile, inner_folder, save_model,
     write_atomically,
 };
-use crate::evaluate::{Examination, HeldOut, HeldOutSettings, score_held_out};
-use crate::nn::{Adapter, VoxelClassifier};
+use crate::nn::Adapter;
 use crate::store::Cases;
-use crate::telemetry::metrics::TRAINING_DICE;
 use crate::volume::SizeClass;
-
-/// Refuses a number that is not finite.
-pub(super) fn check_finite(step: u64, metric: &str, value: f64) -> Result<(), LearnError> {
-    if value.is_finite() {
-        return Ok(());
-    }
-    let metric = metric.into();
-    Err(LearnError::NotFinite { step, metric, value })
-}
 
 /// Returns the arrays under a prefix, without it.
 pub(super) fn under(state: &Weights, prefix: &str) -> Weights {
@@ -68,59 +54,6 @@ pub(super) fn write_report<R: Serialize>(out: &Path, stage: &str, report: &R) ->
         &out.join(format!("{stage}.report.json")),
         json.as_bytes(),
     )?)
-}
-
-/// Returns the one number of a tensor.
-pub(super) fn scalar(tensor: Tensor<1>) -> f64 {
-    f64::from(tensor.into_scalar::<f32>())
-}
-
-/// Averages numbers; 0 where there are none.
-pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
-    let (mut sum, mut count) = (0.0, 0.0);
-    for value in values {
-        sum += value;
-        count += 1.0;
-    }
-    if count > 0.0 { sum / count } else { 0.0 }
-}
-
-/// Collects named numbers.
-pub(super) fn metrics<const N: usize>(entries: [(&str, f64); N]) -> Metrics {
-    BTreeMap::from(entries.map(|(name, value)| (name.to_string(), value)))
-}
-
-/// Returns the mean Dice of each class by name, and shows it to who scrapes the metrics.
-pub(super) fn dice_metrics(scores: &HeldOut) -> Metrics {
-    let scored = scores
-        .classes
-        .iter()
-        .filter_map(|(name, score)| Some((name, score.dice?)));
-    scored
-        .map(|(name, dice)| {
-            gauge!(TRAINING_DICE, "class" => name.clone()).set(dice);
-            (format!("dice_{name}"), dice)
-        })
-        .collect()
-}
-
-/// Scores a network on a job's held-out cases.
-pub(super) fn held_out_scores(
-    net: &dyn VoxelClassifier,
-    job: &mut Job,
-    held_out: &[usize],
-    settings: &HeldOutSettings,
-) -> Result<HeldOut, LearnError> {
-    let exam = Examination {
-        net,
-        device: job.device,
-        cases: job.cases,
-        held_out,
-        settings,
-    };
-    Ok(score_held_out(&exam, &mut |scored| {
-        job.progress.on_note(&format!("scored {}", scored.score.case));
-    })?)
 }
 
 /// Writes models of stage 2, whose provenance includes the critic's.

@@ -8,7 +8,7 @@ use super::adversary::{lesion_means, log_odds};
 use super::augment::Look;
 use super::cubes::{Catalogue, normalise, read_cube, side_of, stack};
 use super::guard::area;
-use super::models::{mean, metrics};
+use super::numbers::{mean, metrics};
 use super::painted::{Host, Wanted};
 use super::texture::{Textures, strength};
 use super::{LearnError, Metrics, SynthesizerConfig};

@@ -13,7 +13,7 @@ use super::adversary::log_odds;
 use super::cubes::{Catalogue, Cube, normalise, stack};
 use super::drawing::Drawing;
 use super::fit::{Metrics, Progress, Trainee, fit};
-use super::models::{metrics, scalar};
+use super::numbers::{metrics, scalar};
 use super::painted::Host;
 use super::painting::{Brush, score_painting};
 use super::rivals::{Rivals, seen};

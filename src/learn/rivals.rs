@@ -5,7 +5,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::adversary::lesion_means;
 use super::guard::{Guard, Seen};
-use super::models::{check_finite, metrics, scalar, under};
+use super::models::under;
+use super::numbers::{check_finite, metrics, scalar};
 use super::{LearnError, Metrics, Optimizer, OptimizerSettings, SynthesizerConfig};
 use crate::checkpoint::{Weights, collect, fill};
 

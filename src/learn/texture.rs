@@ -119,7 +119,7 @@ impl Textures {
             .filter(|((o, _), _)| *o == organ)
             .flat_map(|(_, values)| values.iter().map(|value| f64::from(*value)))
             .collect();
-        (!values.is_empty()).then(|| super::models::mean(values))
+        (!values.is_empty()).then(|| super::numbers::mean(values))
     }
 }
 

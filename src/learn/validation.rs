@@ -147,7 +147,7 @@ impl<'a> Validator<'a> {
 /// Returns the mean Dice over the classes that are defined; nothing where there is none.
 pub(super) fn mean_dice(scores: &HeldOut) -> Option<f64> {
     let defined: Vec<f64> = scores.classes.values().filter_map(|class| class.dice).collect();
-    (!defined.is_empty()).then(|| super::models::mean(defined))
+    (!defined.is_empty()).then(|| super::numbers::mean(defined))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod condition;
+mod discriminator;
 mod generator;
 mod loss;
 mod monai_unet;
@@ -16,6 +17,7 @@ mod unet;
 
 pub use crate::kernel::{DiceOver, LossForm, total};
 pub use condition::{Condition, CubeSides};
+pub use discriminator::{REAL, SYNTHETIC};
 pub use generator::{Generator, GeneratorConfig};
 pub use loss::{Targets, deep_supervision_loss, marginal_loss, weighted_cross_entropy};
 pub use monai_unet::{MonaiUnet, MonaiUnetConfig};

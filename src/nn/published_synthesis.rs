@@ -6,6 +6,7 @@
 
 use burn::tensor::{Tensor, TensorData, activation};
 
+use super::{REAL, SYNTHETIC};
 use crate::kernel;
 
 /// Voxels over which the generator's output is smoothed.
@@ -14,9 +15,6 @@ const TAPS: usize = 7;
 const SIGMA: f64 = 1.0;
 /// Keeps the mean over an empty mask finite.
 const EPSILON: f64 = 1e-6;
-/// The discriminator's classes, beside 0 for background.
-const REAL: usize = 1;
-const SYNTHETIC: usize = 2;
 
 /// Returns d = k * sum over organs c of g_c O_c, O_c being 1 in the healthy tissue of organ c and k a normalised Gaussian of
 /// 7 x 7 x 7 voxels with zeros beyond the border.

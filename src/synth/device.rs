@@ -5,7 +5,7 @@ use ndarray::Array3;
 
 use super::{LesionCube, SynthError};
 use crate::checkpoint::Bundle;
-use crate::nn::{Condition, Network, PublishedScene, published_residual};
+use crate::nn::{Condition, Network, PublishedScene, REAL, published_residual};
 use crate::rng::{Purpose, Rng};
 use crate::telemetry::metrics::Stage;
 
@@ -201,7 +201,7 @@ impl Batch<'_> {
     fn compare(&self, before: &[&Array3<i16>], after: &[&Array3<i16>]) -> Vec<Comparison> {
         let real = self.bundle.discriminator.as_ref().map(|discriminator| {
             let probabilities = activation::softmax(discriminator.forward(self.normalised(after), None), 1);
-            self.cubes(probabilities.narrow(1, 1, 1))
+            self.cubes(probabilities.narrow(1, REAL, 1))
         });
         let mut real = real.map(Vec::into_iter);
         let before = self.classes(before).into_iter();
