@@ -148,8 +148,8 @@ fn reuse_is_declared_and_a_batch_of_no_patches_keeps_its_shape() {
     }
 }
 
-#[test]
-fn frames_of_patches_that_several_streams_hold_are_the_same_and_share_their_bytes() {
+/// Three patches of 7^3 with optional tensors: no recipe may say so, and tensors do not end where the next may begin.
+fn odd_batch() -> (Delivery, Batch) {
     let service = FakeService::default();
     let delivery = Delivery {
         count: Some(1),
@@ -158,36 +158,65 @@ fn frames_of_patches_that_several_streams_hold_are_the_same_and_share_their_byte
         ..Delivery::default()
     };
     let mut resolved = Arc::unwrap_or_clone(service.resolve(recipe()).unwrap());
-    // No recipe may say so: here tensors do not end where the next may begin.
     resolved.patch = [7; 3];
-    let resolved = Arc::new(resolved);
+    let mut stream = service.open(&Arc::new(resolved), &delivery).unwrap();
+    (delivery, stream.next_batch().unwrap().unwrap())
+}
+
+fn encoding(delivery: &Delivery, image: ImageType) -> Encoding {
+    Encoding {
+        image,
+        ..Encoding::of(delivery, HuWindow::default())
+    }
+}
+
+/// Where the pieces of a payload lie in memory.
+fn places(frame: &Parts) -> Vec<*const u8> {
+    frame.payload.iter().map(|piece| piece.as_ptr()).collect()
+}
+
+#[test]
+fn patches_that_somebody_else_holds_are_encoded_once() {
     for image in [ImageType::I16, ImageType::F16, ImageType::F32] {
-        let batch = service
-            .open(&resolved, &delivery)
-            .unwrap()
-            .next_batch()
-            .unwrap()
-            .unwrap();
-        let encoding = Encoding {
-            image,
-            ..Encoding::of(&delivery, HuWindow::default())
-        };
+        let (delivery, batch) = odd_batch();
+        let encoding = encoding(&delivery, image);
         let own = batch_frame(&batch, &encoding).unwrap();
         let shared = batch.patches.clone();
-        let (first, second) = (
-            batch_frame(&batch, &encoding).unwrap(),
-            batch_frame(&batch, &encoding).unwrap(),
-        );
+        let first = batch_frame(&batch, &encoding).unwrap();
+        let second = batch_frame(&batch, &encoding).unwrap();
         assert!(own == first && first == second, "{image:?}");
-        let starts = |frame: &Parts| frame.payload.iter().map(|piece| piece.as_ptr()).collect::<Vec<_>>();
-        assert_ne!(starts(&own), starts(&first));
-        assert_eq!(starts(&first), starts(&second), "made once");
+        assert_ne!(places(&own), places(&first));
+        assert_eq!(places(&first), places(&second));
         drop(shared);
+        assert_eq!(
+            places(&batch_frame(&batch, &encoding).unwrap()),
+            places(&first),
+            "the last takes what was left"
+        );
         let Message::Batch { tensors: read, .. } = reader::read(&mut &own.to_vec()[..]).unwrap().unwrap() else {
             panic!("no batch");
         };
         for (read, made) in read.iter().zip(tensors(&batch.patches, &encoding).unwrap()) {
             assert_eq!((read.name.as_str(), &read.bytes), (made.name, &made.bytes));
+        }
+    }
+}
+
+#[test]
+fn readers_of_one_patch_get_what_each_asked_for() {
+    let (delivery, batch) = odd_batch();
+    let _shared = batch.patches.clone();
+    for image in [ImageType::F16, ImageType::F32, ImageType::I16, ImageType::F16] {
+        for codec in [Codec::Raw, Codec::Zstd] {
+            let encoding = Encoding {
+                codec,
+                ..encoding(&delivery, image)
+            };
+            let (_, own) = odd_batch();
+            assert!(
+                batch_frame(&batch, &encoding).unwrap() == batch_frame(&own, &encoding).unwrap(),
+                "{image:?} {codec:?}"
+            );
         }
     }
 }

@@ -4,11 +4,12 @@ Every way carries the same bytes, batches of two patches of 96^3 (f16 image, u8 
 one process, in turns, several rounds; the medians count:
 
     tcp       a socket, `recv_into` a buffer that is kept; no check
+    tcp-small the same with the send buffer that our server gives a peer on loopback
     unix      the same over a Unix domain socket: what a local path could gain
     floor     `http.client`, `readinto` a buffer that is kept, `zlib.crc32`: what a Python client can do at best
-    freetumor `freetumor bench serve --listen` and the Python client: new arrays for every batch, every CRC-32 checked; patches
-              that several streams take, which the server converts and hashes once
-    own       the same with patches that one stream alone takes: each converted and hashed for it
+    freetumor `freetumor bench serve --listen` and the Python client: new arrays for every batch, every CRC-32 checked; 16 patches
+              in turn, whose tensors are made: what is measured is the wire, and the most that a stream which shares its patches can get
+    own       the same with patches that one stream alone takes: each is converted and hashed for it
     grpc      a stream of messages, uncompressed, parsed to numpy arrays (as tf.data service sends them)
     grpc-gzip the same, compressed by gRPC
 
@@ -48,6 +49,8 @@ IMAGE_BYTES = 2 * VOXELS
 BATCH_BYTES = IMAGE_BYTES + VOXELS
 #: Batches that fill buffers before the clock starts.
 WARM_UP = 20
+#: As `LOOPBACK_SEND_BYTES` in src/http/connection.rs.
+SEND_BYTES = 256 << 10
 
 
 def payloads() -> list[bytes]:
@@ -78,6 +81,12 @@ def serving(serve: Callable[[socket.socket], None], *, is_local: bool = False) -
         finally:
             process.kill()
             process.join()
+
+
+def serve_bytes_small(listener: socket.socket) -> None:
+    # A socket gets it from the one that listens.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+    serve_bytes(listener)
 
 
 def serve_bytes(listener: socket.socket) -> None:
@@ -116,8 +125,8 @@ def per_second(batches: int, take: Callable[[], object]) -> float:
     return batches * BATCH / (time.perf_counter() - began)
 
 
-def measure_socket(batches: int, *, is_local: bool) -> float:
-    with serving(serve_bytes, is_local=is_local) as address, socket.socket(
+def measure_socket(batches: int, *, is_local: bool = False, serve: Callable[[socket.socket], None] = serve_bytes) -> float:
+    with serving(serve, is_local=is_local) as address, socket.socket(
         socket.AF_UNIX if is_local else socket.AF_INET
     ) as connection:
         connection.connect(address)
@@ -224,7 +233,7 @@ def main() -> None:
         serve_grpc(int(options.grpc_server[0]), options.grpc_server[1])
         return
     ways: dict[str, Callable[[int], float]] = {
-        "tcp": lambda batches: measure_socket(batches, is_local=False),
+        "tcp": measure_socket, "tcp-small": lambda batches: measure_socket(batches, serve=serve_bytes_small),
         "unix": lambda batches: measure_socket(batches, is_local=True), "floor": measure_floor, "freetumor": measure_freetumor,
         "own": lambda batches: measure_freetumor(batches, "--once", "--patches", str(BATCH * (batches + 8))),
         "grpc": lambda batches: measure_grpc(batches // 2, "NoCompression"),

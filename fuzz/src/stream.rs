@@ -4,8 +4,8 @@
 pub mod cursor;
 #[path = "../../src/stream/delivery.rs"]
 pub mod delivery;
-#[path = "../../src/stream/kept.rs"]
-pub mod kept;
+#[path = "../../src/stream/encoded.rs"]
+pub mod encoded;
 /// Stands in for a module that asks the critic.
 pub mod negatives {
     /// What a hidden tumour in an unlabelled host means.

@@ -1,6 +1,7 @@
 //! Connections: accepted up to a limit, with TLS where a certificate is set, each served by a task of its own.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +24,9 @@ use crate::telemetry::metrics::{CONNECTIONS_OPEN, CONNECTIONS_REFUSED_TOTAL};
 
 /// After how long a silent peer is asked whether it is there, how often, and how many times.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
-/// Bytes that may lie in the socket of a peer on this machine. The kernel lets a socket grow to megabytes, which a far peer needs
-/// and a near one pays for: what is sent has left the cache before it is read (`docs/performance.md`, "The wire").
-const NEAR_SEND_BYTES: usize = 256 << 10;
+/// What the send buffer of a peer on loopback gets, as far as the kernel's limit allows. It would let the buffer grow to megabytes,
+/// which a far peer needs and a near one pays for: what is sent has left the cache before it is read (`docs/performance.md`, "The wire").
+const LOOPBACK_SEND_BYTES: usize = 256 << 10;
 /// What the listener waits after the system refused it a connection, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,7 +54,7 @@ pub(super) async fn accept(listener: TcpListener, front: Arc<Front>) {
             _ = &mut closed => return,
         };
         match accepted {
-            Ok((stream, _)) => front.clone().admit(stream),
+            Ok((stream, peer)) => front.clone().admit(stream, peer.ip()),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;
@@ -82,22 +83,22 @@ impl Drop for Open {
 
 impl Front {
     /// Serves a connection on a task of its own, or closes it where there is no place.
-    fn admit(self: Arc<Self>, stream: TcpStream) {
+    fn admit(self: Arc<Self>, stream: TcpStream, peer: IpAddr) {
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             counter!(CONNECTIONS_REFUSED_TOTAL, "reason" => "limit").increment(1);
             return;
         };
         let open = Open::new(place);
         tokio::spawn(async move {
-            if let Err(error) = self.serve(stream).await {
+            if let Err(error) = self.serve(stream, peer).await {
                 tracing::trace!(%error, "a connection ended");
             }
             drop(open);
         });
     }
 
-    async fn serve(&self, stream: TcpStream) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        tune(&stream)?;
+    async fn serve(&self, stream: TcpStream, peer: IpAddr) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        tune(&stream, peer)?;
         let Some(acceptor) = &self.tls else {
             return Ok(self.speak(stream).await?);
         };
@@ -131,8 +132,8 @@ impl Front {
     }
 }
 
-/// Frames leave at once, near peers are sent what fits into a cache, and a peer that is gone is noticed after a minute.
-fn tune(stream: &TcpStream) -> io::Result<()> {
+/// Frames leave at once, and a peer that is gone is noticed after a minute.
+fn tune(stream: &TcpStream, peer: IpAddr) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (after, every, times) = KEEPALIVE;
     let keepalive = TcpKeepalive::new()
@@ -140,8 +141,38 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
         .with_interval(every)
         .with_retries(times);
     let socket = SockRef::from(stream);
-    if stream.peer_addr()?.ip().to_canonical().is_loopback() {
-        socket.set_send_buffer_size(NEAR_SEND_BYTES)?;
+    if peer.to_canonical().is_loopback()
+        && let Err(error) = socket.set_send_buffer_size(LOOPBACK_SEND_BYTES)
+    {
+        tracing::debug!(%error, "a connection keeps the send buffer that the system gave it");
     }
     socket.set_tcp_keepalive(&keepalive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn peers_on_loopback_get_a_small_send_buffer_and_others_keep_theirs() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let accepted = async || {
+            let client = TcpStream::connect(at).await.unwrap();
+            (listener.accept().await.unwrap().0, client)
+        };
+        let bytes = |stream: &TcpStream| SockRef::from(stream).send_buffer_size().unwrap();
+        for near in ["127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1"] {
+            let (stream, _client) = accepted().await;
+            tune(&stream, near.parse().unwrap()).unwrap();
+            // The kernel doubles what it is told, for its own records.
+            assert!(bytes(&stream) <= 2 * LOOPBACK_SEND_BYTES, "{near}");
+        }
+        for far in ["192.0.2.7", "2001:db8::1", "::ffff:192.0.2.7"] {
+            let (stream, _client) = accepted().await;
+            let before = bytes(&stream);
+            tune(&stream, far.parse().unwrap()).unwrap();
+            assert_eq!(bytes(&stream), before, "{far}");
+        }
+    }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use ndarray::Array3;
 
+use super::encoded::Encoded;
 use super::judge::{Trial, judge};
-use super::kept::Kept;
 use super::negatives::{Look, LookError, UnlabelledNegatives, unsearched};
 use super::patch::{GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
 use super::planting::Lesion;
@@ -449,7 +449,7 @@ impl Maker {
             soft_mask: Array3::zeros(size),
             lesion_instance: Array3::zeros(size),
             undecided: None,
-            kept: Kept::default(),
+            encoded: Encoded::default(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use ndarray::Array3;
 use serde::{Deserialize, Serialize};
 
-use super::kept::Kept;
+use super::encoded::Encoded;
 use crate::sampler::Pool;
 use crate::volume::{Affine, ClassSet, ContrastBin, Region, SizeClass};
 
@@ -117,8 +117,8 @@ pub struct StreamedPatch {
     pub lesion_instance: Array3<u8>,
     /// What is known of voxels that are sent as 255, where a case was annotated for some classes only.
     pub undecided: Option<Undecided>,
-    /// Tensors of it that several streams send.
-    pub kept: Kept,
+    /// Its tensors, where somebody who sent it left them for another who holds it.
+    pub encoded: Encoded,
 }
 
 /// Where nobody looked for a class, a voxel may be one of several: frames say 255, trainings in this process may know more.

@@ -3,7 +3,7 @@
 use ndarray::{Array3, Zip, s};
 
 use super::StreamError;
-use super::kept::Kept;
+use super::encoded::Encoded;
 use super::negatives::{self, UnlabelledNegatives};
 use super::patch::{PatchMeta, StreamedPatch, Undecided};
 use super::recipe::Recipe;
@@ -102,7 +102,7 @@ pub(super) fn assemble(scene: &Scene, meta: PatchMeta) -> Result<StreamedPatch, 
         soft_mask: Array3::zeros(shape),
         lesion_instance: Array3::zeros(shape),
         undecided: None,
-        kept: Kept::default(),
+        encoded: Encoded::default(),
         meta,
     };
     let healthy = scene.warp.as_ref().map(|_| patch.label.clone());

@@ -194,7 +194,7 @@ pub fn patch(resolved: &Resolved, index: u64) -> StreamedPatch {
         soft_mask: inside.mapv(|inside| u8::from(inside) * 255),
         lesion_instance: inside.mapv(u8::from),
         undecided: None,
-        kept: freetumor::stream::kept::Kept::default(),
+        encoded: freetumor::stream::encoded::Encoded::default(),
     }
 }
 

@@ -111,7 +111,7 @@ fn patch(index: u64) -> StreamedPatch {
         soft_mask: Array3::zeros((16, 16, 16)),
         lesion_instance: Array3::zeros((16, 16, 16)),
         undecided: None,
-        kept: freetumor::stream::kept::Kept::default(),
+        encoded: freetumor::stream::encoded::Encoded::default(),
         image,
         label,
     }

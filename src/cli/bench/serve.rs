@@ -15,7 +15,7 @@ use crate::http::{Server, ServerConfig};
 use crate::rng::{Purpose, Rng};
 use crate::sampler::Pool;
 use crate::stream::delivery::{Codec, Delivery, ImageType};
-use crate::stream::kept::Kept;
+use crate::stream::encoded::Encoded;
 use crate::stream::patch::{Outcome, PatchMeta, StreamedPatch};
 use crate::stream::recipe::{REVISION, Recipe};
 use crate::stream::{Batch, PatchService, PatchStream, Resolved, StreamError};
@@ -24,6 +24,8 @@ use crate::wire::reader::{self, Message};
 
 /// How many different patches are sent in turn: more than any cache holds of 96^3.
 const PREPARED: usize = 16;
+/// The most memory for patches that are sent once.
+const MAX_ONCE_BYTES: usize = 8 << 30;
 /// Batches that fill buffers before the clock starts.
 const WARM_UP: usize = 20;
 
@@ -51,8 +53,8 @@ pub(super) struct Args {
     /// Compress with zstd
     #[arg(long)]
     zstd: bool,
-    /// Prepare every patch for itself and send it once, as those that one stream alone takes; otherwise 16 are sent again and again,
-    /// as those that several streams take
+    /// Convert and hash every patch, as those that one stream alone takes: all are prepared beforehand, in 3 bytes a voxel, for
+    /// one client. Otherwise 16 are sent again and again, converted and hashed the first time
     #[arg(long)]
     once: bool,
     /// Print the address and serve other clients until standard input ends
@@ -68,6 +70,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (1..=192).contains(&args.side),
         "--side: expected 1 to 192, got {}",
         args.side
+    );
+    let once_bytes = sent(args) * args.side.pow(3) * 3;
+    ensure!(
+        !args.once || once_bytes <= MAX_ONCE_BYTES,
+        "--patches: with --once, expected what 8 GiB hold, got {} GiB",
+        once_bytes >> 30
     );
     let config = ServerConfig {
         bind: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -90,6 +98,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// Returns the batches that are measured.
 fn batches(args: &Args) -> usize {
     args.patches.div_ceil(args.batch_size.max(1) as usize).max(1)
+}
+
+/// Returns the patches of all batches, those before the clock starts too.
+fn sent(args: &Args) -> usize {
+    (batches(args) + WARM_UP) * args.batch_size as usize
 }
 
 /// What a client saw.
@@ -167,38 +180,37 @@ fn tell(args: &Args, measured: &Measured) -> anyhow::Result<()> {
 /// A service whose patches lie ready.
 struct Ready {
     plan: Plan,
-    patches: Arc<Prepared>,
+    patches: Arc<Source>,
 }
 
 impl Ready {
     fn new(args: &Args) -> Self {
         let patches = (0..PREPARED as u64).map(|index| Arc::new(noise(index, args.side)));
         let patches: Vec<_> = patches.collect();
-        let sent = (batches(args) + WARM_UP) * args.batch_size as usize;
         Self {
             plan: Plan {
                 patch: [args.side; 3],
                 ..Plan::default()
             },
             patches: Arc::new(if args.once {
-                let copies = (0..sent).map(|n| Arc::new(StreamedPatch::clone(&patches[n % PREPARED])));
-                Prepared::Once(Mutex::new(copies.collect()))
+                let copies = (0..sent(args)).map(|n| Arc::new(bare_copy(&patches[n % PREPARED])));
+                Source::Once(Mutex::new(copies.collect()))
             } else {
-                Prepared::Again(patches)
+                Source::Again(patches)
             }),
         }
     }
 }
 
 /// Patches in memory.
-enum Prepared {
+enum Source {
     /// Sent in turn.
     Again(Vec<Arc<StreamedPatch>>),
     /// Each sent to one stream and gone.
     Once(Mutex<Vec<Arc<StreamedPatch>>>),
 }
 
-impl Prepared {
+impl Source {
     fn batch(&self, first: u64, size: u64) -> Option<Vec<Arc<StreamedPatch>>> {
         match self {
             Self::Again(patches) => Some(
@@ -212,6 +224,20 @@ impl Prepared {
                 Some(left.split_off(rest))
             }
         }
+    }
+}
+
+/// Copies image and labels; nobody asks for the rest.
+fn bare_copy(patch: &StreamedPatch) -> StreamedPatch {
+    StreamedPatch {
+        meta: patch.meta.clone(),
+        image: patch.image.clone(),
+        label: patch.label.clone(),
+        source: Array3::zeros([0; 3]),
+        soft_mask: Array3::zeros([0; 3]),
+        lesion_instance: Array3::zeros([0; 3]),
+        undecided: None,
+        encoded: Encoded::default(),
     }
 }
 
@@ -243,7 +269,7 @@ fn noise(index: u64, side: usize) -> StreamedPatch {
         soft_mask: Array3::zeros(shape),
         lesion_instance: Array3::zeros(shape),
         undecided: None,
-        kept: Kept::default(),
+        encoded: Encoded::default(),
     }
 }
 
@@ -287,7 +313,7 @@ impl PatchService for Ready {
 }
 
 struct ReadyStream {
-    patches: Arc<Prepared>,
+    patches: Arc<Source>,
     recipe: Arc<Resolved>,
     batch: u64,
     sent: u64,
