@@ -116,13 +116,13 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
     let dir = dir.path();
     std::fs::write(dir.join("c.toml"), CONFIG).unwrap();
     let listed = said(&experiment(dir, &["--list"]));
-    assert!(listed.contains("0 of 8 runs are done"), "{listed}");
+    assert!(listed.contains("0 of 9 runs are done"), "{listed}");
 
     // One arm first: the others are still to do, and the one is not repeated.
     said(&experiment(dir, &["--arms", "real_only"]));
     let first = results(dir);
     let all = said(&experiment(dir, &[]));
-    assert!(all.contains("1 of 8 runs are done"), "{all}");
+    assert!(all.contains("1 of 9 runs are done"), "{all}");
     let document = results(dir);
     assert_eq!(document["arms"]["real_only"], first["arms"]["real_only"]);
     for arm in Arm::ALL {
@@ -134,7 +134,7 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
             arm.name()
         );
     }
-    assert_eq!(document["comparisons"].as_object().unwrap().len(), 8);
+    assert_eq!(document["comparisons"].as_object().unwrap().len(), 10);
     assert!(
         std::fs::read_to_string(dir.join("results/r.md"))
             .unwrap()
@@ -145,7 +145,7 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
             .unwrap()
             .starts_with("<svg xmlns=")
     );
-    assert!(said(&experiment(dir, &[])).contains("8 of 8 runs are done"));
+    assert!(said(&experiment(dir, &[])).contains("9 of 9 runs are done"));
 
     // By this file a record knows that its run went on from a checkpoint.
     let run = dir.join("out/runs/real_only-l4-u0-s0");
@@ -176,7 +176,7 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
 
     // The file alone, on another machine, is enough to pass over what is done; another configuration starts anew.
     std::fs::remove_dir_all(dir.join("out")).unwrap();
-    assert!(said(&experiment(dir, &["--list"])).contains("8 of 8 runs are done"));
+    assert!(said(&experiment(dir, &["--list"])).contains("9 of 9 runs are done"));
     std::fs::write(dir.join("c.toml"), CONFIG.replace("ln_sd = 0.1", "ln_sd = 0.2")).unwrap();
     let refused = experiment(dir, &["--list"]);
     let why = String::from_utf8_lossy(&refused.stderr);
@@ -187,7 +187,7 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
     std::fs::remove_dir_all(dir.join("out")).unwrap();
     let anew = said(&experiment(dir, &["--list"]));
     assert!(
-        anew.contains("of another configuration") && anew.contains("0 of 8 runs are done"),
+        anew.contains("of another configuration") && anew.contains("0 of 9 runs are done"),
         "{anew}"
     );
 }

@@ -27,13 +27,15 @@ pub enum Arm {
     Gated,
     /// And those of the published generator's lesions that pass the published gate.
     Published,
+    /// And the published generator's lesions, all of them.
+    PublishedUngated,
     /// The labelled patients, and the unlabelled ones with their true tumours and labels: what synthesis could reach at best.
     Oracle,
 }
 
 impl Arm {
     /// Every arm, in the order of tables.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::RealOnly,
         Self::RealAugmented,
         Self::CopyPaste,
@@ -41,6 +43,7 @@ impl Arm {
         Self::Generator,
         Self::Gated,
         Self::Published,
+        Self::PublishedUngated,
         Self::Oracle,
     ];
 
@@ -54,6 +57,7 @@ impl Arm {
             Self::Generator => "generator",
             Self::Gated => "gated",
             Self::Published => "published",
+            Self::PublishedUngated => "published_ungated",
             Self::Oracle => "oracle",
         }
     }
@@ -65,7 +69,12 @@ impl Arm {
 
     /// Tells whether it needs a critic and a generator.
     pub fn needs_models(self) -> bool {
-        matches!(self, Self::Generator | Self::Gated | Self::Published)
+        self.is_published() || matches!(self, Self::Generator | Self::Gated)
+    }
+
+    /// Tells whether its lesions are the published generator's.
+    pub fn is_published(self) -> bool {
+        matches!(self, Self::Published | Self::PublishedUngated)
     }
 
     /// Tells whether some of its lesions are refused.
@@ -91,12 +100,12 @@ impl Arm {
         }
         recipe.synthesizer = Some(match self {
             Self::Generator | Self::Gated => SynthesizerKind::Conditional,
-            Self::Published => SynthesizerKind::Published,
+            Self::Published | Self::PublishedUngated => SynthesizerKind::Published,
             Self::CopyPaste => SynthesizerKind::CopyPaste,
             Self::RealOnly | Self::RealAugmented | Self::Analytic | Self::Oracle => SynthesizerKind::Analytic,
         });
         recipe.gate.enabled = self.is_gated();
-        if self == Self::Published {
+        if self.is_published() {
             recipe.gate.rule = GateRule::Published;
         }
         recipe.fallback = Fallback::Real;

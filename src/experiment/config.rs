@@ -36,7 +36,7 @@ pub struct ExperimentConfig {
     pub synthetic_share: f64,
     /// What the arm `real_augmented` does to its patches.
     pub strong: Augmentation,
-    /// Stage 2 of the arm `published`; its critic is that of the other arms.
+    /// Stage 2 of the arms `published` and `published_ungated`; its critic is that of the other arms.
     pub published: SynthesizerConfig,
     /// The arms.
     pub arms: Vec<Arm>,
@@ -130,6 +130,14 @@ impl ExperimentConfig {
         RunKey::new(arm, self.labelled, self.unlabelled, seed)
     }
 
+    /// Lists the pairs of arms that are compared: `gated` with every other, and those that differ in one thing.
+    pub fn pairs(&self) -> Vec<[Arm; 2]> {
+        let others = self.arms.iter().filter(|arm| **arm != Arm::Gated);
+        let pairs = others.map(|arm| [Arm::Gated, *arm]);
+        let further = [[Arm::Published, Arm::PublishedUngated], [Arm::Oracle, Arm::RealOnly]];
+        pairs.chain(further).collect()
+    }
+
     /// Lists all runs: seed by seed, so that what is done can be compared pair by pair; the arms first, then the curves.
     pub fn runs(&self) -> Vec<RunKey> {
         let arms = (0..self.seeds).flat_map(|seed| self.arms.iter().map(move |arm| self.arm_key(*arm, seed)));
@@ -170,7 +178,9 @@ pub struct Setting<'a> {
 impl Setting<'_> {
     /// Returns the digests of what decides the runs of one arm alone.
     pub fn own_digests(&self) -> BTreeMap<Arm, Digest> {
-        BTreeMap::from([(Arm::Published, Digest::of_json(&self.experiment.published))])
+        let published = Digest::of_json(&self.experiment.published);
+        let arms = Arm::ALL.into_iter().filter(|arm| arm.is_published());
+        arms.map(|arm| (arm, published)).collect()
     }
 
     /// Returns the digest that results are kept under: of everything but which of the runs are asked for and what one arm alone
@@ -202,7 +212,7 @@ mod tests {
         let config = ExperimentConfig::default();
         config.check().unwrap();
         let runs = config.runs();
-        let arms = 8 * 5;
+        let arms = 9 * 5;
         // Of the curves, 8 labelled patients are among the arms; the scaling curve has four counts of its own.
         let curves = 3 * (2 * 3 + 4);
         assert_eq!(runs.len(), arms + curves);

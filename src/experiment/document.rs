@@ -89,11 +89,7 @@ fn scanners(results: &Results, config: &ExperimentConfig) -> String {
 fn comparisons(results: &Results, config: &ExperimentConfig) -> String {
     let mut table =
         String::from("\n| difference in points of DSC | mean | 95 % interval | of each seed |\n|---|---|---|---|\n");
-    let others = config.arms.iter().filter(|arm| **arm != Arm::Gated);
-    for arms in others
-        .map(|arm| [Arm::Gated, *arm])
-        .chain([[Arm::Oracle, Arm::RealOnly]])
-    {
+    for arms in config.pairs() {
         let [first, second] = results.pair(config, arms);
         if let Some(found) = paired_difference(&first, &second) {
             let points = |value: f64| format!("{:+.1}", 100.0 * value);

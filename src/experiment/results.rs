@@ -182,12 +182,8 @@ impl Results {
         })
     }
 
-    /// Compares the gated arm with each other one, and the oracle with the real one.
     fn comparisons(&self, config: &ExperimentConfig) -> BTreeMap<String, Value> {
-        let others = config.arms.iter().filter(|arm| **arm != Arm::Gated);
-        let pairs = others
-            .map(|arm| [Arm::Gated, *arm])
-            .chain([[Arm::Oracle, Arm::RealOnly]]);
+        let pairs = config.pairs().into_iter();
         pairs
             .filter_map(|arms| {
                 let [first, second] = self.pair(config, arms);

@@ -308,9 +308,10 @@ impl<'a> Experiment<'a> {
             return Ok(None);
         }
         let cohort = self.cohort(key.labelled, key.unlabelled, key.seed);
-        let (name, synthesizer) = match key.arm {
-            Arm::Published => ("published", &self.setting.experiment.published),
-            _ => ("models", self.setting.synthesizer),
+        let (name, synthesizer) = if key.arm.is_published() {
+            ("published", &self.setting.experiment.published)
+        } else {
+            ("models", self.setting.synthesizer)
         };
         let folder = self.seed_folder(key.seed).join(cohort.name()).join(name);
         let is_new = !folder.join("synthesizer.report.json").exists();
