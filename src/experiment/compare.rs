@@ -13,7 +13,7 @@ const ENDS: [f64; 2] = [0.025, 0.975];
 
 /// A paired difference.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Comparison {
+pub struct PairedDifference {
     /// Mean over seeds and cases of the first arm's value less the second's.
     pub difference: f64,
     /// 95 % percentile interval: seeds are drawn with replacement, then cases, the same ones for every drawn seed. Absent below
@@ -33,7 +33,7 @@ pub struct Comparison {
 ///
 /// # Panics
 /// When two rows have different lengths.
-pub fn paired_difference(first: &[Vec<f64>], second: &[Vec<f64>]) -> Option<Comparison> {
+pub fn paired_difference(first: &[Vec<f64>], second: &[Vec<f64>]) -> Option<PairedDifference> {
     let (seeds, cases) = (first.len().min(second.len()), first.first()?.len());
     if seeds == 0 || cases == 0 {
         return None;
@@ -61,7 +61,7 @@ pub fn paired_difference(first: &[Vec<f64>], second: &[Vec<f64>]) -> Option<Comp
     resamples.sort_by(f64::total_cmp);
     let all: [Vec<usize>; 2] = [(0..seeds).collect(), (0..cases).collect()];
     let end = |share: f64| resamples[(share * (RESAMPLES - 1) as f64).round() as usize];
-    Some(Comparison {
+    Some(PairedDifference {
         difference: over(&all[0], &all[1]),
         interval: (seeds >= MIN_SEEDS).then(|| ENDS.map(end)),
         of_each_seed: (0..seeds).map(|seed| over(&[seed], &all[1])).collect(),

@@ -21,7 +21,7 @@ mod results;
 mod run;
 
 pub use arm::{Arm, RunKey};
-pub use compare::{Comparison, paired_difference};
+pub use compare::{PairedDifference, paired_difference};
 pub use config::{ExperimentConfig, Setting};
 pub use document::{Picture, page, pictures};
 pub use results::{Results, RunRecord};

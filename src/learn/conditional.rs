@@ -13,7 +13,7 @@ use super::numbers::{metrics, scalar};
 use super::painted::{Host, HostBatch, draw_noise};
 use super::painting::{Brush, score_painting};
 use super::rivals::{Rivals, seen};
-use super::synthesizer::{Made, Task};
+use super::synthesizer::{Made, StageTwo};
 use super::synthesizer_settings::{LossWeights, SynthesizerConfig};
 use super::texture::{Textures, diversity, per_lesion, roughness, strength};
 use crate::checkpoint::{Architecture, Bundle, Role, Weights, fill};
@@ -277,7 +277,7 @@ impl Trainee for ConditionalTrainee<'_> {
     }
 }
 
-impl Task<'_> {
+impl StageTwo<'_> {
     /// Trains our generator and measures it.
     pub fn conditional(&self, progress: &mut dyn Progress) -> Result<Made, LearnError> {
         let catalogue = Catalogue::new(self.cases, self.training);

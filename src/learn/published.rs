@@ -17,7 +17,7 @@ use super::numbers::{metrics, scalar};
 use super::painted::Host;
 use super::painting::{Brush, score_painting};
 use super::rivals::{Rivals, seen};
-use super::synthesizer::{Made, Task};
+use super::synthesizer::{Made, StageTwo};
 use super::{LearnError, SynthesizerConfig};
 use crate::checkpoint::{Architecture, Bundle, Role, Weights, fill};
 use crate::lesion::published::texture_crop;
@@ -168,7 +168,7 @@ impl Trainee for PublishedTrainee<'_> {
     }
 }
 
-impl Task<'_> {
+impl StageTwo<'_> {
     /// Trains the published generator and measures it. The discriminator is not kept: nothing asks it afterwards.
     pub fn published(&self, progress: &mut dyn Progress) -> Result<Made, LearnError> {
         let (config, critic) = (self.config, self.critic);

@@ -32,7 +32,7 @@ pub fn train_synthesizer(
     let critic = Bundle::load_critic(critic_folder, job.device)?.with_compute_dtype(job.dtype);
     critic.check_plan(job.cases.plan())?;
     let (training, held_out) = config.split.divide(job.cases)?;
-    let task = Task {
+    let stage = StageTwo {
         config,
         critic: &critic,
         training: &training,
@@ -45,8 +45,8 @@ pub fn train_synthesizer(
         validation: ValidationSettings::default(),
     };
     let made = match config.method {
-        Method::Conditional => task.conditional(job.progress)?,
-        Method::Published => task.published(job.progress)?,
+        Method::Conditional => stage.conditional(job.progress)?,
+        Method::Published => stage.published(job.progress)?,
     };
     let report = SynthesizerReport {
         steps: config.steps,
@@ -66,7 +66,7 @@ pub fn train_synthesizer(
 }
 
 /// What stage 2 works with.
-pub(super) struct Task<'a> {
+pub(super) struct StageTwo<'a> {
     pub config: &'a SynthesizerConfig,
     pub critic: &'a Bundle,
     /// Cases that it learns from.
@@ -92,7 +92,7 @@ pub(super) struct Made {
     pub last_step: Metrics,
 }
 
-impl Task<'_> {
+impl StageTwo<'_> {
     /// Returns what measures lesions in the hosts of the report.
     pub fn painter(&self, progress: &mut dyn Progress) -> Result<Painter<'_>, LearnError> {
         progress.on_note("painting lesions into held-out hosts");

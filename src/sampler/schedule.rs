@@ -100,7 +100,7 @@ struct Cell {
 }
 
 /// The visits of one pool.
-struct Lane {
+struct PoolVisits {
     organs: Sequence<usize>,
     cells: Vec<Cell>,
 }
@@ -114,7 +114,7 @@ type RoundKey = (Pool, u8, u64);
 pub struct Schedule {
     seed: u64,
     pools: Sequence<usize>,
-    lanes: Vec<Lane>,
+    of_pools: Vec<PoolVisits>,
     shortfall: Vec<String>,
     rounds: Mutex<VecDeque<(RoundKey, Round)>>,
 }
@@ -123,7 +123,7 @@ impl Schedule {
     /// Makes the schedule over the cases of `allowed`; nothing where no pool with a share has a case.
     pub fn new(mix: &Mix, records: &[CaseRecord], allowed: &[bool]) -> Option<Self> {
         let mut shortfall = Vec::new();
-        let (mut lanes, mut pools) = (Vec::new(), Vec::new());
+        let (mut of_pools, mut pools) = (Vec::new(), Vec::new());
         for (pool, share) in mix.pools.iter().filter(|(_, share)| *share > 0.0) {
             let cells: Vec<Cell> = mix
                 .organs
@@ -145,14 +145,14 @@ impl Schedule {
             };
             let shares: Vec<(usize, f64)> = cells.iter().map(organ_share).enumerate().collect();
             if let Some(organs) = Sequence::new(&shares, offset(mix.seed, 1 + *pool as u64)) {
-                pools.push((lanes.len(), *share));
-                lanes.push(Lane { organs, cells });
+                pools.push((of_pools.len(), *share));
+                of_pools.push(PoolVisits { organs, cells });
             }
         }
         Some(Self {
             seed: mix.seed,
             pools: Sequence::new(&pools, offset(mix.seed, 0))?,
-            lanes,
+            of_pools,
             shortfall,
             rounds: Mutex::default(),
         })
@@ -160,10 +160,10 @@ impl Schedule {
 
     /// Returns what an index stands for.
     pub fn draw(&self, index: u64) -> Draw {
-        let (lane, visit) = self.pools.at(index);
-        let lane = &self.lanes[lane];
-        let (cell, visit) = lane.organs.at(visit);
-        let cell = &lane.cells[cell];
+        let (pool, visit) = self.pools.at(index);
+        let visits = &self.of_pools[pool];
+        let (cell, visit) = visits.organs.at(visit);
+        let cell = &visits.cells[cell];
         let n = (cell.hosts.len() * cell.times) as u64;
         let (host, token) = self.round(cell, visit / n)[(visit % n) as usize];
         let size = match cell.pool {
@@ -183,14 +183,14 @@ impl Schedule {
 
     /// Lists, per pool and organ, how many cases serve it.
     pub fn feasible(&self) -> impl Iterator<Item = (Pool, &str, u64)> {
-        let cells = self.lanes.iter().flat_map(|lane| &lane.cells);
+        let cells = self.of_pools.iter().flat_map(|visits| &visits.cells);
         cells.map(|cell| (cell.pool, cell.organ.name.as_str(), cell.hosts.len() as u64))
     }
 
     /// Counts the distinct cases that host lesions, or those of the real pool where nothing hosts.
     pub fn pool_size(&self) -> u64 {
         let count = |hosting: bool| {
-            let cells = self.lanes.iter().flat_map(|lane| &lane.cells);
+            let cells = self.of_pools.iter().flat_map(|visits| &visits.cells);
             let cells = cells.filter(|cell| (cell.pool != Pool::LabelledReal) == hosting);
             let cases: std::collections::BTreeSet<usize> =
                 cells.flat_map(|cell| cell.hosts.iter().map(|host| host.case)).collect();

@@ -6,7 +6,7 @@ use ndarray::Array3;
 
 use super::encoded::Encoded;
 use super::judge::{Trial, judge};
-use super::negatives::{Look, LookError, UnlabelledNegatives, unsearched};
+use super::negatives::{Search, SearchError, UnlabelledNegatives, unsearched};
 use super::patch::{GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
 use super::planting::Lesion;
 use super::recipe::Fallback;
@@ -38,7 +38,7 @@ pub(super) struct Maker {
 }
 
 /// One patch to be made.
-pub(super) struct Order {
+pub(super) struct PatchOrder {
     pub(super) prepared: Arc<Prepared>,
     pub(super) index: u64,
     pub(super) on_failed: OnFailed,
@@ -79,18 +79,18 @@ enum MakeError {
     Stream(#[from] StreamError),
 }
 
-impl From<LookError> for MakeError {
-    fn from(error: LookError) -> Self {
+impl From<SearchError> for MakeError {
+    fn from(error: SearchError) -> Self {
         match error {
-            LookError::Store(error) => Self::Store(error),
-            LookError::Synth(error) => Self::Synth(error),
+            SearchError::Store(error) => Self::Store(error),
+            SearchError::Synth(error) => Self::Synth(error),
         }
     }
 }
 
 impl Maker {
     /// Makes a patch; what cannot be made is an error or an item marked failed, as the client chose.
-    pub(super) fn make(&self, order: &Order) -> Result<StreamedPatch, StreamError> {
+    pub(super) fn make(&self, order: &PatchOrder) -> Result<StreamedPatch, StreamError> {
         let draw = order.prepared.schedule.draw(order.index);
         let made = match draw.pool {
             Pool::LabelledReal => self.real(order, &draw, draw.case, draw.centre, Outcome::Real),
@@ -118,7 +118,7 @@ impl Maker {
 
     fn real(
         &self,
-        order: &Order,
+        order: &PatchOrder,
         draw: &Draw,
         case: usize,
         centre: Centre,
@@ -162,7 +162,7 @@ impl Maker {
         }))
     }
 
-    fn host(&self, order: &Order, draw: &Draw) -> Result<StreamedPatch, MakeError> {
+    fn host(&self, order: &PatchOrder, draw: &Draw) -> Result<StreamedPatch, MakeError> {
         let recipe = &order.prepared.resolved.recipe;
         let mut trials = Trials::default();
         for attempt in 0..=u64::from(recipe.gate.retries) {
@@ -185,7 +185,7 @@ impl Maker {
     }
 
     /// Carries out one attempt and keeps it if it passes or is the best so far.
-    fn attempt(&self, order: &Order, draw: &Draw, attempt: u64, trials: &mut Trials) -> Result<(), MakeError> {
+    fn attempt(&self, order: &PatchOrder, draw: &Draw, attempt: u64, trials: &mut Trials) -> Result<(), MakeError> {
         trials.attempts += 1;
         let prepared = &order.prepared;
         let seed = prepared.resolved.recipe.seed;
@@ -214,7 +214,7 @@ impl Maker {
     /// Paints a planted lesion and asks the gate.
     fn paint(
         &self,
-        order: &Order,
+        order: &PatchOrder,
         draw: &Draw,
         key: [u64; 3],
         (planted, graft): Lesion,
@@ -287,7 +287,7 @@ impl Maker {
         }
     }
 
-    fn judge(&self, order: &Order, draw: &Draw, made: &mut Attempt) -> Result<(), MakeError> {
+    fn judge(&self, order: &PatchOrder, draw: &Draw, made: &mut Attempt) -> Result<(), MakeError> {
         let (Some(engine), Some(bundle)) = (&self.engine, &self.bundle) else {
             return Err(SynthError::NoModel("critic").into());
         };
@@ -309,7 +309,7 @@ impl Maker {
     }
 
     /// Turns the trials into the patch that the client asked for.
-    fn settle(&self, order: &Order, draw: &Draw, trials: Trials) -> Result<StreamedPatch, MakeError> {
+    fn settle(&self, order: &PatchOrder, draw: &Draw, trials: Trials) -> Result<StreamedPatch, MakeError> {
         let recipe = &order.prepared.resolved.recipe;
         let (outcome, lesion) = match (trials.placed, trials.passed, recipe.fallback) {
             (0, ..) => (Outcome::Unplaceable, None),
@@ -362,7 +362,7 @@ impl Maker {
     }
 
     /// Asks the critic what it calls tumour in the untouched patch, where the recipe wants to know.
-    fn suspects(&self, order: &Order, case: usize, patch: Region) -> Result<Option<Array3<u8>>, MakeError> {
+    fn suspects(&self, order: &PatchOrder, case: usize, patch: Region) -> Result<Option<Array3<u8>>, MakeError> {
         let organs = unsearched(&self.cases.records()[case], &self.cases.plan().labels);
         let negatives = order.prepared.resolved.recipe.unlabelled_negatives;
         if organs.is_empty() || negatives != Some(UnlabelledNegatives::Critic) {
@@ -371,7 +371,7 @@ impl Maker {
         let (Some(engine), Some(bundle)) = (&self.engine, &self.bundle) else {
             return Err(SynthError::NoModel("critic").into());
         };
-        let look = Look {
+        let search = Search {
             engine,
             cases: &*self.cases,
             case,
@@ -380,11 +380,11 @@ impl Maker {
             cubes: bundle.cubes,
             cancelled: &order.cancelled,
         };
-        Ok(Some(look.suspects(&organs)?))
+        Ok(Some(search.suspects(&organs)?))
     }
 
     /// Draws the crop of a host in which no lesion found a place.
-    fn empty_region(&self, order: &Order, draw: &Draw) -> Result<Region, StoreError> {
+    fn empty_region(&self, order: &PatchOrder, draw: &Draw) -> Result<Region, StoreError> {
         let resolved = &order.prepared.resolved;
         let mut rng = Rng::keyed(resolved.recipe.seed, order.index, 0, Purpose::Crop);
         let centre = self.organ_voxel(draw.case, draw, &mut rng)?;
@@ -392,7 +392,7 @@ impl Maker {
         Ok(crop_around(centre, shape, resolved.patch, &mut rng))
     }
 
-    fn meta(&self, order: &Order, draw: &Draw, case: usize, region: Region, outcome: Outcome) -> PatchMeta {
+    fn meta(&self, order: &PatchOrder, draw: &Draw, case: usize, region: Region, outcome: Outcome) -> PatchMeta {
         let record = &self.cases.records()[case];
         PatchMeta {
             index: order.index,
@@ -433,7 +433,7 @@ impl Maker {
 
     /// Returns the item that stands for a patch that could not be made. Its labels are *ignore*, so that a trainer that
     /// overlooks the mark learns nothing from it.
-    fn failed(&self, order: &Order, draw: &Draw, what: String) -> StreamedPatch {
+    fn failed(&self, order: &PatchOrder, draw: &Draw, what: String) -> StreamedPatch {
         let size = order.prepared.resolved.patch;
         let outcome = match draw.pool {
             Pool::LabelledReal => Outcome::Real,

@@ -107,7 +107,7 @@ pub(super) fn ignore_suspects(label: &mut Array3<u8>, suspects: &Array3<u8>, lab
 }
 
 /// A patch of a host that the critic is to look at.
-pub(super) struct Look<'a> {
+pub(super) struct Search<'a> {
     pub(super) engine: &'a Engine,
     pub(super) cases: &'a dyn Cases,
     pub(super) case: usize,
@@ -121,16 +121,16 @@ pub(super) struct Look<'a> {
 
 /// Why the critic could not look.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LookError {
+pub(super) enum SearchError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Synth(#[from] SynthError),
 }
 
-impl Look<'_> {
+impl Search<'_> {
     /// Marks with 1 what the critic calls a tumour of the organs in the untouched patch.
-    pub(super) fn suspects(&self, organs: &[Organ]) -> Result<Array3<u8>, LookError> {
+    pub(super) fn suspects(&self, organs: &[Organ]) -> Result<Array3<u8>, SearchError> {
         let is_tumour = |id: u8| organs.iter().any(|organ| organ.tumour_id == id);
         let store_mm = self.cases.plan().spacing_mm;
         let ratio = std::array::from_fn(|axis| self.models_mm[axis] / store_mm[axis]);
@@ -151,7 +151,7 @@ impl Look<'_> {
     }
 
     /// Returns the critic's classes in a box, which on another grid is the part of its cube that the cube surely holds.
-    fn classes(&self, seen: Region, bridge: Option<GridBridge>) -> Result<Array3<u8>, LookError> {
+    fn classes(&self, seen: Region, bridge: Option<GridBridge>) -> Result<Array3<u8>, SearchError> {
         let Some(bridge) = bridge else {
             let host = self.cases.read(self.case, seen)?;
             return Ok(self.engine.classes(host.image, self.cancelled)?);

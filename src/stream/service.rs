@@ -10,7 +10,7 @@ use super::course::Course;
 use super::delivery::{Delivery, OnFailed};
 use super::fair::Weights;
 use super::leak::Seen;
-use super::make::{Maker, Order};
+use super::make::{Maker, PatchOrder};
 use super::negatives::UnlabelledNegatives;
 use super::open::Opened;
 use super::patch::StreamedPatch;
@@ -262,7 +262,7 @@ impl Streams {
         let models = (self.maker.bundle.as_deref(), &self.seen);
         let prepared = Arc::new(resolve(&*self.maker.cases, models, recipe)?);
         let made = (0..patches).map(|index| {
-            self.maker_of(&prepared).make(&Order {
+            self.maker_of(&prepared).make(&PatchOrder {
                 prepared: prepared.clone(),
                 index,
                 on_failed: OnFailed::Error,
@@ -321,7 +321,7 @@ fn prepare(scheduler: &Scheduler<Work, Made>) {
             prepared,
             on_failed,
         } = order.work.clone();
-        let wanted = Order {
+        let wanted = PatchOrder {
             prepared,
             index: order.index,
             on_failed,

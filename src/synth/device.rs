@@ -11,7 +11,7 @@ use crate::telemetry::metrics::Stage;
 
 /// What is asked of a cube in which the critic recognises a lesion.
 #[derive(Clone, Debug)]
-pub struct Comparison {
+pub struct SecondLook {
     /// The critic's label ids before synthesis.
     pub before: Array3<u8>,
     /// The discriminator's probability of "real tumour" after it, where the bundle has one.
@@ -34,7 +34,7 @@ pub(super) enum Task {
 /// What came of a task.
 pub(super) enum Answer {
     Residual(Array3<f32>),
-    Comparison(Comparison),
+    SecondLook(SecondLook),
     Classes(Array3<u8>),
 }
 
@@ -109,7 +109,7 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
         Task::Look(_) => classes(Stage::Look.time(|| batch.classes(&images(0)))),
         Task::Compare(..) => {
             let compared = Stage::Gate.time(|| batch.compare(&images(0), &images(1)));
-            compared.into_iter().map(Answer::Comparison).collect()
+            compared.into_iter().map(Answer::SecondLook).collect()
         }
     })
 }
@@ -198,7 +198,7 @@ impl Batch<'_> {
         Ok(self.cubes(scene.change(published_residual(own, host)) * (window.high - window.low)))
     }
 
-    fn compare(&self, before: &[&Array3<i16>], after: &[&Array3<i16>]) -> Vec<Comparison> {
+    fn compare(&self, before: &[&Array3<i16>], after: &[&Array3<i16>]) -> Vec<SecondLook> {
         let real = self.bundle.discriminator.as_ref().map(|discriminator| {
             let probabilities = activation::softmax(discriminator.forward(self.normalised(after), None), 1);
             self.cubes(probabilities.narrow(1, REAL, 1))
@@ -206,7 +206,7 @@ impl Batch<'_> {
         let mut real = real.map(Vec::into_iter);
         let before = self.classes(before).into_iter();
         before
-            .map(|before| Comparison {
+            .map(|before| SecondLook {
                 before,
                 real: real.as_mut().and_then(Iterator::next),
             })

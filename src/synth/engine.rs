@@ -1,6 +1,6 @@
 //! The device thread: the only owner of the models, fed through a bounded channel.
 //!
-//! Jobs of one kind and shape that wait together, of whatever streams, are one batch (continuous batching). On the CPU no lesion's
+//! Requests of one kind and shape that wait together, of whatever streams, are one batch (continuous batching). On the CPU no lesion's
 //! numbers depend on its batch mates (promise P1): ours are the same bit for bit, other critics see the cubes of a batch one by one.
 //! On a GPU they may in the last digits, and a decision that hangs on those is `borderline`.
 
@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use metrics::{counter, gauge};
 use ndarray::Array3;
 
-use super::device::{self, Answer, Comparison, Task};
+use super::device::{self, Answer, SecondLook, Task};
 use super::{Cancelled, LesionCube, SynthError};
 use crate::checkpoint::Bundle;
 use crate::panic::panic_text;
@@ -23,21 +23,21 @@ use crate::telemetry::metrics::{DEVICE_BATCHES_TOTAL, DEVICE_CUBES_TOTAL, DEVICE
 /// The most voxels of a batch of more than one cube: it bounds what activations take.
 const MAX_BATCH_VOXELS: usize = 2 * 96 * 96 * 96;
 
-struct Job {
+struct Request {
     task: Task,
     cancelled: Cancelled,
     asked: Instant,
     reply: Sender<Result<Answer, SynthError>>,
 }
 
-impl Job {
+impl Request {
     fn reply(self, answer: Result<Answer, SynthError>) {
         // Who asked may be gone; then nobody misses the answer.
         drop(self.reply.send(answer));
     }
 }
 
-/// Jobs that fail one after the other before the device counts as lost: a fault of one lesion does not repeat on others,
+/// Requests that fail one after the other before the device counts as lost: a fault of one lesion does not repeat on others,
 /// that of a device does.
 const LOST_AFTER: u32 = 16;
 
@@ -59,17 +59,17 @@ impl Drop for EndsWith {
 
 /// The way to the device thread. The thread ends when the last handle is dropped.
 pub struct Engine {
-    jobs: Sender<Job>,
+    requests: Sender<Request>,
     health: Arc<Health>,
 }
 
 impl Engine {
-    /// Starts the device thread, which accepts `waiting` jobs before those who ask have to wait, and makes batches of at most `most`.
+    /// Starts the device thread, which accepts `waiting` requests before those who ask have to wait, and makes batches of at most `most`.
     ///
     /// # Errors
     /// The operating system's, where it refuses the thread.
     pub fn start(bundle: Arc<Bundle>, waiting: usize, most: usize) -> std::io::Result<Self> {
-        let (jobs, queue) = bounded(waiting.max(1));
+        let (requests, queue) = bounded(waiting.max(1));
         let health = Arc::<Health>::default();
         let ends_with = EndsWith(health.clone());
         std::thread::Builder::new()
@@ -78,13 +78,13 @@ impl Engine {
                 let mut waiting = Waiting {
                     queue,
                     most,
-                    jobs: VecDeque::new(),
+                    requests: VecDeque::new(),
                 };
                 while let Some(batch) = waiting.next_batch() {
                     serve(&bundle, batch, &ends_with.0);
                 }
             })?;
-        Ok(Self { jobs, health })
+        Ok(Self { requests, health })
     }
 
     /// Tells why the device can do no more work; nothing while it can.
@@ -93,7 +93,7 @@ impl Engine {
             return Some("the device thread has ended".into());
         }
         let failures = self.health.failures_in_a_row.load(Ordering::Acquire);
-        (failures >= LOST_AFTER).then(|| format!("the last {failures} jobs of the device failed"))
+        (failures >= LOST_AFTER).then(|| format!("the last {failures} requests of the device failed"))
     }
 
     /// Returns the generator's residual in HU.
@@ -103,7 +103,7 @@ impl Engine {
     pub fn paint(&self, cube: &LesionCube) -> Result<Array3<f32>, SynthError> {
         match self.ask(Task::Paint(cube.clone()), cube.cancelled.clone())? {
             Answer::Residual(residual) => Ok(residual),
-            Answer::Comparison(_) | Answer::Classes(_) => Err(SynthError::Ended),
+            Answer::SecondLook(_) | Answer::Classes(_) => Err(SynthError::Ended),
         }
     }
 
@@ -114,7 +114,7 @@ impl Engine {
     pub fn paint_published(&self, cube: &LesionCube, texture: Array3<f32>) -> Result<Array3<f32>, SynthError> {
         match self.ask(Task::PaintPublished(cube.clone(), texture), cube.cancelled.clone())? {
             Answer::Residual(residual) => Ok(residual),
-            Answer::Comparison(_) | Answer::Classes(_) => Err(SynthError::Ended),
+            Answer::SecondLook(_) | Answer::Classes(_) => Err(SynthError::Ended),
         }
     }
 
@@ -140,9 +140,9 @@ impl Engine {
         images: [Array3<i16>; 2],
         judge: Option<usize>,
         cancelled: &Cancelled,
-    ) -> Result<Comparison, SynthError> {
+    ) -> Result<SecondLook, SynthError> {
         match self.ask(Task::Compare(images, judge), cancelled.clone())? {
-            Answer::Comparison(comparison) => Ok(comparison),
+            Answer::SecondLook(look) => Ok(look),
             Answer::Residual(_) | Answer::Classes(_) => Err(SynthError::Ended),
         }
     }
@@ -158,78 +158,81 @@ impl Engine {
     fn ask_classes(&self, task: Task, cancelled: &Cancelled) -> Result<Array3<u8>, SynthError> {
         match self.ask(task, cancelled.clone())? {
             Answer::Classes(classes) => Ok(classes),
-            Answer::Residual(_) | Answer::Comparison(_) => Err(SynthError::Ended),
+            Answer::Residual(_) | Answer::SecondLook(_) => Err(SynthError::Ended),
         }
     }
 
     fn ask(&self, task: Task, cancelled: Cancelled) -> Result<Answer, SynthError> {
         let (reply, answer) = bounded(1);
-        let job = Job {
+        let request = Request {
             task,
             cancelled,
             asked: Instant::now(),
             reply,
         };
-        self.jobs.send(job).map_err(|_| SynthError::Ended)?;
+        self.requests.send(request).map_err(|_| SynthError::Ended)?;
         answer.recv().map_err(|_| SynthError::Ended)?
     }
 }
 
-/// Jobs that were taken out of the queue and wait for a batch of their kind.
+/// Requests that were taken out of the queue and wait for a batch of their kind.
 struct Waiting {
-    queue: Receiver<Job>,
+    queue: Receiver<Request>,
     most: usize,
-    jobs: VecDeque<Job>,
+    requests: VecDeque<Request>,
 }
 
 impl Waiting {
-    /// Returns the oldest job and those like it; nothing once nobody can ask any more. Nobody has more than one job here, since all
+    /// Returns the oldest request and those like it; nothing once nobody can ask any more. Nobody has more than one request here, since all
     /// who ask wait for the answer.
-    fn next_batch(&mut self) -> Option<Vec<Job>> {
-        if self.jobs.is_empty() {
-            self.jobs.push_back(self.queue.recv().ok()?);
+    fn next_batch(&mut self) -> Option<Vec<Request>> {
+        if self.requests.is_empty() {
+            self.requests.push_back(self.queue.recv().ok()?);
         }
-        self.jobs.extend(self.queue.try_iter());
-        let kind = self.jobs[0].task.kind();
-        let most = (MAX_BATCH_VOXELS / self.jobs[0].task.voxels().max(1)).clamp(1, self.most);
+        self.requests.extend(self.queue.try_iter());
+        let kind = self.requests[0].task.kind();
+        let most = (MAX_BATCH_VOXELS / self.requests[0].task.voxels().max(1)).clamp(1, self.most);
         let (mut batch, mut rest) = (Vec::new(), VecDeque::new());
-        for job in self.jobs.drain(..) {
-            if batch.len() < most && job.task.kind() == kind {
-                batch.push(job);
+        for request in self.requests.drain(..) {
+            if batch.len() < most && request.task.kind() == kind {
+                batch.push(request);
             } else {
-                rest.push_back(job);
+                rest.push_back(request);
             }
         }
-        self.jobs = rest;
+        self.requests = rest;
         Some(batch)
     }
 }
 
-fn serve(bundle: &Bundle, batch: Vec<Job>, health: &Health) {
-    batch.iter().for_each(|job| Stage::WaitForDevice.since(job.asked));
-    let (cancelled, batch): (Vec<Job>, Vec<Job>) = batch.into_iter().partition(|job| job.cancelled.is_set());
-    for job in cancelled {
-        job.reply(Err(SynthError::Cancelled));
+fn serve(bundle: &Bundle, batch: Vec<Request>, health: &Health) {
+    batch
+        .iter()
+        .for_each(|request| Stage::WaitForDevice.since(request.asked));
+    let (cancelled, batch): (Vec<Request>, Vec<Request>) =
+        batch.into_iter().partition(|request| request.cancelled.is_set());
+    for request in cancelled {
+        request.reply(Err(SynthError::Cancelled));
     }
     if batch.is_empty() {
         return;
     }
     counter!(DEVICE_BATCHES_TOTAL).increment(1);
     counter!(DEVICE_CUBES_TOTAL).increment(batch.len() as u64);
-    let tasks: Vec<&Task> = batch.iter().map(|job| &job.task).collect();
+    let tasks: Vec<&Task> = batch.iter().map(|request| &request.task).collect();
     match attempt(bundle, &tasks, health) {
         Ok(answers) => batch
             .into_iter()
             .zip(answers)
-            .for_each(|(job, answer)| job.reply(Ok(answer))),
+            .for_each(|(request, answer)| request.reply(Ok(answer))),
         // One lesion's fault is not its batch mates': each is tried alone.
         Err(SynthError::Device(_)) if batch.len() > 1 => {
-            for job in batch {
-                let answer = attempt(bundle, &[&job.task], health);
-                job.reply(answer.map(|mut answers| answers.remove(0)));
+            for request in batch {
+                let answer = attempt(bundle, &[&request.task], health);
+                request.reply(answer.map(|mut answers| answers.remove(0)));
             }
         }
-        Err(error) => batch.into_iter().for_each(|job| job.reply(Err(error.clone()))),
+        Err(error) => batch.into_iter().for_each(|request| request.reply(Err(error.clone()))),
     }
     report_memory(bundle);
 }
@@ -317,17 +320,17 @@ mod tests {
         }
     }
 
-    type Asked = (Job, Receiver<Result<Answer, SynthError>>);
+    type Asked = (Request, Receiver<Result<Answer, SynthError>>);
 
-    fn job(task: Task) -> Asked {
+    fn request(task: Task) -> Asked {
         let (reply, answer) = bounded(1);
-        let job = Job {
+        let request = Request {
             task,
             cancelled: Cancelled::default(),
             asked: Instant::now(),
             reply,
         };
-        (job, answer)
+        (request, answer)
     }
 
     /// Every kind of work, of three streams, in turns.
@@ -342,28 +345,28 @@ mod tests {
                 Task::Look(image(40 + i, 32)),
             ]
         };
-        (0..3).flat_map(of).map(job).collect()
+        (0..3).flat_map(of).map(request).collect()
     }
 
     fn text(answer: Result<Answer, SynthError>) -> String {
         match answer.unwrap() {
             Answer::Residual(values) => format!("{values:?}"),
             Answer::Classes(ids) => format!("{ids:?}"),
-            Answer::Comparison(both) => format!("{both:?}"),
+            Answer::SecondLook(both) => format!("{both:?}"),
         }
     }
 
     /// Answers everything in batches of at most `most`; returns the answers and how many were together each time.
     fn answers(most: usize) -> (Vec<String>, Vec<usize>) {
         let (models, health) = (bundle(), Health::default());
-        let (jobs, replies): (Vec<Job>, Vec<_>) = work().into_iter().unzip();
+        let (requests, replies): (Vec<Request>, Vec<_>) = work().into_iter().unzip();
         let (sender, queue) = bounded(64);
-        jobs.into_iter().for_each(|job| sender.send(job).unwrap());
+        requests.into_iter().for_each(|request| sender.send(request).unwrap());
         drop(sender);
         let mut waiting = Waiting {
             queue,
             most,
-            jobs: VecDeque::new(),
+            requests: VecDeque::new(),
         };
         let mut sizes = Vec::new();
         while let Some(batch) = waiting.next_batch() {
@@ -395,10 +398,10 @@ mod tests {
         let (models, health) = (bundle(), Health::default());
         let mut wrong = lesion(1);
         wrong.organ = 7;
-        let asked = [lesion(0), wrong, lesion(2)].map(|cube| job(Task::Paint(cube)));
-        let cancelled = job(Task::Paint(lesion(3)));
+        let asked = [lesion(0), wrong, lesion(2)].map(|cube| request(Task::Paint(cube)));
+        let cancelled = request(Task::Paint(lesion(3)));
         cancelled.0.cancelled.cancel();
-        let (mut batch, mut replies): (Vec<Job>, Vec<_>) = asked.into_iter().unzip();
+        let (mut batch, mut replies): (Vec<Request>, Vec<_>) = asked.into_iter().unzip();
         batch.push(cancelled.0);
         replies.push(cancelled.1);
         serve(&models, batch, &health);

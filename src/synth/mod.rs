@@ -27,7 +27,7 @@ pub use analytic::Analytic;
 pub use bridge::{GridBridge, MAX_GRID_RATIO};
 pub use compose::{compose, realised_hu};
 pub use conditional::Conditional;
-pub use device::Comparison;
+pub use device::SecondLook;
 pub use engine::Engine;
 pub use plant::{PlantRequest, Planted, plant};
 pub use published::PublishedGan;
