@@ -84,7 +84,11 @@ impl Running {
     }
 
     fn stream(&self, recipe: &Value, count: u64) -> (usize, Option<EndReason>, Option<Error>) {
-        let body = json!({"recipe": recipe, "delivery": {"count": count, "batch_size": 1}}).to_string();
+        self.stream_as(recipe, &json!({"count": count, "batch_size": 1}))
+    }
+
+    fn stream_as(&self, recipe: &Value, delivery: &Value) -> (usize, Option<EndReason>, Option<Error>) {
+        let body = json!({"recipe": recipe, "delivery": delivery}).to_string();
         let answer = ureq::post(format!("{}/v1/stream", self.url)).send(body).unwrap();
         read(&mut BufReader::new(answer.into_body().into_reader()))
     }
@@ -132,4 +136,8 @@ fn a_panic_on_the_device_ends_its_stream_and_the_service_recovers_or_says_that_i
         running.stream(&conditional, 4);
     }
     assert_eq!(running.status("/livez"), 503);
+    // Also who takes failed items is told, instead of getting all that is left of the epoch as such.
+    let skipping = json!({"count": 200, "batch_size": 1, "on_failed": "skip"});
+    let (batches, end, error) = running.stream_as(&conditional, &skipping);
+    assert_eq!((batches, end, error.unwrap().status), (0, None, 500));
 }

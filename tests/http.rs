@@ -608,6 +608,24 @@ fn raw(running: &Running, request: &str) -> String {
 }
 
 #[test]
+fn a_client_that_left_before_its_batch_was_begun_costs_none() {
+    let service = FakeService {
+        resolve_time: Duration::from_millis(400),
+        ..FakeService::default()
+    };
+    let running = Running::start(service, |_| {});
+    let mut leaves = TcpStream::connect(running.address).unwrap();
+    leaves
+        .write_all(b"GET /v1/batch HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    drop(leaves);
+    // Begun later, and served: the first had its turn.
+    assert_eq!(running.get("/v1/batch").status, 200);
+    assert_eq!(running.service.made.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn heads_and_bodies_are_refused_before_they_are_read() {
     let running = Running::plain();
     let head = |headers: &str| format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n");

@@ -6,10 +6,11 @@ mod toy_service;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Role, load_manifest};
+use freetumor::digest::Digest;
 use freetumor::evaluate::HeldOutSettings;
 use freetumor::kernel::ComputeDtype;
 use freetumor::learn::{
@@ -19,10 +20,11 @@ use freetumor::learn::{
 };
 use freetumor::nn::PublishedConfig;
 use freetumor::store::{CaseKind, Cases};
+use freetumor::stream::delivery::Delivery;
 use freetumor::stream::recipe::Recipe;
-use freetumor::stream::{PatchService, StreamConfig, Streams};
+use freetumor::stream::{PatchService, PatchStream, Resolved, StreamConfig, StreamError, Streams};
 use freetumor::synth::SynthesizerKind;
-use freetumor::volume::SizeClass;
+use freetumor::volume::{Plan, SizeClass};
 
 /// Stops after a number of steps.
 struct StopAfter(u64, u64);
@@ -343,6 +345,10 @@ fn the_published_generator_learns_resumes_and_completes_a_bundle() {
         train_synthesizer(&config(steps), critic.path(), &mut job)
     };
     let [whole, parts, longer] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    // As another method left it, which trains a discriminator against its own generator.
+    for name in ["discriminator.json", "discriminator.safetensors"] {
+        std::fs::write(whole.path().join(name), "{}").unwrap();
+    }
     let report = run(6, whole.path(), false, &mut Quiet).unwrap();
     run(6, parts.path(), false, &mut StopAfter(3, 0)).unwrap_err();
     run(6, parts.path(), true, &mut Quiet).unwrap();
@@ -535,11 +541,8 @@ fn every_network_is_trained_from_configuration_and_loads_as_a_critic() {
     assert!(error.contains("critic.network"), "{error}");
 }
 
-#[test]
-fn a_steered_run_asks_for_what_it_missed_and_resumes_to_the_same() {
-    let store = Arc::new(toy::store(6, 2));
-    let service = Streams::start(store.clone(), None, StreamConfig::default()).unwrap();
-    let device = Device::flex();
+/// Eight steps that learn from another mix after every second one.
+fn steered() -> SegmentorConfig {
     let mut config = SegmentorConfig {
         widths: vec![4, 8],
         steps: 8,
@@ -560,6 +563,69 @@ fn a_steered_run_asks_for_what_it_missed_and_resumes_to_the_same() {
     };
     config.recipe.gate.enabled = false;
     config.recipe.select.hold_out = vec!["case_005".into()];
+    config
+}
+
+/// A service of several models: it takes their name out of a recipe, as they do, and writes it down.
+struct OfModels {
+    inner: Arc<Streams>,
+    named: Mutex<Vec<Option<String>>>,
+}
+
+impl PatchService for OfModels {
+    fn plan(&self) -> &Plan {
+        self.inner.plan()
+    }
+
+    fn resolve(&self, mut recipe: Recipe) -> Result<Arc<Resolved>, StreamError> {
+        self.named
+            .lock()
+            .expect("nobody panics over it")
+            .push(recipe.bundle.take());
+        let resolved = Arc::unwrap_or_clone(self.inner.resolve(recipe)?);
+        Ok(Arc::new(Resolved {
+            bundle: Digest::of(b"models"),
+            ..resolved
+        }))
+    }
+
+    fn open(&self, recipe: &Arc<Resolved>, delivery: &Delivery) -> Result<Box<dyn PatchStream>, StreamError> {
+        let own = Resolved {
+            bundle: Digest::default(),
+            ..(**recipe).clone()
+        };
+        self.inner.open(&Arc::new(own), delivery)
+    }
+}
+
+#[test]
+fn a_steered_run_keeps_the_models_that_it_began_with() {
+    let store = Arc::new(toy::store(6, 2));
+    let service = OfModels {
+        inner: Streams::start(store.clone(), None, StreamConfig::default()).unwrap(),
+        named: Mutex::default(),
+    };
+    let out = tempfile::tempdir().unwrap();
+    let mut job = Job {
+        cases: &*store,
+        out: out.path(),
+        resume: false,
+        device: &Device::flex(),
+        dtype: ComputeDtype::F32,
+        progress: &mut Quiet,
+    };
+    train_segmentor(&steered(), &service, &mut job).unwrap();
+    // The mixes of steps 2, 4 and 6.
+    let named = service.named.into_inner().unwrap();
+    let models = Digest::of(b"models").to_string();
+    assert_eq!(named[named.len() - 3..], [(); 3].map(|()| Some(models.clone())));
+}
+
+#[test]
+fn a_steered_run_asks_for_what_it_missed_and_resumes_to_the_same() {
+    let store = Arc::new(toy::store(6, 2));
+    let service = Streams::start(store.clone(), None, StreamConfig::default()).unwrap();
+    let (device, config) = (Device::flex(), steered());
     let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
         let mut job = Job {
             cases: &*store,

@@ -1,6 +1,7 @@
 //! `GET /v1/batch`: one batch as a file, the same bytes for the same request.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use axum::Extension;
@@ -49,10 +50,10 @@ pub(super) async fn get(
     let (format, index) = (query.format, query.delivery.from);
     // Dropped with this future where the client leaves before its answer.
     let waiting = Waiting::default();
-    let opened = waiting.0.clone();
+    let client = waiting.0.clone();
     let (bytes, share) = on_thread("batch", move || {
         let _permit = permit;
-        make(&app, caller, query, &opened)
+        make(&app, caller, query, &client)
     })
     .await?;
     let length = bytes.len();
@@ -84,24 +85,37 @@ fn in_pieces<H: Send + 'static>(bytes: Bytes, held: H) -> impl Stream<Item = io:
 
 /// The client that waits for a batch.
 #[derive(Default)]
-struct Waiting(Arc<OnceLock<Leave>>);
+struct Waiting(Arc<Client>);
+
+/// What a client that leaves tells whoever makes its batch.
+#[derive(Default)]
+struct Client {
+    has_left: AtomicBool,
+    /// What ends its stream, once there is one.
+    leave: OnceLock<Leave>,
+}
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if let Some(leave) = self.0.get() {
+        self.0.has_left.store(true, Ordering::SeqCst);
+        if let Some(leave) = self.0.leave.get() {
             leave.now();
         }
     }
 }
 
-fn make(app: &App, caller: Caller, query: BatchQuery, opened: &OnceLock<Leave>) -> Result<(Vec<u8>, Share), Problem> {
+fn make(app: &App, caller: Caller, query: BatchQuery, client: &Client) -> Result<(Vec<u8>, Share), Problem> {
     let service: &dyn PatchService = &*app.service;
     let resolved = service.resolve(query.recipe).map_err(StreamError::of_recipe)?;
     check_delivery(&resolved, &query.delivery)?;
     limits::check_frame(&query.delivery, resolved.patch)?;
     let share = app.take_budget(caller, batch_voxels(&resolved, &query.delivery))?;
     let mut stream = service.open(&resolved, &query.delivery)?;
-    opened.get_or_init(|| stream.leave());
+    client.leave.get_or_init(|| stream.leave());
+    if client.has_left.load(Ordering::SeqCst) {
+        // It left before there was anything to end; nobody reads the answer.
+        return Err(StreamError::Stopped.into());
+    }
     let batch = stream
         .next_batch()
         .ok_or_else(|| Problem::field("index", "query field index: the stream holds no batch there"))??;

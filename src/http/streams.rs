@@ -27,11 +27,11 @@ use super::problem::Problem;
 use super::producer::{Item, Producer};
 use super::settings::FRAMES_IN_FLIGHT;
 use crate::digest::Digest;
-use crate::stream::delivery::Delivery;
+use crate::stream::delivery::{Codec, Delivery};
 use crate::stream::recipe::Recipe;
 use crate::stream::{Leave, Resolved, check_delivery};
 use crate::telemetry::metrics::STREAMS_OPEN;
-use crate::volume::HuWindow;
+use crate::volume::{HuWindow, Shape};
 use crate::wire::codec::Encoding;
 use crate::wire::frame::Parts;
 use crate::wire::header::heartbeat_frame;
@@ -211,11 +211,25 @@ struct Validated {
     resolved: Resolved,
     /// Payload of one batch in bytes, before compression.
     batch_bytes: u64,
-    /// Bytes that the server holds for one such stream at most, beside the patches of its window: frames waiting for
-    /// the client and one being made.
+    /// Bytes that the server holds for one such stream at most, beside the patches of its window: the batch that is encoded, its
+    /// frame, those that wait for the client and the one that it is sent.
     stream_bytes: u64,
     /// What one such stream takes of its key's `server.max_voxels_per_key`.
     batch_voxels: u64,
+}
+
+/// Bytes of a patch for each voxel: image, source, label, two masks, and what is known of voxels that are sent as 255.
+const PATCH_BYTES: u64 = 8;
+
+/// Returns what one stream holds at most, beside the patches of its window.
+fn stream_bytes(delivery: &Delivery, patch: Shape, batch_bytes: u64) -> u64 {
+    let frames = batch_bytes.saturating_mul(FRAMES_IN_FLIGHT as u64 + 2);
+    // Tensors are whole before they are compressed.
+    let uncompressed = if delivery.codec == Codec::Raw { 0 } else { batch_bytes };
+    let voxels = (patch.iter()).fold(u64::from(delivery.batch_size), |n, side| n.saturating_mul(*side as u64));
+    frames
+        .saturating_add(uncompressed)
+        .saturating_add(voxels.saturating_mul(PATCH_BYTES))
 }
 
 /// Checks a recipe and a delivery without streaming: canonical form, hash, epoch, feasible cases, memory.
@@ -235,14 +249,36 @@ pub(super) async fn validate(State(app): State<Shared>, WholeBody(body): WholeBo
         let resolved = resolve(&app, recipe, &delivery)?;
         let encoding = Encoding::of(&delivery, HuWindow::default());
         let batch_bytes = limits::batch_bytes(delivery.batch_size, resolved.patch, &encoding);
+        let stream_bytes = stream_bytes(&delivery, resolved.patch, batch_bytes);
         Ok(Validated {
             batch_voxels: batch_voxels(&resolved, &delivery),
             resolved: Arc::unwrap_or_clone(resolved),
             batch_bytes,
-            // The encoder holds the tensors and the frame at once.
-            stream_bytes: batch_bytes * (FRAMES_IN_FLIGHT as u64 + 3),
+            stream_bytes,
         })
     })
     .await?;
     Ok(Json(validated).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::delivery::ImageType;
+
+    #[test]
+    fn a_stream_holds_four_frames_a_batch_and_what_is_compressed() {
+        let delivery = Delivery {
+            batch_size: 2,
+            image: ImageType::F16,
+            ..Delivery::default()
+        };
+        let zstd = Delivery {
+            codec: Codec::Zstd,
+            ..delivery.clone()
+        };
+        let (voxels, frame) = (2 * 96 * 96 * 96, 3 * 2 * 96 * 96 * 96);
+        assert_eq!(stream_bytes(&delivery, [96; 3], frame), 4 * frame + 8 * voxels);
+        assert_eq!(stream_bytes(&zstd, [96; 3], frame), 5 * frame + 8 * voxels);
+    }
 }

@@ -50,7 +50,7 @@ impl Follower {
     pub fn is_over(&self) -> bool {
         self.host.look(|jobs| {
             let status = jobs.known.get(&self.name).map(|known| &known.status);
-            status.is_none_or(|status| status.last_event == self.after && status.state.is_end())
+            status.is_none_or(|status| status.last_event <= self.after && status.state.is_end())
         })
     }
 

@@ -370,10 +370,7 @@ fn lock(parts: &TrainingParts) -> Result<fs_err::File, JobError> {
 fn work(parts: &TrainingParts, jobs: &(Mutex<Jobs>, Condvar)) {
     let tell = |name: &JobName, event: Event| {
         let mut locked = jobs.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A full disk must not stop a training that may still have room for its checkpoint elsewhere.
-        if let Err(error) = locked.tell(name, event) {
-            tracing::error!(%name, %error, "an event of a training cannot be written down");
-        }
+        locked.happened(name, event);
         drop(locked);
         jobs.1.notify_all();
     };
@@ -409,9 +406,7 @@ fn next((jobs, changed): &(Mutex<Jobs>, Condvar)) -> Option<(Arc<JobRecord>, Arc
         if let Some(name) = jobs.queue.pop_front() {
             jobs.is_busy = true;
             // As one with taking it from the queue: who stops it meanwhile finds it running.
-            if let Err(error) = jobs.tell(&name, Event::Started) {
-                tracing::error!(%name, %error, "the begin of a training cannot be written down");
-            }
+            jobs.happened(&name, Event::Started);
             if let Some(known) = jobs.known.get_mut(&name) {
                 known.stop = Arc::default();
                 let begun = (known.record.clone(), known.stop.clone());

@@ -98,6 +98,17 @@ pub(super) struct Journal {
 }
 
 impl Journal {
+    /// Returns a journal that nothing can be written into.
+    #[cfg(test)]
+    pub(super) fn unwritable(path: &Path) -> Self {
+        let file = fs_err::File::open(path).expect("the file was made by the test");
+        Self {
+            file,
+            length: 0,
+            next: 1,
+        }
+    }
+
     /// Opens a journal and returns its last events: of each kind the last one, validated steps being a kind of their own.
     /// A line that a crash cut off is dropped.
     pub(super) fn open(path: &Path) -> Result<(Self, Vec<Entry>), JobError> {
@@ -124,28 +135,31 @@ impl Journal {
         Ok((Self { file, length, next }, last))
     }
 
-    /// Appends an event. What decides a job's state is on the disk when this returns.
-    pub(super) fn append(&mut self, event: Event) -> Result<Entry, JobError> {
-        let is_state = !matches!(event, Event::Step { .. } | Event::Note { .. });
+    /// Returns an event as the next entry.
+    pub(super) fn entry(&self, event: Event) -> Entry {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let entry = Entry {
+        Entry {
             id: self.next,
             unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             event,
-        };
-        let mut line = serde_json::to_string(&entry).expect("finite numbers are representable in JSON");
+        }
+    }
+
+    /// Appends the next entry. What decides a job's state is on the disk when this returns.
+    pub(super) fn append(&mut self, entry: &Entry) -> Result<(), JobError> {
+        let is_state = !matches!(entry.event, Event::Step { .. } | Event::Note { .. });
+        let mut line = serde_json::to_string(entry).expect("finite numbers are representable in JSON");
         line.push('\n');
-        if let Err(error) = self.file.write_all(line.as_bytes()) {
-            // The part that a full disk took must not stand before the next event.
+        let written = self.file.write_all(line.as_bytes());
+        let synced = written.and_then(|()| if is_state { self.file.sync_data() } else { Ok(()) });
+        if let Err(error) = synced {
+            // What a full disk took of it must not stand before the next entry, nor an entry that the caller takes for lost.
             self.file.set_len(self.length)?;
             return Err(error.into());
         }
-        if is_state {
-            self.file.sync_data()?;
-        }
         self.length += line.len() as u64;
         self.next += 1;
-        Ok(entry)
+        Ok(())
     }
 }
 
@@ -195,6 +209,12 @@ impl JournalReader {
 mod tests {
     use super::*;
 
+    fn append(journal: &mut Journal, event: Event) -> Entry {
+        let entry = journal.entry(event);
+        journal.append(&entry).unwrap();
+        entry
+    }
+
     fn step(step: u64) -> Event {
         Event::Step {
             step,
@@ -210,9 +230,9 @@ mod tests {
         let path = folder.path().join("events.jsonl");
         let (mut journal, last) = Journal::open(&path).unwrap();
         assert!(last.is_empty());
-        journal.append(Event::Queued).unwrap();
+        append(&mut journal, Event::Queued);
         for number in 1..=9000 {
-            journal.append(step(number)).unwrap();
+            append(&mut journal, step(number));
         }
         drop(journal);
         let whole = std::fs::metadata(&path).unwrap().len();
@@ -225,7 +245,7 @@ mod tests {
         let (mut journal, last) = Journal::open(&path).unwrap();
         assert_eq!(last.len(), 2);
         assert_eq!((last[1].id, &last[1].event), (9001, &step(9000)));
-        assert_eq!(journal.append(Event::Stopped).unwrap().id, 9002);
+        assert_eq!(append(&mut journal, Event::Stopped).id, 9002);
         let (mut reader, mut ids) = (JournalReader::new(&path), Vec::new());
         loop {
             let entries = reader.read().unwrap();

@@ -119,15 +119,67 @@ impl Jobs {
     /// Writes an event down, and only then lets it count.
     pub fn tell(&mut self, name: &JobName, event: Event) -> Result<(), JobError> {
         if let Some(known) = self.known.get_mut(name) {
-            let entry = known.journal.append(event)?;
+            let entry = known.journal.entry(event);
+            known.journal.append(&entry)?;
             known.status.take(&entry);
         }
         gauge!(TRAININGS_QUEUED).set(self.queue.len() as f64);
         Ok(())
+    }
+
+    /// Lets an event count that has happened, and writes it down if that is possible: a training that failed on a full disk does
+    /// not go on running because nobody could write that it failed.
+    pub fn happened(&mut self, name: &JobName, event: Event) {
+        if let Some(known) = self.known.get_mut(name) {
+            let entry = known.journal.entry(event);
+            if let Err(error) = known.journal.append(&entry) {
+                tracing::error!(%name, %error, event = entry.event.name(), "an event of a training cannot be written down");
+            }
+            known.status.take(&entry);
+        }
+        gauge!(TRAININGS_QUEUED).set(self.queue.len() as f64);
     }
 }
 
 /// Returns where a job's journal lies.
 pub(super) fn events_path(parts: &TrainingParts, name: &JobName) -> PathBuf {
     parts.root.join(name.as_str()).join("events.jsonl")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+    use crate::learn::SegmentorConfig;
+
+    #[test]
+    fn a_training_has_failed_also_where_that_cannot_be_written_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        std::fs::write(&path, "").unwrap();
+        let name: JobName = "a".parse().unwrap();
+        let record = JobRecord {
+            name: name.clone(),
+            config: SegmentorConfig::default(),
+            models: None,
+            recipe: Digest::default(),
+            snapshot: Digest::default(),
+        };
+        let known = Known {
+            status: JobStatus::new(&record),
+            journal: Journal::unwritable(&path),
+            stop: Arc::default(),
+            record: Arc::new(record),
+        };
+        let mut jobs = Jobs::default();
+        jobs.known.insert(name.clone(), known);
+        assert!(jobs.tell(&name, Event::Started).is_err());
+        assert_eq!(jobs.known[&name].status.state, JobState::Queued);
+        jobs.happened(&name, Event::Started);
+        assert_eq!(jobs.known[&name].status.state, JobState::Running);
+        let why = "no space left on device".to_owned();
+        jobs.happened(&name, Event::Failed { what: why });
+        assert_eq!(jobs.known[&name].status.state, JobState::Failed);
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
+    }
 }

@@ -67,6 +67,7 @@ pub(super) fn save_beside(
     record.source_hashes.extend(seen);
     let seen = critic.training.iter().flat_map(|training| &training.fingerprints);
     record.fingerprints.extend(seen.cloned());
+    remove_others(out, &models.iter().map(|(role, ..)| *role).collect::<Vec<_>>())?;
     for (role, architecture, weights) in models {
         let manifest = ModelManifest {
             format_version: FORMAT_VERSION,
@@ -82,6 +83,21 @@ pub(super) fn save_beside(
             weights: WeightsFile::default(),
         };
         save_model(out, manifest, &weights, config.precision)?;
+    }
+    Ok(())
+}
+
+/// Removes what another method of stage 2 left in the folder: a bundle takes all that lies there.
+fn remove_others(out: &Path, roles: &[Role]) -> Result<(), LearnError> {
+    let of_stage_two = [Role::Generator, Role::Discriminator];
+    for role in of_stage_two.into_iter().filter(|role| !roles.contains(role)) {
+        // The manifest first: without it there is no model.
+        for name in [format!("{}.json", role.name()), format!("{}.safetensors", role.name())] {
+            let path = out.join(name);
+            if path.exists() {
+                fs_err::remove_file(path)?;
+            }
+        }
     }
     Ok(())
 }

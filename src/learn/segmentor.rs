@@ -149,7 +149,7 @@ impl SegmentorTrainee<'_> {
         };
         let mix = self.steering.at(step);
         let recipe = match mix {
-            Some(mix) => &self.service.resolve(mix.over(&self.recipe.recipe))?,
+            Some(mix) => &self.service.resolve(self.with_models(mix.over(&self.recipe.recipe)))?,
             None => &self.recipe,
         };
         Ok(Reading {
@@ -157,6 +157,15 @@ impl SegmentorTrainee<'_> {
             mix: mix.map_or(0, |mix| mix.number),
             patches: self.service.open(recipe, &delivery)?,
         })
+    }
+
+    /// Names the models that the run began with: a resolved recipe no longer does, and others may be active by now.
+    fn with_models(&self, recipe: Recipe) -> Recipe {
+        let bundle = self.recipe.bundle;
+        Recipe {
+            bundle: (bundle != Digest::default()).then(|| bundle.to_string()),
+            ..recipe
+        }
     }
 
     /// Returns a step's patches: those at its indices, whatever was read before.

@@ -18,6 +18,8 @@ use crate::volume::{ContrastBin, Organ, SizeClass};
 
 /// Rounds kept at hand: streams walk through them in order, so the last few of each pool and organ suffice.
 const CACHED_ROUNDS: usize = 64;
+/// Visits in all rounds kept at hand (32 MiB), but for the last round.
+const CACHED_VISITS: usize = 1 << 20;
 
 /// What a recipe asks of the schedule.
 #[derive(Clone, Debug)]
@@ -223,7 +225,9 @@ impl Schedule {
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
         if cached(&rounds).is_none() {
             rounds.push_back((key, round.clone()));
-            if rounds.len() > CACHED_ROUNDS {
+            let visits =
+                |rounds: &VecDeque<(RoundKey, Round)>| rounds.iter().map(|(_, round)| round.len()).sum::<usize>();
+            while rounds.len() > 1 && (rounds.len() > CACHED_ROUNDS || visits(&rounds) > CACHED_VISITS) {
                 rounds.pop_front();
             }
         }

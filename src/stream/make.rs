@@ -101,6 +101,7 @@ impl Maker {
             return Err(StreamError::Stopped);
         }
         self.stats.count_patch();
+        let is_lost = made.as_ref().is_err_and(|error| self.has_lost_device(error));
         let error = match made {
             Ok(patch) => return Ok(patch),
             Err(MakeError::Stream(error)) => error,
@@ -111,8 +112,19 @@ impl Maker {
         };
         self.stats.count_failed();
         match order.on_failed {
-            OnFailed::Error => Err(error),
-            OnFailed::Skip => Ok(self.failed(order, &draw, error.to_string())),
+            // No item is at fault, and a cursor must not pass all that are left.
+            OnFailed::Skip if !is_lost => Ok(self.failed(order, &draw, error.to_string())),
+            OnFailed::Skip | OnFailed::Error => Err(error),
+        }
+    }
+
+    /// Tells whether a patch could not be made because none with a lesion can be made any more.
+    fn has_lost_device(&self, error: &MakeError) -> bool {
+        let is_gone = || self.engine.as_ref().is_some_and(|engine| engine.failure().is_some());
+        match error {
+            MakeError::Synth(SynthError::Ended) => true,
+            MakeError::Synth(_) => is_gone(),
+            MakeError::Store(_) | MakeError::Stream(_) => false,
         }
     }
 

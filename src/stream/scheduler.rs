@@ -180,10 +180,11 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
     pub(super) fn open(&self, opening: Opening<W>) -> u64 {
         let mut state = self.state();
         let id = state.number();
+        let cost = state.first_cost();
         let group = state.groups.entry(opening.key).or_insert_with(|| Group {
             work: opening.work,
             lanes: 0,
-            cost: FIRST_COST.as_nanos() as u64,
+            cost,
             made: HashMap::new(),
         });
         group.lanes += 1;
@@ -297,6 +298,15 @@ impl<W: Clone, T: Clone> State<W, T> {
         *costs.select_nth_unstable(middle).1
     }
 
+    /// Returns what patches of a recipe cost of which none was made yet: as much as others, so that nobody who comes anew for every few
+    /// patches is always cheap.
+    fn first_cost(&self) -> u64 {
+        match self.typical_cost() {
+            0 => FIRST_COST.as_nanos() as u64,
+            typical => typical,
+        }
+    }
+
     /// Returns the next patch to be made, handing out on the way what is made already.
     fn next(&mut self, limits: &Limits) -> Option<Order<W>> {
         let reading = self.reading();
@@ -368,14 +378,14 @@ impl<W: Clone, T: Clone> State<W, T> {
         let Some(group) = self.groups.get_mut(&order.key) else {
             return;
         };
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX / COST_MEMORY);
-        group.cost = (group.cost / COST_MEMORY * (COST_MEMORY - 1)).saturating_add(took / COST_MEMORY);
-        // Everybody may have left and somebody else may have asked anew.
+        // Everybody may have left and somebody else may have asked anew; what was broken off tells nothing of the cost.
         let is_ours = matches!(group.made.get(&order.index),
             Some(Computation::Running { number, .. }) if *number == order.number);
         if !is_ours {
             return;
         }
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX / COST_MEMORY);
+        group.cost = (group.cost / COST_MEMORY * (COST_MEMORY - 1)).saturating_add(took / COST_MEMORY);
         if let Some(Computation::Running { waiting, .. }) = group.made.remove(&order.index) {
             for (nth, (id, ordinal)) in waiting.into_iter().enumerate() {
                 if let Some(lane) = self.lanes.get(&id) {

@@ -204,6 +204,58 @@ fn equals_get_alike_whatever_single_patches_take_and_a_dear_recipe_gets_fewer() 
 }
 
 #[test]
+fn who_comes_anew_for_every_few_patches_is_not_cheap() {
+    let mut bench = Bench::new(limits(4, 64, 0));
+    bench.took = |_, _| Duration::from_secs(2);
+    let long = bench.open(0, course(0, 1, 1, 0, 100_000));
+    let (mut next, mut short, mut got) = (1, Vec::new(), 0);
+    for round in 0..4000 {
+        // Streams of two patches, each of a recipe that nobody has asked for before.
+        while round >= 400 && short.len() < 3 {
+            short.push(bench.open(next, course(0, 1, 1, 0, 2)));
+            next += 1;
+        }
+        while bench.running.len() < 4 && bench.begin() {}
+        bench.end(round);
+        while bench.read(long) {}
+        short.retain(|id| {
+            while bench.read(*id) {}
+            let is_over = bench.read[id].len() == 2;
+            if is_over {
+                bench.scheduler.leave(*id);
+                got += 2;
+            }
+            !is_over
+        });
+    }
+    let long = bench.read[&long].len() - 400;
+    // Four streams at any time, and all cost the same.
+    assert!(
+        (0.2..0.3).contains(&(long as f64 / (long + got) as f64)),
+        "{long} of {}",
+        long + got
+    );
+}
+
+#[test]
+fn what_was_broken_off_tells_nothing_of_what_a_recipe_costs() {
+    let mut bench = Bench::new(limits(4, 64, 0));
+    bench.took = |_, _| COST;
+    let stays = bench.open(0, course(0, 1, 1, 0, 100));
+    bench.drain(&[stays]);
+    let cost = |bench: &Bench| bench.scheduler.state().groups[&key(0)].cost;
+    let before = cost(&bench);
+    bench.took = |_, _| Duration::ZERO;
+    for _ in 0..50 {
+        let leaves = bench.open(0, course(0, 1, 1, 200, 100));
+        assert!(bench.begin());
+        bench.scheduler.leave(leaves);
+        bench.end(0);
+    }
+    assert_eq!(cost(&bench), before);
+}
+
+#[test]
 fn a_stream_that_stalls_leaves_its_share_to_others() {
     let mut bench = Bench::new(limits(4, 16, 0));
     let stalled: Vec<u64> = (0..10)

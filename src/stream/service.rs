@@ -1,7 +1,7 @@
 //! The in-process service: preparation threads, the device thread, and the streams they serve.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -275,6 +275,11 @@ impl Streams {
     /// Returns the models, if there are any.
     pub fn bundle(&self) -> Option<&Bundle> {
         self.maker.bundle.as_deref()
+    }
+
+    /// Returns what lives as long as this service or a stream that needs its models.
+    pub(super) fn use_of_models(&self) -> Weak<Maker> {
+        Arc::downgrade(&self.maker)
     }
 
     /// Returns the running counts of all streams.

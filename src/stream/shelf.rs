@@ -1,12 +1,13 @@
 //! Several bundles of models beside each other: one is active, the others serve the recipes and cursors that name them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::delivery::Delivery;
+use super::make::Maker;
 use super::patch::Outcome;
 use super::recipe::Recipe;
 use super::{PatchService, PatchStream, Resolved, StartError, StreamError, Streams};
@@ -61,7 +62,9 @@ pub enum ModelsError {
         source: Box<StreamError>,
     },
     /// No place for more.
-    #[error("{MAX_HELD} bundles are held, which is the limit; release one first")]
+    #[error(
+        "{MAX_HELD} bundles are held, or released but still in use by open streams, which is the limit; release one, or wait"
+    )]
     Full,
     /// The active models cannot be released.
     #[error("models {0:?} are active; activate others first")]
@@ -124,6 +127,8 @@ struct Places {
     held: BTreeMap<String, Held>,
     active: String,
     previous: Option<String>,
+    /// Models that were released while streams of theirs were open.
+    released: Vec<Weak<Maker>>,
 }
 
 /// What a shelf is made of.
@@ -196,7 +201,7 @@ impl Shelf {
         if let Some(entry) = self.read().entry(name) {
             return Ok(entry);
         }
-        if self.read().held.len() >= MAX_HELD {
+        if self.write().in_memory() >= MAX_HELD {
             return Err(ModelsError::Full);
         }
         let started = Instant::now();
@@ -257,9 +262,10 @@ impl Shelf {
         if places.active == name {
             return Err(ModelsError::Active(name.into()));
         }
-        if places.held.remove(name).is_none() {
+        let Some(held) = places.held.remove(name) else {
             return Err(ModelsError::NotHeld(name.into()));
-        }
+        };
+        places.released.push(held.streams.use_of_models());
         places.previous = places.previous.take().filter(|previous| previous != name);
         tracing::info!(name, "models were released");
         Ok(())
@@ -305,6 +311,12 @@ impl Held {
 }
 
 impl Places {
+    /// Counts the bundles in memory: those held, and those released that open streams still use.
+    fn in_memory(&mut self) -> usize {
+        self.released.retain(|models| models.strong_count() > 0);
+        self.held.len() + self.released.len()
+    }
+
     fn entry(&self, name: &str) -> Option<ModelEntry> {
         let held = self.held.get(name)?;
         let is_active = self.active == name;

@@ -28,6 +28,8 @@ pub struct FakeService {
     pub open: Arc<AtomicUsize>,
     /// How long a batch takes.
     pub batch_time: Duration,
+    /// What it takes to resolve a recipe.
+    pub resolve_time: Duration,
     /// The index whose patch cannot be made.
     pub broken: Option<u64>,
 }
@@ -43,6 +45,7 @@ impl Default for FakeService {
             made: Arc::default(),
             open: Arc::default(),
             batch_time: Duration::ZERO,
+            resolve_time: Duration::ZERO,
             broken: None,
         }
     }
@@ -55,6 +58,7 @@ impl PatchService for FakeService {
 
     fn resolve(&self, mut recipe: Recipe) -> Result<Arc<Resolved>, StreamError> {
         recipe.validate()?;
+        std::thread::sleep(self.resolve_time);
         if recipe.select.hold_out.iter().any(|case| case == "trained_on") {
             return Err(StreamError::Leak {
                 what: "case trained_on is in the critic's training set".into(),

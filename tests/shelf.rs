@@ -1,0 +1,79 @@
+//! Several models beside each other: how many are in memory at a time.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod toy;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use freetumor::checkpoint::Bundle;
+use freetumor::digest::Digest;
+use freetumor::stream::delivery::Delivery;
+use freetumor::stream::negatives::UnlabelledNegatives;
+use freetumor::stream::recipe::Recipe;
+use freetumor::stream::{ModelSource, ModelsError, PatchService, Shelf, ShelfParts, StreamConfig, Streams};
+use freetumor::synth::SynthesizerKind;
+
+/// The bundled models under any name, with a hash of the name.
+struct Copies;
+
+fn named(name: &str) -> Bundle {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+    let mut bundle = Bundle::load(&folder, &Device::flex()).unwrap();
+    bundle.hash = Digest::of(name.as_bytes());
+    bundle
+}
+
+impl ModelSource for Copies {
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn load(&self, name: &str) -> Result<Bundle, ModelsError> {
+        Ok(named(name))
+    }
+}
+
+fn recipe(synthesizer: SynthesizerKind) -> Recipe {
+    let mut recipe = Recipe {
+        synthesizer: Some(synthesizer),
+        unlabelled_negatives: Some(UnlabelledNegatives::Trust),
+        ..Recipe::default()
+    };
+    recipe.gate.enabled = false;
+    recipe
+}
+
+#[test]
+fn released_models_count_as_long_as_a_stream_uses_them() {
+    let cases = Arc::new(toy::store(2, 1));
+    let streams = Streams::start(cases.clone(), Some(Arc::new(named("a"))), StreamConfig::default()).unwrap();
+    let parts = ShelfParts {
+        cases,
+        default_recipe: recipe(SynthesizerKind::Analytic),
+        source: Box::new(Copies),
+    };
+    let shelf = Shelf::new(parts, "a", streams);
+    let open = || {
+        let resolved = shelf.resolve(recipe(SynthesizerKind::Conditional)).unwrap();
+        shelf.open(&resolved, &Delivery::default()).unwrap()
+    };
+    let exchange = |from: &str, to: &str| {
+        shelf.load(to).unwrap();
+        shelf.activate(to).unwrap();
+        shelf.release(from).unwrap();
+    };
+    let of_a = open();
+    exchange("a", "b");
+    let of_b = open();
+    exchange("b", "c");
+    // a and b are released, and in memory beside c.
+    assert!(matches!(shelf.load("d"), Err(ModelsError::Full)));
+    drop(of_a);
+    shelf.load("d").unwrap();
+    assert!(matches!(shelf.load("e"), Err(ModelsError::Full)));
+    drop(of_b);
+    shelf.load("e").unwrap();
+}
