@@ -45,7 +45,12 @@ fn config(steps: u64) -> TrainingConfig {
 }
 
 fn start(root: &Path, limits: JobsConfig) -> Result<Arc<TrainingHost>, JobError> {
-    let cases = Arc::new(toy::store(10, 2));
+    start_over(root, limits, 10)
+}
+
+/// Starts over a store of so many labelled cases.
+fn start_over(root: &Path, limits: JobsConfig, labelled: usize) -> Result<Arc<TrainingHost>, JobError> {
+    let cases = Arc::new(toy::store(labelled, 2));
     let service = Arc::new(ToyService(freetumor::store::Cases::plan(&*cases).clone()));
     let models = root.join("models");
     std::fs::create_dir_all(&models).unwrap();
@@ -157,6 +162,20 @@ fn a_job_trains_tells_its_steps_and_its_segmentor_becomes_a_critic() {
     assert!(matches!(again, JobError::ModelsExist(_)), "{again}");
     let left: Vec<_> = std::fs::read_dir(folder.path().join("models")).unwrap().collect();
     assert_eq!(left.len(), 1, "no half promotion stays behind");
+}
+
+#[test]
+fn a_promotion_judges_no_case_that_the_segmentor_learnt_from_also_after_the_store_grew() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = start(folder.path(), JobsConfig::default()).unwrap();
+    host.submit(name("a"), config(2)).unwrap();
+    wait(&host, "a", JobState::Finished);
+    drop(host);
+    // Three of fifteen cases are held out now, and dealt anew.
+    let host = start_over(folder.path(), JobsConfig::default(), 15).unwrap();
+    let promoted = host.promote("a", &name("b")).unwrap();
+    let lesions = promoted.calibration.entries.iter().map(|entry| entry.lesions).max();
+    assert_eq!(lesions, Some(2), "of the three, one was learnt from");
 }
 
 #[test]

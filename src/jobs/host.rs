@@ -135,7 +135,10 @@ impl TrainingHost {
             other => other,
         })?;
         let needs_models = resolved.bundle != Digest::default();
+        // What other models would answer differently is answered now.
         config.recipe.bundle = needs_models.then(|| resolved.bundle.to_string());
+        config.recipe.synthesizer = resolved.recipe.synthesizer;
+        config.recipe.unlabelled_negatives = resolved.recipe.unlabelled_negatives;
         let shelf = self.parts.service.shelf().filter(|_| needs_models);
         let record = JobRecord {
             models: shelf.and_then(|shelf| shelf.name_of(resolved.bundle)),

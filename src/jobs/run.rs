@@ -11,7 +11,8 @@ use metrics::gauge;
 use super::journal::VALIDATION;
 use super::turn::Turns;
 use super::{Event, JobError, JobRecord, TrainingParts};
-use crate::learn::{Job, LearnError, Metrics, Progress, train_segmentor};
+use crate::digest::Digest;
+use crate::learn::{Job, LearnError, Metrics, Progress, check_segmentor, train_segmentor};
 use crate::panic::panic_text;
 use crate::stream::{ModelsError, Shelf, StreamError};
 use crate::telemetry::metrics::TRAINING_PATCHES_PER_SECOND;
@@ -47,6 +48,7 @@ fn train(
     tell: &mut dyn FnMut(Event),
 ) -> Result<bool, JobError> {
     hold_models(record, parts)?;
+    check_record(record, parts)?;
     let service = Turns {
         service: parts.service.clone(),
         weights: parts.weights,
@@ -72,6 +74,20 @@ fn train(
         // A stream that ends because the server does is no failure of the job: it goes on from its last checkpoint.
         Err(LearnError::Stream(StreamError::Stopped)) if stop.load(Ordering::Relaxed) => Ok(false),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Refuses to train on anything but what was accepted: a new server may have another store.
+fn check_record(record: &JobRecord, parts: &TrainingParts) -> Result<(), JobError> {
+    let resolved = check_segmentor(&record.config, &*parts.service, &*parts.cases)?;
+    let differs = |what: &str, then: Digest, now: Digest| {
+        let what = format!("the {what} was {then} when the training was accepted, and is {now}; submit it anew");
+        (then != now).then_some(JobError::Unfit(what))
+    };
+    let store = differs("store", record.snapshot, resolved.snapshot);
+    match store.or_else(|| differs("recipe", record.recipe, resolved.hash)) {
+        Some(error) => Err(error),
+        None => Ok(()),
     }
 }
 

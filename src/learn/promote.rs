@@ -8,11 +8,11 @@ use super::calibrate::{calibrate, judge_real};
 use super::cubes::Catalogue;
 use super::segmentor::Setup;
 use super::{LearnError, SegmentorConfig};
-use crate::checkpoint::{Calibration, Precision, Role, collect_network, load_segmentor, save_model};
+use crate::checkpoint::{Calibration, Precision, Provenance, Role, collect_network, load_segmentor, save_model};
 use crate::kernel::ComputeDtype;
 use crate::nn::CubeSides;
 use crate::store::Cases;
-use crate::stream::PatchService;
+use crate::stream::{PatchService, seen_cases};
 
 /// Which segmentor becomes whose critic.
 pub struct Promotion<'a> {
@@ -47,13 +47,16 @@ pub fn promote_segmentor(promotion: &Promotion, from: &Path, to: &Path) -> Resul
     let loaded = load_segmentor(from, device)?;
     let weights = collect_network(&loaded.model);
     let net = loaded.model.with_compute_dtype(*dtype);
-    let held_out = Setup::new(config, *service, *cases)?.held_out;
+    // The store may have changed since, and the folds with it: what is held out now may be what the segmentor learnt from.
+    let seen = seen_cases(*cases, &Provenance::of(&[&loaded.manifest]));
+    let mut held_out = Setup::new(config, *service, *cases)?.held_out;
+    held_out.retain(|case| !seen[*case]);
     let [.., longest] = cubes.all();
     let scores = judge_real(&net, &Catalogue::new(*cases, &held_out), longest, device)?;
     if scores.is_empty() {
         return Err(LearnError::Data(
-            "no tumour was held out, so that the gate cannot be calibrated; hold cases out with split or \
-             recipe.select.hold_out"
+            "no tumour was held out that the segmentor has not learnt from, so that the gate cannot be calibrated; hold cases out \
+             with split or recipe.select.hold_out"
                 .into(),
         ));
     }
