@@ -15,6 +15,7 @@ pub mod patch;
 mod planting;
 pub mod recipe;
 mod resolve;
+mod room;
 mod scene;
 mod scheduler;
 mod service;

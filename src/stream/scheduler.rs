@@ -15,15 +15,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use metrics::gauge;
+use metrics::{counter, gauge};
 
 use super::course::Course;
 use super::delivery::Priority;
-use super::fair::{Fair, Weights};
+use super::fair::Fair;
+use super::room::{Limits, Progress, Room};
 use super::window::OrderedWindow;
 use crate::digest::Digest;
 use crate::synth::Cancelled;
-use crate::telemetry::metrics::PATCHES_IN_FLIGHT;
+use crate::telemetry::metrics::{PATCHES_IN_FLIGHT, PATCHES_TAKEN_BACK_TOTAL};
 
 /// What a patch is taken to cost before any was made.
 const FIRST_COST: Duration = Duration::from_millis(10);
@@ -32,18 +33,6 @@ const COST_MEMORY: u64 = 32;
 /// Recipes whose patches cost no more and no less than the median by this factor count as equals: single patches scatter
 /// far more, and streams that differ in their seed alone would drift apart by what was measured of them.
 const ALIKE: u64 = 2;
-
-/// What bounds the memory, and who gets which share.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    /// Patches that one stream may be ahead of its reader.
-    pub(super) window: usize,
-    /// Patches that all streams together may be ahead; each may always be ahead by one.
-    pub(super) max_patches: usize,
-    /// Patches kept for streams of the same recipe that are behind, in all.
-    pub(super) share_patches: usize,
-    pub(super) weights: Weights,
-}
 
 /// Streams of one key want the same patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,9 +77,14 @@ struct Lane<T> {
     priority: Priority,
     course: Course,
     window: Arc<OrderedWindow<Arrived<T>>>,
-    is_reading: bool,
-    asked: u64,
-    taken: u64,
+    progress: Progress,
+}
+
+impl<T> Lane<T> {
+    /// Tells whether the stream holds less than its part of the room and its course goes on.
+    fn is_due(&self, room: &Room) -> bool {
+        room.is_due(&self.progress) && self.progress.asked < self.course.patches()
+    }
 }
 
 /// What streams of one key share.
@@ -129,6 +123,8 @@ struct State<W, T> {
     kept: BTreeMap<u64, (Key, u64)>,
     /// Patches asked for and not yet taken.
     in_flight: usize,
+    /// Patches taken.
+    reads: u64,
     numbers: u64,
     is_closed: bool,
 }
@@ -150,6 +146,7 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
                 groups: HashMap::new(),
                 kept: BTreeMap::new(),
                 in_flight: 0,
+                reads: 0,
                 numbers: 0,
                 is_closed: false,
             }),
@@ -171,8 +168,8 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
         let state = self.state();
         let mut readers = state.lanes.values().filter(|lane| lane.priority != Priority::Training);
         readers.any(|lane| {
-            let is_next_made = lane.window.holds(lane.taken);
-            lane.is_reading && lane.taken < lane.course.patches() && !is_next_made
+            let Progress { taken, is_reading, .. } = lane.progress;
+            is_reading && taken < lane.course.patches() && !lane.window.holds(taken)
         })
     }
 
@@ -194,9 +191,7 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
             priority: opening.priority,
             course: opening.course,
             window: Arc::new(OrderedWindow::new()),
-            is_reading: false,
-            asked: 0,
-            taken: 0,
+            progress: Progress::default(),
         };
         if state.is_closed {
             lane.window.close();
@@ -210,16 +205,18 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
         let (window, ordinal) = {
             let mut state = self.state();
             let lane = state.lanes.get_mut(&id)?;
-            lane.is_reading = true;
-            let waiting = (lane.window.clone(), lane.taken);
+            lane.progress.comes();
+            let waiting = (lane.window.clone(), lane.progress.taken);
             state.reuse(id, &self.limits);
             waiting
         };
         self.work.notify_all();
         let arrived = window.take(ordinal)?;
         let mut state = self.state();
+        let reads = state.reads + 1;
         if let Some(lane) = state.lanes.get_mut(&id) {
-            lane.taken += 1;
+            lane.progress.reads(reads);
+            state.reads = reads;
             state.in_flight -= 1;
             gauge!(PATCHES_IN_FLIGHT).decrement(1);
             state.reuse(id, &self.limits);
@@ -267,25 +264,14 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
     }
 }
 
-impl Limits {
-    /// Tells whether a stream may ask for another patch. The more streams read, the smaller the window of each, so that
-    /// those who came first do not hold all there is.
-    fn allow<T>(&self, lane: &Lane<T>, reading: usize, in_flight: usize) -> bool {
-        let ahead = lane.asked - lane.taken;
-        let window = self.window.min(self.max_patches / reading.max(1)).max(1) as u64;
-        let has_room = ahead == 0 || (ahead < window && in_flight < self.max_patches);
-        lane.is_reading && has_room && lane.asked < lane.course.patches()
-    }
-}
-
 impl<W: Clone, T: Clone> State<W, T> {
     fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
     }
 
-    fn reading(&self) -> usize {
-        self.lanes.values().filter(|lane| lane.is_reading).count()
+    fn room(&self, limits: &Limits) -> Room {
+        Room::of(limits, self.lanes.values().map(|lane| &lane.progress), self.reads)
     }
 
     /// Returns the median of what patches of the streamed recipes cost.
@@ -309,27 +295,58 @@ impl<W: Clone, T: Clone> State<W, T> {
 
     /// Returns the next patch to be made, handing out on the way what is made already.
     fn next(&mut self, limits: &Limits) -> Option<Order<W>> {
-        let reading = self.reading();
         loop {
-            let (lanes, in_flight) = (&self.lanes, self.in_flight);
+            let room = self.room(limits);
+            let (lanes, giver) = (&self.lanes, self.giver(&room));
             let id = self.fair.pick(|id| {
-                let lane = lanes.get(&id);
-                lane.is_some_and(|lane| limits.allow(lane, reading, in_flight))
+                let lane = lanes.get(&id).filter(|lane| lane.is_due(&room));
+                lane.is_some_and(|lane| room.has_room(&lane.progress) || giver.is_some())
             })?;
+            if let Some(lane) = self.lanes.get(&id)
+                && !room.has_room(&lane.progress)
+            {
+                self.take_back(giver?);
+            }
             if let Some(order) = self.ask(id) {
                 return Some(order);
             }
         }
     }
 
+    /// Returns who gives room back where all is used: the stream furthest above its part, of those whose last patch lies ready.
+    fn giver(&self, room: &Room) -> Option<u64> {
+        if !room.is_used_up {
+            return None;
+        }
+        let above = self.lanes.iter().filter(|(_, lane)| room.surplus(&lane.progress) > 0);
+        let ready = above.filter(|(_, lane)| lane.window.holds(lane.progress.asked - 1));
+        ready
+            .max_by_key(|(_, lane)| room.surplus(&lane.progress))
+            .map(|(id, _)| *id)
+    }
+
+    /// Takes the last patch back that a stream has asked for: its reader has another before it, which stays.
+    fn take_back(&mut self, id: u64) {
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            lane.progress.asked -= 1;
+            lane.window.take_back(lane.progress.asked);
+            self.in_flight -= 1;
+            gauge!(PATCHES_IN_FLIGHT).decrement(1);
+            counter!(PATCHES_TAKEN_BACK_TOTAL).increment(1);
+        }
+    }
+
     /// Gives a stream what others had made, as far as it goes.
     fn reuse(&mut self, id: u64, limits: &Limits) {
-        let reading = self.reading();
         while let Some(lane) = self.lanes.get(&id) {
-            let index = lane.course.index(lane.asked);
+            let index = lane.course.index(lane.progress.asked);
             let group = self.groups.get(&lane.key);
             let is_made = group.is_some_and(|group| group.made.contains_key(&index));
-            if !is_made || !limits.allow(lane, reading, self.in_flight) {
+            let has_room = || {
+                let room = self.room(limits);
+                lane.is_due(&room) && room.has_room(&lane.progress)
+            };
+            if !is_made || !has_room() {
                 break;
             }
             self.ask(id);
@@ -341,8 +358,9 @@ impl<W: Clone, T: Clone> State<W, T> {
         let (number, typical) = (self.number(), self.typical_cost());
         let lane = self.lanes.get_mut(&id)?;
         let group = self.groups.get_mut(&lane.key)?;
-        let (ordinal, key, index) = (lane.asked, lane.key, lane.course.index(lane.asked));
-        lane.asked += 1;
+        let (ordinal, key) = (lane.progress.asked, lane.key);
+        let index = lane.course.index(ordinal);
+        lane.progress.asked += 1;
         self.in_flight += 1;
         gauge!(PATCHES_IN_FLIGHT).increment(1);
         match group.made.get_mut(&index) {
@@ -407,7 +425,8 @@ impl<W: Clone, T: Clone> State<W, T> {
         let mut lanes = self.lanes.values().filter(|lane| lane.key == key);
         lanes.any(|lane| {
             let ordinal = lane.course.ordinal(index);
-            ordinal.is_some_and(|ordinal| ordinal >= lane.asked && ordinal - lane.asked < share_patches as u64)
+            let asked = lane.progress.asked;
+            ordinal.is_some_and(|ordinal| ordinal >= asked && ordinal - asked < share_patches as u64)
         })
     }
 
@@ -444,7 +463,7 @@ impl<W: Clone, T: Clone> State<W, T> {
         let lane = self.lanes.remove(&id)?;
         self.fair.remove(id);
         let ready = lane.window.close();
-        let ahead = lane.asked - lane.taken;
+        let ahead = lane.progress.ahead();
         self.in_flight -= usize::try_from(ahead).unwrap_or(usize::MAX);
         gauge!(PATCHES_IN_FLIGHT).decrement(ahead as f64);
         let group = self.groups.get_mut(&lane.key)?;

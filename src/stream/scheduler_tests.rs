@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::course::course;
+use super::super::fair::Weights;
 use super::*;
 use proptest::prelude::*;
 
@@ -67,7 +68,7 @@ impl Bench {
     fn touch(&self, id: u64) {
         let mut state = self.scheduler.state();
         if let Some(lane) = state.lanes.get_mut(&id) {
-            lane.is_reading = true;
+            lane.progress.comes();
         }
         state.reuse(id, &self.scheduler.limits);
     }
@@ -77,7 +78,7 @@ impl Bench {
         let is_ready = {
             let state = self.scheduler.state();
             let lane = &state.lanes[&id];
-            lane.window.holds(lane.taken)
+            lane.window.holds(lane.progress.taken)
         };
         if is_ready && let Some(arrived) = self.scheduler.take(id) {
             self.read.get_mut(&id).unwrap().push(arrived);
@@ -111,7 +112,7 @@ impl Bench {
         let limits = self.scheduler.limits;
         assert!(state.in_flight <= limits.max_patches + state.lanes.len());
         assert!(state.kept.len() <= limits.share_patches);
-        let ahead: u64 = state.lanes.values().map(|lane| lane.asked - lane.taken).sum();
+        let ahead: u64 = state.lanes.values().map(|lane| lane.progress.ahead()).sum();
         assert_eq!(ahead, state.in_flight as u64);
         let kept = state.groups.values().flat_map(|group| group.made.values());
         let kept = kept.filter(|made| matches!(made, Computation::Kept { .. })).count();
@@ -273,6 +274,71 @@ fn a_stream_that_stalls_leaves_its_share_to_others() {
     assert!(bench.scheduler.in_flight() <= 16 + 10);
     stalled.iter().for_each(|id| bench.scheduler.leave(*id));
     assert_eq!(bench.scheduler.in_flight(), 0);
+}
+
+/// Lets streams of recipes of their own read once and stall, with all ready that they may hold.
+fn stall(bench: &mut Bench, streams: u64) -> Vec<u64> {
+    let stalled: Vec<u64> = (0..streams)
+        .map(|recipe| bench.open(recipe, course(0, 1, 1, 0, 100)))
+        .collect();
+    for rounds in 0..2 {
+        while bench.begin() {}
+        while !bench.running.is_empty() {
+            bench.end(0);
+        }
+        (0..1 - rounds).for_each(|_| stalled.iter().for_each(|id| assert!(bench.read(*id))));
+    }
+    stalled
+}
+
+#[test]
+fn who_stalls_gives_back_what_others_need_and_misses_nothing_later() {
+    // With fewer stalled streams than there is room, and with more.
+    for streams in [8, 15, 16, 40] {
+        let mut bench = Bench::new(limits(8, 16, 0));
+        let stalled = stall(&mut bench, streams);
+        let held = bench.scheduler.in_flight();
+        let reader = bench.open(99, course(0, 1, 1, 0, 500));
+        while bench.begin() {}
+        assert!(!bench.running.is_empty());
+        while bench.read[&reader].len() < 80 {
+            while bench.begin() {}
+            bench.check_bounds();
+            (0..bench.running.len()).for_each(|_| bench.end(0));
+            while bench.read(reader) {}
+        }
+        // All that there may be was read once since: the others have stalled, and the reader has all of its window.
+        while bench.begin() {}
+        let running = bench.running.iter().filter(|order| order.work == 99).count();
+        assert_eq!(running, 8, "beside {streams} streams that hold {held}");
+        assert!(
+            stalled
+                .iter()
+                .all(|id| bench.scheduler.state().lanes[id].progress.ahead() >= 1)
+        );
+        bench.drain(&[&stalled[..], &[reader]].concat());
+        for (id, recipe) in stalled.iter().zip(0..) {
+            let expected: Vec<u64> = (0..100).map(|index| recipe * 1_000_000 + index).collect();
+            assert_eq!(bench.values(*id), expected);
+        }
+    }
+}
+
+#[test]
+fn who_comes_gets_its_part_at_once_of_what_lies_ready_for_others() {
+    let mut bench = Bench::new(limits(8, 64, 0));
+    let stalled = stall(&mut bench, 12);
+    let reader = bench.open(99, course(0, 1, 1, 0, 100));
+    while bench.begin() {}
+    // Of 64 patches beyond everybody's first, a thirteenth, and its own first.
+    assert_eq!(bench.running.len(), 5);
+    bench.check_bounds();
+    let made = bench.made.len();
+    bench.drain(&[reader]);
+    // Until it shows who stalls, those of whom it does not show yet may fill their windows.
+    let others = bench.made.len() - made - 100;
+    assert!(others <= 12 * (8 - 6), "{others}");
+    assert!(stalled.iter().all(|id| bench.read[id].len() == 1));
 }
 
 #[test]

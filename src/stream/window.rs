@@ -52,6 +52,12 @@ impl<T> OrderedWindow<T> {
         inside.ready.contains_key(&ordinal)
     }
 
+    /// Takes a result out that nobody waits for yet.
+    pub(super) fn take_back(&self, ordinal: u64) -> Option<T> {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.ready.remove(&ordinal)
+    }
+
     /// Wakes who waits, and returns what lies ready.
     pub(super) fn close(&self) -> BTreeMap<u64, T> {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);

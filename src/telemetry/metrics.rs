@@ -12,6 +12,8 @@ pub const PATCHES_TOTAL: &str = "freetumor_patches_total";
 pub const PATCHES_FAILED_TOTAL: &str = "freetumor_patches_failed_total";
 /// Patches that were made once and sent to more than one stream, counted for each but the first.
 pub const PATCHES_REUSED_TOTAL: &str = "freetumor_patches_reused_total";
+/// Patches taken back from streams.
+pub const PATCHES_TAKEN_BACK_TOTAL: &str = "freetumor_patches_taken_back_total";
 /// Synthesis attempts behind the patches sent, by `organ`.
 pub const ATTEMPTS_TOTAL: &str = "freetumor_attempts_total";
 /// Lesions that passed the gate, by `organ`, `size` and `contrast`.
@@ -199,6 +201,11 @@ pub const METRICS: &[Metric] = &[
         PATCHES_REUSED_TOTAL,
         &[],
         "patches sent that had been made for another stream of the same recipe",
+    ),
+    Metric::counter(
+        PATCHES_TAKEN_BACK_TOTAL,
+        &[],
+        "patches made for readers who stall, taken back for others and to be made again",
     ),
     Metric::counter(ATTEMPTS_TOTAL, &["organ"], "synthesis attempts behind the patches sent"),
     Metric::counter(

@@ -1,0 +1,165 @@
+//! How far each stream may be ahead of its reader, and who gives room back to whom.
+//!
+//! Everybody may be ahead by one; what is beyond that is shared equally among those who read. Who stalls keeps what lies
+//! ready for it until somebody else needs the room: then the patch that it would read last is taken back, and made again
+//! once its reader comes (equal, by promise P1).
+
+use super::fair::Weights;
+
+/// What bounds the memory, and who gets which share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Patches that one stream may be ahead of its reader.
+    pub(super) window: usize,
+    /// Patches that all streams together may be ahead, beside one for each.
+    pub(super) max_patches: usize,
+    /// Patches kept for streams of the same recipe that are behind, in all.
+    pub(super) share_patches: usize,
+    pub(super) weights: Weights,
+}
+
+/// How far a stream has asked, and how far and when it was read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    pub(super) asked: u64,
+    pub(super) taken: u64,
+    /// Whether its reader has come at all.
+    pub(super) is_reading: bool,
+    /// Whether its reader is there now.
+    pub(super) is_waiting: bool,
+    /// How many patches all readers together had taken when this one last did.
+    last_read: u64,
+}
+
+impl Progress {
+    /// Its reader comes.
+    pub(super) fn comes(&mut self) {
+        self.is_reading = true;
+        self.is_waiting = true;
+    }
+
+    /// Its reader leaves with a patch; `reads` is how many all readers together have taken.
+    pub(super) fn reads(&mut self, reads: u64) {
+        self.is_waiting = false;
+        self.taken += 1;
+        self.last_read = reads;
+    }
+
+    /// Returns how many patches the stream is ahead of its reader.
+    pub(super) fn ahead(&self) -> u64 {
+        self.asked - self.taken
+    }
+}
+
+/// How the room is shared at a moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Patches that a stream may be ahead whose reader goes on.
+    part: u64,
+    /// Whether patches beyond everybody's first have no room.
+    pub(super) is_used_up: bool,
+    reads: u64,
+    /// Who has not read while others read more than this many patches has stalled: all that there may be was read once.
+    turnover: u64,
+}
+
+impl Room {
+    /// Returns how the streams share the room after `reads` patches.
+    pub(super) fn of<'a>(limits: &Limits, streams: impl Iterator<Item = &'a Progress> + Clone, reads: u64) -> Self {
+        let max_patches = limits.max_patches as u64;
+        let mut room = Self {
+            part: 1,
+            is_used_up: true,
+            reads,
+            turnover: max_patches + streams.clone().count() as u64,
+        };
+        let active = streams.clone().filter(|stream| room.is_active(stream)).count() as u64;
+        let beyond: u64 = streams.map(|stream| stream.ahead().saturating_sub(1)).sum();
+        let most_beyond = (limits.window as u64).saturating_sub(1);
+        room.part = 1 + most_beyond.min(max_patches / active.max(1));
+        room.is_used_up = beyond >= max_patches;
+        room
+    }
+
+    /// Tells whether a stream's reader goes on, as far as can be told without a clock.
+    fn is_active(&self, stream: &Progress) -> bool {
+        let has_stalled = !stream.is_waiting && self.reads - stream.last_read > self.turnover;
+        stream.is_reading && !has_stalled
+    }
+
+    fn part(&self, stream: &Progress) -> u64 {
+        if self.is_active(stream) { self.part } else { 1 }
+    }
+
+    /// Tells whether a stream may ask for a patch as things are.
+    pub(super) fn has_room(&self, stream: &Progress) -> bool {
+        stream.ahead() == 0 || !self.is_used_up
+    }
+
+    /// Tells whether a stream holds less than its part.
+    pub(super) fn is_due(&self, stream: &Progress) -> bool {
+        stream.is_reading && stream.ahead() < self.part(stream)
+    }
+
+    /// Returns how many patches a stream holds above its part.
+    pub(super) fn surplus(&self, stream: &Progress) -> u64 {
+        stream.ahead().saturating_sub(self.part(stream))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn limits(window: usize, max_patches: usize) -> Limits {
+        Limits {
+            window,
+            max_patches,
+            share_patches: 0,
+            weights: Weights::default(),
+        }
+    }
+
+    fn progress(ahead: u64, is_waiting: bool, last_read: u64) -> Progress {
+        Progress {
+            asked: ahead,
+            taken: 0,
+            is_reading: true,
+            is_waiting,
+            last_read,
+        }
+    }
+
+    #[test]
+    fn who_has_not_read_for_a_turnover_has_stalled_unless_it_waits() {
+        let streams = [progress(5, false, 0), progress(0, true, 0), progress(2, false, 60)];
+        let stalled = |reads| {
+            let room = Room::of(&limits(8, 10), streams.iter(), reads);
+            streams.map(|stream| !room.is_active(&stream))
+        };
+        assert_eq!(stalled(60), [true, false, false]);
+        assert_eq!(stalled(73), [true, false, false]);
+        assert_eq!(stalled(74), [true, false, true]);
+        let room = Room::of(&limits(8, 10), streams.iter(), 60);
+        // Two are active, so each has a part of 1 + 10 / 2; the one that stalled holds four above its own of one.
+        assert_eq!((room.part, room.surplus(&streams[0])), (6, 4));
+        assert!(room.is_due(&streams[1]) && room.is_due(&streams[2]) && !room.is_due(&streams[0]));
+    }
+
+    proptest! {
+        /// Where the room is used up and a stream that is ahead holds less than its part, another holds more than its own.
+        #[test]
+        fn whoever_is_due_finds_somebody_with_a_surplus(
+            streams in prop::collection::vec((0u64..12, any::<bool>(), 0u64..300), 1..40),
+            window in 1usize..10, max_patches in 1usize..40,
+        ) {
+            let streams: Vec<Progress> =
+                streams.into_iter().map(|(ahead, waits, last)| progress(ahead, waits, last)).collect();
+            let room = Room::of(&limits(window, max_patches), streams.iter(), 300);
+            let is_waiting_for_room = streams.iter().any(|stream| room.is_due(stream) && !room.has_room(stream));
+            let has_surplus = streams.iter().any(|stream| room.surplus(stream) > 0);
+            prop_assert!(!is_waiting_for_room || has_surplus);
+        }
+    }
+}
