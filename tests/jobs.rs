@@ -260,6 +260,40 @@ fn a_stop_that_was_asked_for_outlives_the_server() {
 }
 
 #[test]
+fn who_waited_keeps_its_turn_over_restarts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut host = start(folder.path(), JobsConfig::default()).unwrap();
+    // In the order of neither names nor events: "b" was stopped and queued again.
+    host.submit(name("z"), config(1_000_000)).unwrap();
+    wait(&host, "z", JobState::Running);
+    for job in ["b", "y", "c", "x"] {
+        host.submit(name(job), config(2)).unwrap();
+        std::thread::sleep(Duration::from_millis(3));
+    }
+    host.stop("b").unwrap();
+    wait(&host, "b", JobState::Stopped);
+    host.resume("b").unwrap();
+    for _ in 0..2 {
+        host.close(PATIENCE);
+        drop(host);
+        host = start(folder.path(), JobsConfig::default()).unwrap();
+        wait(&host, "z", JobState::Running);
+    }
+    host.stop("z").unwrap();
+    let started = |job: &str| {
+        wait(&host, job, JobState::Finished);
+        let journal = std::fs::read_to_string(folder.path().join("jobs").join(job).join("events.jsonl")).unwrap();
+        let line = journal.lines().find(|line| line.contains("\"started\"")).unwrap();
+        serde_json::from_str::<serde_json::Value>(line).unwrap()["unix_ms"]
+            .as_u64()
+            .unwrap()
+    };
+    let mut order = ["b", "c", "x", "y"].map(|job| (started(job), job));
+    order.sort();
+    assert_eq!(order.map(|(_, job)| job), ["y", "c", "x", "b"]);
+}
+
+#[test]
 fn what_cannot_be_is_refused_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let limits = JobsConfig {

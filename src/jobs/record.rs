@@ -125,6 +125,9 @@ pub struct JobStatus {
     pub failure: Option<String>,
     /// The last event's number.
     pub last_event: u64,
+    /// When it was queued last, in milliseconds since 1970.
+    #[serde(skip)]
+    pub(super) queued_ms: u64,
     /// Whether somebody asked for its stop since it began.
     #[serde(skip)]
     pub(super) is_stopping: bool,
@@ -143,6 +146,7 @@ impl JobStatus {
             patches_per_second: None,
             failure: None,
             last_event: 0,
+            queued_ms: 0,
             is_stopping: false,
         }
     }
@@ -170,6 +174,9 @@ impl JobStatus {
             Event::Finished => JobState::Finished,
             Event::Failed { .. } => JobState::Failed,
         };
+        if entry.event == Event::Queued {
+            self.queued_ms = entry.unix_ms;
+        }
         match &entry.event {
             Event::Queued | Event::Started => self.is_stopping = false,
             Event::Stopping => self.is_stopping = true,

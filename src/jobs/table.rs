@@ -30,7 +30,7 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// Finds the jobs of a folder, and queues those that were under way, the longest known first.
+    /// Finds the jobs of a folder, and queues those that were under way: what trained before, then what waited, the longest first.
     pub fn find(parts: &TrainingParts) -> Result<Self, JobError> {
         let (mut jobs, mut under_way) = (Self::default(), Vec::new());
         for entry in fs_err::read_dir(&parts.root)? {
@@ -48,16 +48,19 @@ impl Jobs {
                 status.state,
                 JobState::Running | JobState::Interrupted | JobState::Queued
             ) {
-                under_way.push((status.state == JobState::Queued, status.last_event, status.name));
+                under_way.push((status.state == JobState::Queued, status.queued_ms, status.name));
             }
         }
-        // What trained before goes first.
         under_way.sort();
-        for (_, _, name) in under_way {
+        for (waited, _, name) in under_way {
             tracing::info!(%name, "the training goes on");
-            jobs.tell(&name, Event::Queued)?;
-            jobs.queue.push_back(name);
+            jobs.queue.push_back(name.clone());
+            // Who waited keeps its turn, and the time since which it has waited.
+            if !waited {
+                jobs.tell(&name, Event::Queued)?;
+            }
         }
+        gauge!(TRAININGS_QUEUED).set(jobs.queue.len() as f64);
         Ok(jobs)
     }
 
