@@ -92,7 +92,7 @@ fn bundle(plan: &Plan, widths: &[usize]) -> Bundle {
         published: None,
         discriminator: None,
         calibration: Calibration::default(),
-        provenance: Provenance::default(),
+        provenance: Provenance::default().into(),
     }
 }
 

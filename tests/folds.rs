@@ -90,6 +90,18 @@ fn every_fold_has_a_bundle_that_never_saw_it() {
     let again = freetumor(dir, &[&train[..], &["--resume"]].concat());
     assert_eq!(serde_json::from_str::<serde_json::Value>(&ok(&again)).unwrap(), reports);
     assert!(String::from_utf8_lossy(&again.stderr).contains("fold 2: already trained"));
+    // What another configuration came to is not.
+    std::fs::write(
+        dir.join("c.toml"),
+        CONFIG.to_string() + "\n[critic.optimizer]\nlearning_rate = 0.002\n",
+    )
+    .unwrap();
+    let other = freetumor(dir, &[&train[..], &["--resume"]].concat());
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(
+        !other.status.success() && said.contains("belongs to another configuration or store"),
+        "{said}"
+    );
     let with_file = CONFIG.to_string() + "\n[critic.split]\nfile = \"splits_final.json\"\n";
     std::fs::write(dir.join("c.toml"), with_file).unwrap();
     let refused = freetumor(dir, &train);

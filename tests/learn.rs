@@ -9,14 +9,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::Device;
-use freetumor::checkpoint::{Bundle, Role, load_manifest};
+use freetumor::checkpoint::{Bundle, Provenance, Role, Weight, Weights, load_manifest};
 use freetumor::digest::Digest;
 use freetumor::evaluate::HeldOutSettings;
 use freetumor::kernel::ComputeDtype;
 use freetumor::learn::{
-    CriticConfig, Job, Keep, LearnError, Method, Metrics, NetworkChoice, OptimizerSettings, Progress,
-    PublishedSettings, Quiet, SegmentorConfig, SynthesizerConfig, ValidationSettings, train_critic, train_segmentor,
-    train_synthesizer,
+    CriticConfig, FitSettings, Job, Keep, LearnError, Method, Metrics, NetworkChoice, OptimizerSettings, Progress,
+    PublishedSettings, Quiet, SegmentorConfig, SynthesizerConfig, Trainee, ValidationSettings, fit, train_critic,
+    train_segmentor, train_synthesizer,
 };
 use freetumor::nn::PublishedConfig;
 use freetumor::store::{CaseKind, Cases};
@@ -585,6 +585,7 @@ impl PatchService for OfModels {
         let resolved = Arc::unwrap_or_clone(self.inner.resolve(recipe)?);
         Ok(Arc::new(Resolved {
             bundle: Digest::of(b"models"),
+            models: Some(Arc::new(of_elsewhere())),
             ..resolved
         }))
     }
@@ -598,8 +599,17 @@ impl PatchService for OfModels {
     }
 }
 
+/// What models of which this store knows nothing learnt from.
+fn of_elsewhere() -> Provenance {
+    Provenance {
+        known: false,
+        source_hashes: [Digest::of(b"elsewhere")].into(),
+        fingerprints: [].into(),
+    }
+}
+
 #[test]
-fn a_steered_run_keeps_the_models_that_it_began_with() {
+fn a_steered_run_keeps_the_models_that_it_began_with_and_what_they_saw() {
     let store = Arc::new(toy::store(6, 2));
     let service = OfModels {
         inner: Streams::start(store.clone(), None, StreamConfig::default()).unwrap(),
@@ -619,6 +629,11 @@ fn a_steered_run_keeps_the_models_that_it_began_with() {
     let named = service.named.into_inner().unwrap();
     let models = Digest::of(b"models").to_string();
     assert_eq!(named[named.len() - 3..], [(); 3].map(|()| Some(models.clone())));
+    let manifest = load_manifest(out.path(), Role::Segmentor).unwrap();
+    let training = manifest.training.unwrap();
+    assert!(!manifest.provenance_known);
+    assert!(training.source_hashes.is_superset(&of_elsewhere().source_hashes));
+    assert!(training.source_hashes.len() > training.case_ids.len());
 }
 
 #[test]
@@ -667,4 +682,81 @@ fn a_steered_run_asks_for_what_it_missed_and_resumes_to_the_same() {
         );
         assert_eq!(service.resolve(recipe).unwrap().hash, mix.recipe);
     }
+}
+
+/// Has its step as its only weight; its scores are given, and it is killed where they end.
+struct Scored<'a> {
+    scores: &'a [f64],
+    done: u64,
+}
+
+impl Trainee for Scored<'_> {
+    fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
+        self.done = step + 1;
+        Ok(Metrics::from([("loss".to_owned(), 0.0)]))
+    }
+
+    fn state(&self) -> Weights {
+        let weight = Weight {
+            shape: vec![1],
+            values: vec![self.done as f32],
+        };
+        Weights::from([("step".to_owned(), weight)])
+    }
+
+    fn restore(&mut self, _state: Weights, steps: u64) -> Result<(), LearnError> {
+        self.done = steps;
+        Ok(())
+    }
+
+    fn model(&self) -> Weights {
+        self.state()
+    }
+
+    fn score(&mut self, steps: u64) -> Result<Option<f64>, LearnError> {
+        let score = self.scores.get(steps as usize - 1);
+        score
+            .map(|score| Some(*score))
+            .ok_or_else(|| LearnError::Data("killed".into()))
+    }
+}
+
+/// On a GPU the steps after the last saved state may come to other scores when they are made again.
+#[test]
+fn the_best_weights_are_those_that_the_resumed_state_knows_of() {
+    let out = tempfile::tempdir().unwrap();
+    let validation = ValidationSettings {
+        every: 1,
+        keep: Keep::Best,
+        ..ValidationSettings::default()
+    };
+    let run = |scores: &[f64], resume: bool| {
+        let settings = FitSettings {
+            stage: "critic",
+            steps: 6,
+            checkpoint_every: 3,
+            identity: Digest::default(),
+            out: out.path(),
+            resume,
+            validation: &validation,
+        };
+        fit(&mut Scored { scores, done: 0 }, &settings, &mut Quiet)
+    };
+    let bests = || {
+        let names = std::fs::read_dir(out.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut bests: Vec<String> = names.filter(|name| name.contains("best")).collect();
+        bests.sort();
+        bests
+    };
+    // The state is of step 3, whose best is step 2's; then step 5 is better, and the run is killed.
+    run(&[0.1, 0.4, 0.3, 0.2, 0.6], false).unwrap_err();
+    assert_eq!(bests(), ["critic.best-2.safetensors", "critic.best-5.safetensors"]);
+    let fitted = run(&[0.0, 0.0, 0.0, 0.2, 0.3, 0.3], true).unwrap();
+    assert_eq!((fitted.best, fitted.model["step"].values[0]), (Some((0.4, 2)), 2.0));
+    assert_eq!(bests(), ["critic.best-2.safetensors"]);
+    // A run that begins again and is killed before its first state leaves nothing that could be resumed.
+    run(&[0.9], false).unwrap_err();
+    assert!(!out.path().join("critic.state.safetensors").exists());
 }

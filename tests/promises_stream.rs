@@ -173,7 +173,7 @@ fn bundle(provenance: Provenance) -> Arc<Bundle> {
                 },
             }],
         },
-        provenance,
+        provenance: provenance.into(),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Device;
@@ -63,7 +64,7 @@ pub struct Bundle {
     /// The gate's thresholds.
     pub calibration: Calibration,
     /// What any of them was trained on.
-    pub provenance: Provenance,
+    pub provenance: Arc<Provenance>,
 }
 
 impl Bundle {
@@ -99,7 +100,7 @@ impl Bundle {
             manifests.push(manifest);
         }
         let hash = Digest::of_json(&manifests);
-        let provenance = Provenance::of(&manifests);
+        let provenance = Arc::new(Provenance::of(&manifests));
         let (generator, published) = match generator.map(|loaded| loaded.model) {
             Some(AnyGenerator::Conditional(generator)) => (Some(generator), None),
             Some(AnyGenerator::Published(generator)) => (None, Some(generator)),
@@ -137,7 +138,7 @@ impl Bundle {
             hash: Digest::of_json(&manifests),
             plan: critic.manifest.plan.clone(),
             cubes: cubes_of(&critic.manifest),
-            provenance: Provenance::of(&manifests),
+            provenance: Arc::new(Provenance::of(&manifests)),
             calibration: critic.manifest.calibration.clone().unwrap_or_default(),
             critic_seen: seen_by(&critic.manifest),
             critic: critic.model,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Architecture, Calibration};
+use super::{Architecture, Calibration, Provenance};
 use crate::digest::Digest;
 use crate::nn::Adapter;
 use crate::volume::{Fingerprint, Plan};
@@ -52,7 +52,8 @@ pub struct WeightsFile {
 pub struct Training {
     /// Ids of the training cases.
     pub case_ids: Vec<String>,
-    /// The `source_hash` of every training case, and of every case of the models it was trained against.
+    /// The `source_hash` of every training case, and of every case of the models that it was trained against
+    /// or whose lesions it was trained on.
     pub source_hashes: BTreeSet<Digest>,
     /// The fingerprints of the same cases, by which near-duplicates are found; manifests of format 1 have none.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -67,6 +68,14 @@ pub struct Training {
     pub seed: u64,
     /// What was measured at the end.
     pub metrics: BTreeMap<String, f64>,
+}
+
+impl Training {
+    /// Adds what models that a run learnt by had seen.
+    pub fn add_seen(&mut self, models: &Provenance) {
+        self.source_hashes.extend(&models.source_hashes);
+        self.fingerprints.extend(models.fingerprints.iter().cloned());
+    }
 }
 
 /// Where an imported model came from.

@@ -13,7 +13,9 @@ use super::device::{Compute, DeviceArgs};
 use super::models::{open_models, open_store, start_service};
 use super::progress::Training;
 use super::{ConfigArgs, metrics, say_error, say_json};
+use crate::checkpoint::{Role, load_manifest};
 use crate::config::Config;
+use crate::digest::Digest;
 use crate::learn::{Job, LearnError, train_critic, train_segmentor, train_synthesizer};
 use crate::store::Cases;
 
@@ -103,23 +105,40 @@ fn train(args: &StageArgs, stage: &str, run: Run) -> anyhow::Result<ExitCode> {
             None => Ok(ExitCode::SUCCESS),
         };
     };
+    let snapshot = open_store(&args.store, &config)?.snapshot();
     let mut reports = Vec::new();
     for fold in 0..folds {
         let out = args.out.join(format!("fold-{fold}"));
+        let config = of_fold(config.clone(), folds, fold)?;
         let done = out.join(format!("{stage}.report.json"));
-        if args.resume && done.exists() {
+        if args.resume && done.exists() && is_result_of(&out, stage, (&config, snapshot))? {
             say_error(&format!("fold {fold}: already trained"));
             reports.push(serde_json::from_slice(&fs_err::read(done)?)?);
             continue;
         }
         say_error(&format!("fold {fold} of {folds}, in {}", out.display()));
-        match train_in(args, &of_fold(config.clone(), folds, fold)?, &out, run)? {
+        match train_in(args, &config, &out, run)? {
             Some(report) => reports.push(report),
             None => return Ok(ExitCode::SUCCESS),
         }
     }
     say_json(&reports)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells whether a folder's model is what a stage of this configuration comes to on a store.
+fn is_result_of(out: &Path, stage: &str, (config, snapshot): (&Config, Digest)) -> anyhow::Result<bool> {
+    let (role, wanted) = match stage {
+        "critic" => (Role::Critic, serde_json::to_value(&config.critic)?),
+        "synthesizer" => (Role::Generator, serde_json::to_value(&config.synthesizer)?),
+        _ => (Role::Segmentor, serde_json::to_value(&config.segmentor)?),
+    };
+    let Some(training) = load_manifest(out, role)?.training else {
+        return Ok(false);
+    };
+    // A segmentor's stands beside the cursor at which its stream ended.
+    let trained_with = training.config.get(0).unwrap_or(&training.config);
+    Ok(*trained_with == wanted && training.snapshot == snapshot)
 }
 
 /// Returns the configuration whose stages all hold out one fold.

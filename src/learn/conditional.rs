@@ -393,7 +393,7 @@ mod tests {
             published: None,
             discriminator: None,
             calibration: Calibration::default(),
-            provenance: Provenance::default(),
+            provenance: Provenance::default().into(),
         }
     }
 

@@ -12,20 +12,21 @@ use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
 use super::fit::{FitSettings, Fitted, Job, Metrics, Trainee, fit};
 use super::held_out::{dice_metrics, held_out_scores};
+use super::inner::{forget_inner, inner_folds, train_inner};
 use super::learner::{Course, Learner};
 use super::models::{training_of, write_report};
 use super::validation::{ValidationSettings, Validator, mean_dice};
 use super::{LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
     Architecture, Calibration, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, fill_network,
-    inner_folder, save_model,
+    save_model,
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
 use crate::nn::{Adapter, CubeSides, LossForm, Network, deep_supervision_loss};
 use crate::rng::{Purpose, Rng};
 use crate::sampler::Centre;
-use crate::store::{CaseKind, Cases};
+use crate::store::CaseKind;
 use crate::volume::{Plan, SizeClass};
 
 /// Stage 1's configuration.
@@ -297,6 +298,9 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         ));
     }
     let inner = inner_folds(config, job.cases, &labelled)?;
+    if !job.resume {
+        forget_inner(job.out, 0)?;
+    }
     let trained = train_on(config, job, &labelled, &held_out)?;
     job.progress.on_note("scoring held-out cases");
     let mut scores = trained.judge(config, job, &held_out)?;
@@ -316,87 +320,14 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     };
     let metrics = dice_metrics(&report.held_out);
     // Those of an earlier run with more folds are not this critic's.
-    for stale in (config.inner_folds..).map(|fold| job.out.join(inner_folder(fold))) {
-        if !stale.exists() {
-            break;
-        }
-        fs_err::remove_dir_all(stale)?;
-    }
+    forget_inner(job.out, config.inner_folds)?;
     trained.save(config, job, (&labelled, metrics), Some(calibration))?;
     write_report(job.out, "critic", &report)?;
     Ok(report)
 }
 
-/// How many ways of dealing cases to inner folds are tried: some of few cases leave a fold without any.
-const DEALS: u64 = 100;
-
-/// What the critic of an inner fold learns from, and what it is kept from.
-type InnerFold = (Vec<usize>, Vec<usize>);
-
-/// Deals the training cases to the inner folds.
-fn inner_folds(config: &CriticConfig, cases: &dyn Cases, labelled: &[usize]) -> Result<Vec<InnerFold>, LearnError> {
-    // Other seeds than the outer split's: the folds of one would else be those of the other.
-    for deal in 1..=DEALS {
-        let fold_of = |fold| -> Result<InnerFold, LearnError> {
-            let split = Split {
-                folds: config.inner_folds,
-                fold,
-                seed: config.split.seed + deal,
-                file: None,
-                ..config.split.clone()
-            };
-            let (_, left_out) = split.divide(cases)?;
-            Ok(labelled.iter().partition(|case| !left_out.contains(case)))
-        };
-        let folds = (0..config.inner_folds).map(fold_of).collect::<Result<Vec<_>, _>>()?;
-        if folds
-            .iter()
-            .all(|(learn, left_out)| !learn.is_empty() && !left_out.is_empty())
-        {
-            return Ok(folds);
-        }
-    }
-    Err(LearnError::Config {
-        key: "critic.inner_folds".into(),
-        expected: format!(
-            "no more than the patients of the {} labelled training cases",
-            labelled.len()
-        ),
-        got: config.inner_folds.to_string(),
-    })
-}
-
-/// Trains a critic for every inner fold; returns how each scores the lesions that it did not see.
-fn train_inner(config: &CriticConfig, job: &mut Job, folds: &[InnerFold]) -> Result<Vec<RealScore>, LearnError> {
-    let mut scores = Vec::new();
-    for (fold, (learn, left_out)) in folds.iter().enumerate() {
-        job.progress
-            .on_note(&format!("inner fold {fold} of {}", config.inner_folds));
-        let out = job.out.join(inner_folder(fold));
-        fs_err::create_dir_all(&out)?;
-        let config = CriticConfig {
-            seed: config.seed + 1 + fold as u64,
-            inner_folds: 0,
-            validation: ValidationSettings::default(),
-            ..config.clone()
-        };
-        let mut job = Job {
-            cases: job.cases,
-            out: &out,
-            resume: job.resume,
-            device: job.device,
-            dtype: job.dtype,
-            progress: &mut *job.progress,
-        };
-        let trained = train_on(&config, &mut job, learn, &[])?;
-        scores.extend(trained.judge(&config, &job, left_out)?);
-        trained.save(&config, &job, (learn, Metrics::new()), None)?;
-    }
-    Ok(scores)
-}
-
 /// A critic that has learnt.
-struct Trained {
+pub(super) struct Trained {
     architecture: Architecture,
     net: Network,
     weights: Weights,
@@ -405,7 +336,7 @@ struct Trained {
 }
 
 /// Trains a critic on labelled cases, watched on others.
-fn train_on(
+pub(super) fn train_on(
     config: &CriticConfig,
     job: &mut Job,
     labelled: &[usize],
@@ -449,7 +380,12 @@ fn train_on(
 
 impl Trained {
     /// Scores every real lesion of cases that it did not learn from.
-    fn judge(&self, config: &CriticConfig, job: &Job, cases: &[usize]) -> Result<Vec<RealScore>, LearnError> {
+    pub(super) fn judge(
+        &self,
+        config: &CriticConfig,
+        job: &Job,
+        cases: &[usize],
+    ) -> Result<Vec<RealScore>, LearnError> {
         judge_real(
             &self.net,
             &Catalogue::new(job.cases, cases),
@@ -458,7 +394,7 @@ impl Trained {
         )
     }
 
-    fn save(
+    pub(super) fn save(
         self,
         config: &CriticConfig,
         job: &Job,

@@ -127,8 +127,10 @@ pub struct FitSettings<'a> {
 }
 
 impl FitSettings<'_> {
-    fn best_path(&self) -> PathBuf {
-        self.out.join(format!("{}.best.safetensors", self.stage))
+    /// Returns where the best weights lie. Their step is in the name: a state that is resumed finds those that it knows of, also
+    /// where the run had come further.
+    fn best_path(&self, step: u64) -> PathBuf {
+        self.out.join(format!("{}.best-{step}.safetensors", self.stage))
     }
 
     fn state_path(&self) -> PathBuf {
@@ -157,7 +159,7 @@ pub fn fit(
     let mut watch = Watch::default();
     let start = match settings.resume {
         true => restore(trainee, &mut watch, settings)?,
-        false => 0,
+        false => forget(settings)?,
     };
     let mut log = open_log(&settings.metrics_path(), start)?;
     let (mut done, mut spent) = (start, Duration::ZERO);
@@ -227,7 +229,7 @@ fn validate(
     metrics.insert("validation_dice".into(), score);
     if watch.take(score, step) && settings.validation.keep == Keep::Best {
         let bytes = weights_bytes(&trainee.model(), Precision::Single, &settings.mark(step));
-        write_atomically(&settings.best_path(), &bytes)?;
+        write_atomically(&settings.best_path(step), &bytes)?;
     }
     Ok(())
 }
@@ -237,10 +239,10 @@ fn model(trainee: &dyn Trainee, watch: &Watch, settings: &FitSettings) -> Result
     let Some((_, step)) = watch.best().filter(|_| settings.validation.keep == Keep::Best) else {
         return Ok(trainee.model());
     };
-    let (best, kept) = read_marked(&settings.best_path(), settings)?;
+    let (best, kept) = read_marked(&settings.best_path(step), settings)?;
     if kept != step {
         let (path, what) = (
-            settings.best_path(),
+            settings.best_path(step),
             format!("expected the weights of step {step}, got {kept}'s"),
         );
         return Err(LearnError::State { path, what });
@@ -248,12 +250,27 @@ fn model(trainee: &dyn Trainee, watch: &Watch, settings: &FitSettings) -> Result
     Ok(best)
 }
 
+/// Removes the best weights that the saved state does not know of.
+fn remove_other_bests(watch: &Watch, settings: &FitSettings) -> Result<(), LearnError> {
+    let kept = watch.best().map(|(_, step)| settings.best_path(step));
+    let prefix = format!("{}.best-", settings.stage);
+    for entry in fs_err::read_dir(settings.out)? {
+        let entry = entry?;
+        let is_best = entry.file_name().to_string_lossy().starts_with(&prefix);
+        if is_best && Some(entry.path()) != kept {
+            fs_err::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes model, optimizer and step as one file, so that one rename publishes a consistent state.
 fn save(trainee: &dyn Trainee, watch: &Watch, settings: &FitSettings, step: u64) -> Result<(), LearnError> {
     let mut state = trainee.state();
     state.extend(watch.state());
     let bytes = weights_bytes(&state, Precision::Single, &settings.mark(step));
-    Ok(write_atomically(&settings.state_path(), &bytes)?)
+    write_atomically(&settings.state_path(), &bytes)?;
+    remove_other_bests(watch, settings)
 }
 
 fn restore(trainee: &mut dyn Trainee, watch: &mut Watch, settings: &FitSettings) -> Result<u64, LearnError> {
@@ -265,6 +282,15 @@ fn restore(trainee: &mut dyn Trainee, watch: &mut Watch, settings: &FitSettings)
     state.remove("validation");
     trainee.restore(state, step)?;
     Ok(step)
+}
+
+/// Removes the state of an earlier run, which this one begins again; nothing is left to be resumed by mistake. Returns its
+/// first step.
+fn forget(settings: &FitSettings) -> Result<u64, LearnError> {
+    if settings.state_path().exists() {
+        fs_err::remove_file(settings.state_path())?;
+    }
+    Ok(0)
 }
 
 /// Reads weights that a run of these settings has left, and after which step.

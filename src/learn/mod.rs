@@ -13,6 +13,7 @@ mod drawing;
 mod fit;
 mod guard;
 mod held_out;
+mod inner;
 mod learner;
 #[cfg(test)]
 #[path = "../../tests/looks/mod.rs"]

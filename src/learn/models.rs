@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::cubes::side_of;
 use super::{LearnError, Metrics, SynthesizerConfig};
 use crate::checkpoint::{
-    Architecture, FORMAT_VERSION, ModelManifest, Role, Training, Weights, WeightsFile, inner_folder, save_model,
-    write_atomically,
+    Architecture, FORMAT_VERSION, ModelManifest, Provenance, Role, Training, Weights, WeightsFile, inner_folder,
+    save_model, write_atomically,
 };
 use crate::nn::Adapter;
 use crate::store::Cases;
@@ -63,10 +63,7 @@ pub(super) fn save_beside(
     (models, mut record): (Vec<(Role, Architecture, Weights)>, Training),
     out: &Path,
 ) -> Result<(), LearnError> {
-    let seen = critic.training.iter().flat_map(|training| &training.source_hashes);
-    record.source_hashes.extend(seen);
-    let seen = critic.training.iter().flat_map(|training| &training.fingerprints);
-    record.fingerprints.extend(seen.cloned());
+    record.add_seen(&Provenance::of(&[critic]));
     remove_others(out, &models.iter().map(|(role, ..)| *role).collect::<Vec<_>>())?;
     for (role, architecture, weights) in models {
         let manifest = ModelManifest {

@@ -406,13 +406,15 @@ pub fn train_segmentor(
         mixes,
         last_step,
     };
-    let record = training_of(
+    let mut record = training_of(
         job.cases,
         &training,
         &(config, recipe.cursor(fitted.steps * u64::from(config.batch_size))),
         (fitted.steps, config.seed),
         dice_metrics(&report.held_out),
     );
+    // Its synthetic lesions are what those models made of the scans that they learnt from.
+    recipe.models.iter().for_each(|models| record.add_seen(models));
     let manifest = manifest(architecture, plan, &recipe, record);
     save_model(job.out, manifest, &weights, config.precision)?;
     write_report(job.out, "segmentor", &report)?;
@@ -426,7 +428,7 @@ fn manifest(architecture: Architecture, plan: Plan, recipe: &Resolved, record: T
         architecture,
         plan,
         cubes: recipe.patch.to_vec(),
-        provenance_known: true,
+        provenance_known: recipe.models.as_ref().is_none_or(|models| models.known),
         training: Some(record),
         calibration: None,
         adapter: Adapter::default(),

@@ -204,6 +204,12 @@ impl Schedule {
         }
     }
 
+    /// Returns the most visits of a round.
+    pub fn longest_round(&self) -> usize {
+        let cells = self.of_pools.iter().flat_map(|visits| &visits.cells);
+        cells.map(|cell| cell.hosts.len() * cell.times).max().unwrap_or(0)
+    }
+
     /// Lists requested bins that no case of a pool can hold, as `pool/organ/size`, and with figures those that too few can.
     pub fn shortfall(&self) -> &[String] {
         &self.shortfall

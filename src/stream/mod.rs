@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::checkpoint::Provenance;
 use crate::digest::Digest;
 use crate::sampler::Pool;
 use crate::volume::{LabelMap, Plan, Shape};
@@ -55,6 +56,9 @@ pub struct Resolved {
     pub snapshot: Digest,
     /// Hash of the models; zeros where the synthesizer and the gate need none.
     pub bundle: Digest,
+    /// What those models learnt from; nothing where it needs none.
+    #[serde(skip)]
+    pub models: Option<Arc<Provenance>>,
     /// The code's revision.
     pub revision: u32,
     /// Indices in an epoch.

@@ -17,6 +17,9 @@ use crate::store::{CaseKind, Cases};
 use crate::synth::{GateRule, SynthesizerKind};
 use crate::volume::{Organ, SizeClass};
 
+/// The most visits of a round (128 MiB): 100,000 cases, 41 times each.
+const MAX_ROUND_VISITS: usize = 1 << 22;
+
 /// A resolved recipe with what follows from it.
 pub(super) struct Prepared {
     pub(super) resolved: Arc<Resolved>,
@@ -76,6 +79,7 @@ pub(super) fn resolve(
     let Some(schedule) = Schedule::new(&mix, cases.records(), &allowed) else {
         return infeasible("pools", "no case of the store can serve any of the pools and organs");
     };
+    check_round(schedule.longest_round(), recipe.patches_per_visit)?;
     let feasible = feasible(&recipe, &mix, &schedule)?;
     fill_shares(&mut recipe, &mix, &feasible);
     let hosting = feasible.keys().any(|pool| *pool != Pool::LabelledReal);
@@ -92,6 +96,7 @@ pub(super) fn resolve(
         hash: recipe.hash(),
         snapshot: cases.snapshot(),
         bundle: bundle_hash,
+        models: (bundle.filter(|_| bundle_hash != Digest::default())).map(|bundle| bundle.provenance.clone()),
         revision: REVISION,
         patches_per_epoch,
         patch: recipe.patch(plan),
@@ -320,6 +325,19 @@ fn check_bundle(
     Ok(bundle.hash)
 }
 
+/// Refuses rounds that would not fit into memory: each is dealt as a whole.
+fn check_round(visits: usize, patches_per_visit: u32) -> Result<(), StreamError> {
+    if visits <= MAX_ROUND_VISITS {
+        return Ok(());
+    }
+    let cases = visits / patches_per_visit.max(1) as usize;
+    let most = MAX_ROUND_VISITS / cases.max(1);
+    infeasible(
+        "patches_per_visit",
+        format!("{cases} cases can be visited {most} times in a row at most, not {patches_per_visit}"),
+    )
+}
+
 fn check_calibration(bundle: &Bundle, recipe: &Recipe) -> Result<(), StreamError> {
     for organ in recipe.organs.iter().flatten().map(|(organ, _)| organ) {
         for (size, contrast) in recipe
@@ -362,4 +380,20 @@ fn real_cases(
         out.insert(organ.id, found);
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_that_does_not_fit_is_refused() {
+        assert!(check_round(4_100_000, 41).is_ok());
+        let refused = check_round(25_600_000, 256).unwrap_err().to_string();
+        assert!(refused.contains("patches_per_visit"), "{refused}");
+        assert!(
+            refused.contains("100000 cases can be visited 41 times in a row at most, not 256"),
+            "{refused}"
+        );
+    }
 }

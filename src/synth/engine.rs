@@ -296,7 +296,7 @@ mod tests {
             published: Some(PublishedConfig::generator(2, 3).init(&device, 3)),
             discriminator: Some(unet(3, 4)),
             calibration: Calibration::default(),
-            provenance: Provenance::default(),
+            provenance: Provenance::default().into(),
         }
     }
 

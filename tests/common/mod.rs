@@ -84,6 +84,7 @@ impl PatchService for FakeService {
             hash: recipe.hash(),
             snapshot: Digest::of(b"snapshot"),
             bundle: Digest::default(),
+            models: None,
             // Fixed, so that the golden frames hold the wire to its bytes and not the patches to theirs.
             revision: 1,
             patches_per_epoch: recipe.patches_per_epoch.unwrap(),

@@ -33,6 +33,7 @@ impl PatchService for ToyService {
             recipe,
             snapshot: Digest::default(),
             bundle: Digest::default(),
+            models: None,
             revision: REVISION,
             patches_per_epoch: 8,
             patch: [16; 3],

@@ -285,6 +285,7 @@ impl PatchService for Ready {
             hash: recipe.hash(),
             snapshot: Digest::default(),
             bundle: Digest::default(),
+            models: None,
             revision: REVISION,
             patches_per_epoch,
             patch: self.plan.patch,
