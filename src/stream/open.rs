@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::course::Course;
+use super::lane::Arrived;
 use super::patch::StreamedPatch;
 use super::resolve::Prepared;
-use super::scheduler::Arrived;
 use super::service::Core;
 use super::{Batch, Leave, PatchStream, StreamError};
 

@@ -29,11 +29,16 @@ pub(super) struct Progress {
     pub(super) is_waiting: bool,
     /// How many patches all readers together had taken when this one last did.
     last_read: u64,
+    /// How many the others took between its last batch and the one before.
+    pause: u64,
 }
 
 impl Progress {
-    /// Its reader comes.
-    pub(super) fn comes(&mut self) {
+    /// Its reader comes for a patch, the first of a batch or another; `reads` is how many all readers together have taken.
+    pub(super) fn comes(&mut self, reads: u64, is_first: bool) {
+        if is_first && self.taken > 0 {
+            self.pause = reads - self.last_read;
+        }
         self.is_reading = true;
         self.is_waiting = true;
     }
@@ -59,7 +64,7 @@ pub(super) struct Room {
     /// Whether patches beyond everybody's first have no room.
     pub(super) is_used_up: bool,
     reads: u64,
-    /// Who has not read while others read more than this many patches has stalled: all that there may be was read once.
+    /// As many patches as there may be in all.
     turnover: u64,
 }
 
@@ -81,9 +86,11 @@ impl Room {
         room
     }
 
-    /// Tells whether a stream's reader goes on, as far as can be told without a clock.
+    /// Tells whether a stream's reader goes on: not where others have meanwhile read all that there may be, and twice what they read
+    /// between its last two batches.
     fn is_active(&self, stream: &Progress) -> bool {
-        let has_stalled = !stream.is_waiting && self.reads - stream.last_read > self.turnover;
+        let usual = self.turnover.max(2 * stream.pause);
+        let has_stalled = !stream.is_waiting && self.reads - stream.last_read > usual;
         stream.is_reading && !has_stalled
     }
 
@@ -128,7 +135,24 @@ mod tests {
             is_reading: true,
             is_waiting,
             last_read,
+            pause: 0,
         }
+    }
+
+    #[test]
+    fn who_pauses_no_longer_than_usual_has_not_stalled() {
+        let mut stream = Progress::default();
+        let is_active =
+            |stream: &Progress, reads| Room::of(&limits(8, 10), [stream].into_iter(), reads).is_active(stream);
+        stream.comes(0, true);
+        stream.reads(1);
+        assert!(is_active(&stream, 12) && !is_active(&stream, 13));
+        // Its pause between batches is 40 patches of others; what it pauses within a batch is not.
+        stream.comes(41, true);
+        stream.reads(42);
+        stream.comes(42, false);
+        stream.reads(43);
+        assert!(is_active(&stream, 43 + 80) && !is_active(&stream, 43 + 81));
     }
 
     #[test]

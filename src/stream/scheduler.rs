@@ -12,7 +12,7 @@
 //! a stream further behind gets its patches made again, equal by promise P1.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use metrics::{counter, gauge};
@@ -20,8 +20,8 @@ use metrics::{counter, gauge};
 use super::course::Course;
 use super::delivery::Priority;
 use super::fair::Fair;
+use super::lane::{Arrived, Lane};
 use super::room::{Limits, Progress, Room};
-use super::window::OrderedWindow;
 use crate::digest::Digest;
 use crate::synth::Cancelled;
 use crate::telemetry::metrics::{PATCHES_IN_FLIGHT, PATCHES_TAKEN_BACK_TOTAL};
@@ -54,14 +54,6 @@ pub(super) struct Opening<W> {
     pub(super) priority: Priority,
 }
 
-/// A patch as it reaches a stream.
-#[derive(Clone, Debug)]
-pub(super) struct Arrived<T> {
-    pub(super) value: T,
-    /// Whether it was made for another stream.
-    pub(super) is_reused: bool,
-}
-
 /// A patch to be made.
 pub(super) struct Order<W> {
     pub(super) work: W,
@@ -70,21 +62,6 @@ pub(super) struct Order<W> {
     pub(super) cancelled: Cancelled,
     key: Key,
     number: u64,
-}
-
-struct Lane<T> {
-    key: Key,
-    priority: Priority,
-    course: Course,
-    window: Arc<OrderedWindow<Arrived<T>>>,
-    progress: Progress,
-}
-
-impl<T> Lane<T> {
-    /// Tells whether the stream holds less than its part of the room and its course goes on.
-    fn is_due(&self, room: &Room) -> bool {
-        room.is_due(&self.progress) && self.progress.asked < self.course.patches()
-    }
 }
 
 /// What streams of one key share.
@@ -186,13 +163,7 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
         });
         group.lanes += 1;
         state.fair.add(id, opening.priority);
-        let lane = Lane {
-            key: opening.key,
-            priority: opening.priority,
-            course: opening.course,
-            window: Arc::new(OrderedWindow::new()),
-            progress: Progress::default(),
-        };
+        let lane = Lane::new(opening.key, opening.priority, opening.course);
         if state.is_closed {
             lane.window.close();
         }
@@ -204,9 +175,8 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
     pub(super) fn take(&self, id: u64) -> Option<Arrived<T>> {
         let (window, ordinal) = {
             let mut state = self.state();
-            let lane = state.lanes.get_mut(&id)?;
-            lane.progress.comes();
-            let waiting = (lane.window.clone(), lane.progress.taken);
+            let reads = state.reads;
+            let waiting = state.lanes.get_mut(&id)?.come(reads);
             state.reuse(id, &self.limits);
             waiting
         };
@@ -237,9 +207,11 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
 
     /// Waits for a patch to be made; nothing once the scheduler is closed.
     pub(super) fn next(&self) -> Option<Order<W>> {
+        // What is taken back is freed after the lock is.
+        let mut taken_back = Vec::new();
         let mut state = self.state();
         while !state.is_closed {
-            if let Some(order) = state.next(&self.limits) {
+            if let Some(order) = state.next(&self.limits, &mut taken_back) {
                 return Some(order);
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -294,7 +266,7 @@ impl<W: Clone, T: Clone> State<W, T> {
     }
 
     /// Returns the next patch to be made, handing out on the way what is made already.
-    fn next(&mut self, limits: &Limits) -> Option<Order<W>> {
+    fn next(&mut self, limits: &Limits, taken_back: &mut Vec<Arrived<T>>) -> Option<Order<W>> {
         loop {
             let room = self.room(limits);
             let (lanes, giver) = (&self.lanes, self.giver(&room));
@@ -305,7 +277,7 @@ impl<W: Clone, T: Clone> State<W, T> {
             if let Some(lane) = self.lanes.get(&id)
                 && !room.has_room(&lane.progress)
             {
-                self.take_back(giver?);
+                taken_back.extend(self.take_back(giver?));
             }
             if let Some(order) = self.ask(id) {
                 return Some(order);
@@ -326,14 +298,12 @@ impl<W: Clone, T: Clone> State<W, T> {
     }
 
     /// Takes the last patch back that a stream has asked for: its reader has another before it, which stays.
-    fn take_back(&mut self, id: u64) {
-        if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.progress.asked -= 1;
-            lane.window.take_back(lane.progress.asked);
-            self.in_flight -= 1;
-            gauge!(PATCHES_IN_FLIGHT).decrement(1);
-            counter!(PATCHES_TAKEN_BACK_TOTAL).increment(1);
-        }
+    fn take_back(&mut self, id: u64) -> Option<Arrived<T>> {
+        let lane = self.lanes.get_mut(&id)?;
+        self.in_flight -= 1;
+        gauge!(PATCHES_IN_FLIGHT).decrement(1);
+        counter!(PATCHES_TAKEN_BACK_TOTAL).increment(1);
+        lane.take_back()
     }
 
     /// Gives a stream what others had made, as far as it goes.

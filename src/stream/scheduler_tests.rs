@@ -67,8 +67,9 @@ impl Bench {
     /// What a reader does before it waits.
     fn touch(&self, id: u64) {
         let mut state = self.scheduler.state();
+        let reads = state.reads;
         if let Some(lane) = state.lanes.get_mut(&id) {
-            lane.progress.comes();
+            lane.come(reads);
         }
         state.reuse(id, &self.scheduler.limits);
     }
@@ -88,7 +89,7 @@ impl Bench {
 
     /// A thread begins with the next patch, if there is one.
     fn begin(&mut self) -> bool {
-        let next = self.scheduler.state().next(&self.scheduler.limits);
+        let next = self.scheduler.state().next(&self.scheduler.limits, &mut Vec::new());
         let is_some = next.is_some();
         self.running.extend(next);
         is_some
@@ -322,6 +323,37 @@ fn who_stalls_gives_back_what_others_need_and_misses_nothing_later() {
             assert_eq!(bench.values(*id), expected);
         }
     }
+}
+
+#[test]
+fn steady_trainers_that_pause_between_batches_do_not_take_from_each_other() {
+    // 24 trainers of batches of 8, one after the other: between two batches of one, the others read 184 patches.
+    let mut bench = Bench::new(limits(8, 64, 0));
+    let ids: Vec<u64> = (0..24)
+        .map(|recipe| bench.open(recipe, course(0, 1, 8, 0, 30)))
+        .collect();
+    for _ in 0..30 {
+        for id in &ids {
+            for _ in 0..8 {
+                bench.touch(*id);
+                while !bench.read(*id) {
+                    while bench.running.len() < 4 && bench.begin() {}
+                    bench.end(0);
+                }
+            }
+            // Some time passes until the next trainer comes: the threads go on while they may.
+            while bench.begin() {}
+            (0..bench.running.len()).for_each(|_| bench.end(0));
+            bench.check_bounds();
+        }
+    }
+    let read: usize = bench.read.values().map(Vec::len).sum();
+    assert_eq!(read, 24 * 8 * 30);
+    assert!(
+        bench.made.len() <= read + read / 20,
+        "{} made, {read} read",
+        bench.made.len()
+    );
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub struct StreamConfig {
     pub device_batch: usize,
     /// Patches that one stream may be ahead of its reader; fewer where many streams share `max_patches`.
     pub window: usize,
-    /// Patches that all streams together may be ahead of their readers; each may always be ahead by one.
+    /// Patches that all streams together may be ahead of their readers, beside one for each.
     pub max_patches: usize,
     /// Patches kept in all for streams of the same recipe that are behind: made once, sent to each. A stream further
     /// behind gets them made again. 0 keeps none.
