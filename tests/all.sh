@@ -14,8 +14,10 @@ cargo fmt --all --check
 step "lints"
 cargo clippy --release --all-targets --quiet -- -D warnings
 
-step "features compile"
+step "features"
 cargo clippy --release --features otlp --test otlp --bin freetumor --quiet -- -D warnings
+# The crate itself with less optimization: only what is sent is looked at.
+cargo test --release --config 'profile.release.package.freetumor.opt-level=1' --features otlp --test otlp --quiet
 
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --document-private-items --quiet

@@ -626,6 +626,25 @@ fn a_client_that_left_before_its_batch_was_begun_costs_none() {
 }
 
 #[test]
+fn a_batch_that_is_not_ready_in_time_is_given_up() {
+    let service = FakeService {
+        resolve_time: Duration::from_millis(1500),
+        ..FakeService::default()
+    };
+    let running = Running::start(service, |config| config.batch_seconds = 5);
+    let late = running.get("/v1/batch?deadline_seconds=1");
+    assert_eq!(late.problem(), (503, None));
+    assert!(late.retry_after.is_some() && late.json()["type"] == "urn:freetumor:problem:deadline");
+    assert_eq!(running.get("/v1/batch?deadline_seconds=4").status, 200);
+    // Of the first one nothing was made: its time was over before its turn.
+    assert_eq!(running.service.made.load(Ordering::SeqCst), 1);
+    for refused in ["0", "6", "-1"] {
+        let refused = running.get(&format!("/v1/batch?deadline_seconds={refused}"));
+        assert_eq!(refused.problem(), (422, Some("deadline_seconds".into())));
+    }
+}
+
+#[test]
 fn heads_and_bodies_are_refused_before_they_are_read() {
     let running = Running::plain();
     let head = |headers: &str| format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n");
@@ -669,20 +688,28 @@ fn connections_beyond_the_limit_are_closed_and_do_not_stop_those_that_are_open()
 
 #[test]
 fn a_foreign_host_is_refused() {
-    let running = Running::plain();
-    let status = |host: &str| {
+    let status = |running: &Running, host: &str, key: &str| {
         let mut connection = TcpStream::connect(running.address).unwrap();
         write!(
             connection,
-            "GET /v1/info HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+            "GET /metrics HTTP/1.1\r\nHost: {host}\r\n{key}Connection: close\r\n\r\n"
         )
         .unwrap();
         let mut answer = String::new();
         connection.read_to_string(&mut answer).unwrap();
         answer[9..12].to_owned()
     };
-    assert_eq!(status("localhost"), "200");
-    assert_eq!(status("evil.example"), "421");
+    let open = Running::plain();
+    assert_eq!(status(&open, "localhost", ""), "200");
+    assert_eq!(status(&open, "evil.example", ""), "421");
+    assert_eq!(status(&open, "evil.example", "X-API-Key: secret\r\n"), "421");
+    // No web page knows the key; Prometheus does, and calls a pod by an address that nobody can list.
+    let with_key = Running::start(FakeService::default(), |config| {
+        config.read_keys = vec![ApiKey::new("secret")]
+    });
+    assert_eq!(status(&with_key, "10.1.2.3:8080", "X-API-Key: secret\r\n"), "200");
+    assert_eq!(status(&with_key, "10.1.2.3:8080", "X-API-Key: wrong\r\n"), "421");
+    assert_eq!(status(&with_key, "10.1.2.3:8080", ""), "421");
 }
 
 #[test]

@@ -53,6 +53,7 @@ fn a_request_is_a_span_of_the_callers_trace() {
         .args(["serve", "--bind", "127.0.0.1:0", "--store"])
         .arg(support::phantom_store())
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", &url)
+        .env("FREETUMOR__LOG__LEVEL", "info,freetumor=debug")
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -72,6 +73,8 @@ fn a_request_is_a_span_of_the_callers_trace() {
         .call()
         .unwrap();
     assert_eq!(answer.status(), 200);
+    let batch = ureq::get(format!("http://{address}/v1/batch")).call().unwrap();
+    assert_eq!(batch.status(), 200);
     Command::new("kill")
         .args(["-TERM", &server.id().to_string()])
         .status()
@@ -98,6 +101,13 @@ fn a_request_is_a_span_of_the_callers_trace() {
         "request_id",
         "asked-1",
         "/v1/info",
+        // What was made for the batch, and how.
+        "patch",
+        "recipe",
+        "stage",
+        "read",
+        "lesion",
+        "encode",
     ] {
         assert!(holds(text.as_bytes()), "{text}");
     }

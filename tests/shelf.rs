@@ -5,7 +5,7 @@
 mod toy;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::Device;
 use freetumor::checkpoint::Bundle;
@@ -13,11 +13,12 @@ use freetumor::digest::Digest;
 use freetumor::stream::delivery::Delivery;
 use freetumor::stream::negatives::UnlabelledNegatives;
 use freetumor::stream::recipe::Recipe;
-use freetumor::stream::{ModelSource, ModelsError, PatchService, Shelf, ShelfParts, StreamConfig, Streams};
+use freetumor::stream::{Activation, ModelSource, ModelsError, PatchService, Shelf, ShelfParts, StreamConfig, Streams};
 use freetumor::synth::SynthesizerKind;
 
 /// The bundled models under any name, with a hash of the name.
-struct Copies;
+#[derive(Clone, Default)]
+struct Copies(Arc<Mutex<Option<Activation>>>);
 
 fn named(name: &str) -> Bundle {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
@@ -33,6 +34,15 @@ impl ModelSource for Copies {
 
     fn load(&self, name: &str) -> Result<Bundle, ModelsError> {
         Ok(named(name))
+    }
+
+    fn remember(&self, activation: &Activation) -> std::io::Result<()> {
+        *self.0.lock().unwrap() = Some(activation.clone());
+        Ok(())
+    }
+
+    fn remembered(&self) -> Option<Activation> {
+        self.0.lock().unwrap().clone()
     }
 }
 
@@ -53,7 +63,7 @@ fn released_models_count_as_long_as_a_stream_uses_them() {
     let parts = ShelfParts {
         cases,
         default_recipe: recipe(SynthesizerKind::Analytic),
-        source: Box::new(Copies),
+        source: Box::new(Copies::default()),
     };
     let shelf = Shelf::new(parts, "a", streams);
     let open = || {
@@ -76,4 +86,31 @@ fn released_models_count_as_long_as_a_stream_uses_them() {
     assert!(matches!(shelf.load("e"), Err(ModelsError::Full)));
     drop(of_b);
     shelf.load("e").unwrap();
+}
+
+#[test]
+fn what_was_activated_serves_after_a_restart_too() {
+    let source = Copies::default();
+    let start = |name: &str| {
+        let cases = Arc::new(toy::store(2, 1));
+        let streams = Streams::start(cases.clone(), Some(Arc::new(named(name))), StreamConfig::default()).unwrap();
+        let parts = ShelfParts {
+            cases,
+            default_recipe: recipe(SynthesizerKind::Analytic),
+            source: Box::new(source.clone()),
+        };
+        let shelf = Shelf::new(parts, name, streams);
+        shelf.take_up().unwrap();
+        shelf
+    };
+    let serves = |shelf: &Shelf| shelf.resolve(recipe(SynthesizerKind::Conditional)).unwrap().bundle;
+    let shelf = start("a");
+    shelf.load("b").unwrap();
+    shelf.activate("b").unwrap();
+    let again = start("a");
+    assert_eq!(serves(&again), Digest::of(b"b"));
+    // An operator who starts with others means those.
+    assert_eq!(serves(&start("c")), Digest::of(b"c"));
+    again.roll_back().unwrap();
+    assert_eq!(serves(&start("a")), Digest::of(b"a"));
 }

@@ -1,5 +1,6 @@
 //! Opens stores and bundles of models for the commands that need them.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,14 +9,14 @@ use burn::tensor::Device;
 use clap::ValueEnum;
 
 use super::device::Compute;
-use crate::checkpoint::{Bundle, ModelManifest, Role, load_manifest, load_segmentor};
+use crate::checkpoint::{Bundle, ModelManifest, Role, load_manifest, load_segmentor, write_atomically};
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::evaluate::{FlipAxis, SlidingWindow};
 use crate::nn::Network as Net;
 use crate::store::Store;
 use crate::stream::recipe::Recipe;
-use crate::stream::{ModelSource, ModelsError, Streams};
+use crate::stream::{Activation, ModelSource, ModelsError, Streams};
 use crate::synth::SynthesizerKind;
 
 /// Opens a store.
@@ -132,6 +133,11 @@ pub(super) fn models_name(dir: Option<&Path>) -> String {
     name.unwrap_or_else(|| "none".into())
 }
 
+/// The file in a root of models that tells which of them are active.
+const ACTIVATION: &str = ".active.json";
+/// Two names are no longer.
+const MAX_ACTIVATION_BYTES: u64 = 1 << 12;
+
 /// A folder of folders of models, which are loaded by name; without it, there are none.
 pub(super) struct ModelsRoot {
     root: Option<PathBuf>,
@@ -171,6 +177,22 @@ impl ModelSource for ModelsRoot {
             source: source.into(),
         })?;
         Ok(bundle.with_compute_dtype(self.compute.dtype))
+    }
+
+    fn remember(&self, activation: &Activation) -> std::io::Result<()> {
+        let Some(root) = &self.root else { return Ok(()) };
+        let json = serde_json::to_vec(activation).expect("names are representable in JSON");
+        write_atomically(&root.join(ACTIVATION), &json)
+    }
+
+    fn remembered(&self) -> Option<Activation> {
+        let path = self.root.as_ref()?.join(ACTIVATION);
+        let mut json = Vec::new();
+        let file = fs_err::File::open(&path).ok()?;
+        file.take(MAX_ACTIVATION_BYTES).read_to_end(&mut json).ok()?;
+        let kept = serde_json::from_slice(&json);
+        kept.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no activation that was kept"))
+            .ok()
     }
 }
 

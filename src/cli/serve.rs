@@ -77,6 +77,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         source: Box::new(ModelsRoot::new(args.models_root.clone(), compute.clone())?),
     };
     let service = Shelf::new(parts, &models_name(args.models.as_deref()), streams);
+    if let Err(error) = service.take_up() {
+        tracing::error!(%error, "the models that were active cannot be taken up; those of the command line serve");
+    }
     let trainings = args.jobs_dir.as_deref().map(|root| {
         fs_err::create_dir_all(root)?;
         let parts = TrainingParts {

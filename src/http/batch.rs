@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
@@ -19,7 +20,7 @@ use super::keys::Caller;
 use super::problem::{Problem, ProblemKind};
 use super::provenance;
 use super::query::{self, BatchQuery, Format};
-use crate::stream::{Leave, PatchService, StreamError, check_delivery};
+use crate::stream::{Leave, PatchService, StreamError, check_delivery, count_patches};
 use crate::telemetry::metrics::{PATCHES_REUSED_TOTAL, Stage};
 use crate::wire::codec::{Encoding, tensors};
 use crate::wire::{limits, npz, safetensors};
@@ -48,14 +49,21 @@ pub(super) async fn get(
     let permit = app.admit_batch()?;
     let answer = app.admit_answer()?;
     let (format, index) = (query.format, query.delivery.from);
-    // Dropped with this future where the client leaves before its answer.
+    let deadline = deadline(&query, app.config.batch_seconds)?;
+    let retry_after_seconds = app.config.retry_after_seconds;
+    // Dropped with this future where the client leaves before its answer, or its time is over.
     let waiting = Waiting::default();
     let client = waiting.0.clone();
-    let (bytes, share) = on_thread("batch", move || {
+    let making = on_thread("batch", move || {
         let _permit = permit;
         make(&app, caller, query, &client)
-    })
-    .await?;
+    });
+    let made = tokio::time::timeout(deadline, making).await;
+    let (bytes, share) = made.map_err(|_| {
+        let detail = format!("the batch was not ready within {} s", deadline.as_secs());
+        Problem::new(ProblemKind::Deadline, detail).retry_after(retry_after_seconds)
+    })??;
+    drop(waiting);
     let length = bytes.len();
     // Whoever does not take its answer holds its place and its part of the budget, not the place of those at work.
     let body = Body::from_stream(in_pieces(bytes.into(), (answer, share)));
@@ -73,6 +81,16 @@ pub(super) async fn get(
         ),
     ];
     Ok((headers, body).into_response())
+}
+
+/// Returns how long a batch may take: as long as the client waits for it, and no longer than the server allows.
+fn deadline(query: &BatchQuery, most: u64) -> Result<Duration, Problem> {
+    let asked = query.deadline_seconds.unwrap_or(most);
+    if (1..=most).contains(&asked) {
+        return Ok(Duration::from_secs(asked));
+    }
+    let detail = format!("query field deadline_seconds: expected 1 to {most}, got {asked}");
+    Err(Problem::field("deadline_seconds", detail))
 }
 
 /// Sends bytes piece by piece, so that what is held for them is held until the last piece was asked for.
@@ -130,7 +148,7 @@ fn make(app: &App, caller: Caller, query: BatchQuery, client: &Client) -> Result
             }
         }
     })?;
-    provenance::count(batch.patches.iter().map(|patch| &patch.meta));
+    count_patches(batch.patches.iter().map(|patch| &patch.meta));
     counter!(PATCHES_REUSED_TOTAL).increment(batch.reused.len() as u64);
     Ok((bytes, share))
 }

@@ -24,7 +24,7 @@ use crate::wire::frame::{MAX_FRAME_BYTES, VERSION};
 pub(super) async fn livez(State(app): State<Shared>) -> Result<&'static str, Problem> {
     match app.service.failure() {
         None => Ok("alive\n"),
-        Some(what) => Err(Problem::new(ProblemKind::Lost, what)),
+        Some(what) => Err(Problem::new(ProblemKind::Lost, what).retry_after(app.config.retry_after_seconds)),
     }
 }
 

@@ -156,6 +156,11 @@ impl Keys {
         let anyone = self.is_open().then_some(Caller::Anyone);
         admin.map(Caller::Admin).or(read.map(Caller::Reader)).or(anyone)
     }
+
+    /// Tells whether a key is one of those that are set.
+    pub fn knows(&self, given: Option<&[u8]>) -> bool {
+        !matches!(self.caller(given), None | Some(Caller::Anyone))
+    }
 }
 
 fn joined(setting: &'static str, keys: &[ApiKey], file: Option<&Path>) -> Result<Vec<ApiKey>, KeysError> {

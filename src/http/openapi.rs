@@ -127,6 +127,7 @@ fn rules(method: &str, path: &str) -> (Asked, &'static [ProblemKind]) {
                 K::Busy,
                 K::Budget,
                 K::Failed,
+                K::Deadline,
                 K::Internal,
                 K::Stopping,
             ],

@@ -32,6 +32,8 @@ pub enum ProblemKind {
     BundleGone,
     /// A patch that could not be made.
     Failed,
+    /// A batch that was not ready in time.
+    Deadline,
     /// The server is shutting down.
     Stopping,
     /// No patch can be made any more.
@@ -82,13 +84,14 @@ pub enum ProblemKind {
 
 impl ProblemKind {
     /// Every kind, for documents.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Field,
         Self::Infeasible,
         Self::Leak,
         Self::CursorMismatch,
         Self::BundleGone,
         Self::Failed,
+        Self::Deadline,
         Self::Stopping,
         Self::Lost,
         Self::Internal,
@@ -124,7 +127,7 @@ impl ProblemKind {
             Self::TrainingsOff | Self::TrainingConflict => S::CONFLICT,
             Self::BundleGone => S::GONE,
             Self::Failed | Self::Internal | Self::Reload => S::INTERNAL_SERVER_ERROR,
-            Self::Stopping | Self::Lost => S::SERVICE_UNAVAILABLE,
+            Self::Deadline | Self::Stopping | Self::Lost => S::SERVICE_UNAVAILABLE,
             Self::Host => S::MISDIRECTED_REQUEST,
             Self::Key => S::UNAUTHORIZED,
             Self::Forbidden => S::FORBIDDEN,
@@ -150,6 +153,7 @@ impl ProblemKind {
             Self::BundleGone => (urn!("bundle-gone"), "the cursor's models are no longer held"),
             Self::Failed => (urn!("failed"), "a patch could not be made"),
             Self::Stopping => (urn!("stopping"), "the server is shutting down"),
+            Self::Deadline => (urn!("deadline"), "the batch was not ready in time"),
             Self::Lost => (urn!("lost"), "the server can make no more patches; restart it"),
             Self::Internal => (urn!("internal"), "the server failed"),
             Self::Host => (urn!("host"), "this server has another name"),

@@ -14,11 +14,10 @@ use super::app::App;
 use super::encoders::Encoders;
 use super::observe::RequestId;
 use super::problem::Problem;
-use super::provenance;
 use crate::stream::cursor::Cursor;
 use crate::stream::delivery::Delivery;
 use crate::stream::patch::{PatchMeta, StreamedPatch};
-use crate::stream::{Batch, Leave, PatchStream, Resolved, StreamError, first_index};
+use crate::stream::{Batch, Leave, PatchStream, Resolved, StreamError, count_patches, first_index};
 use crate::telemetry::metrics::{PATCHES_REUSED_TOTAL, SENT_BYTES_TOTAL, STREAMS_ENDED_TOTAL, Stage};
 use crate::wire::codec::Encoding;
 use crate::wire::frame::{self, Kind, Parts};
@@ -139,7 +138,7 @@ impl Producer {
             if !send(frames, frame) {
                 return Stop::ClientLeft;
             }
-            provenance::count(&metas);
+            count_patches(&metas);
             counter!(PATCHES_REUSED_TOTAL).increment(reused.len() as u64);
             self.cursor = next;
         }

@@ -24,13 +24,19 @@ pub(super) struct BatchQuery {
     pub recipe: Recipe,
     pub delivery: Delivery,
     pub format: Format,
+    /// Seconds after which the client wants no answer.
+    pub deadline_seconds: Option<u64>,
 }
 
 /// Every parameter with its meaning, for the OpenAPI document and for refusals.
-pub(super) const PARAMETERS: [(&str, &str); 16] = [
+pub(super) const PARAMETERS: [(&str, &str); 17] = [
     ("index", "index of the first patch (default 0)"),
     ("batch_size", "patches in the batch (default 2)"),
     ("format", "npz (default) or safetensors"),
+    (
+        "deadline_seconds",
+        "seconds after which the answer is of no use; the batch is then given up with 503 (default server.batch_seconds, the most)",
+    ),
     ("image", "f32 (default) or f16, windowed to [0, 1], or i16 in HU"),
     (
         "outputs",
@@ -71,6 +77,7 @@ pub(super) fn parse(pairs: Vec<(String, String)>, default_recipe: &Recipe) -> Re
             ..Delivery::default()
         },
         format: Format::Npz,
+        deadline_seconds: None,
     };
     let mut seen = Vec::new();
     for (key, value) in pairs {
@@ -88,8 +95,10 @@ fn set(query: &mut BatchQuery, key: &str, value: &str) -> Result<(), Problem> {
         recipe,
         delivery,
         format,
+        deadline_seconds,
     } = query;
     match key {
+        "deadline_seconds" => *deadline_seconds = Some(number(key, value)?),
         "index" => delivery.from = number(key, value)?,
         "batch_size" => delivery.batch_size = number(key, value)?,
         "format" => {

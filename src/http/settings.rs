@@ -53,6 +53,8 @@ pub struct ServerConfig {
     pub max_batch_requests: usize,
     /// Work that the open streams and batches of one key may ask for: patch voxels x attempts x batch size, summed.
     pub max_voxels_per_key: u64,
+    /// Seconds that a single batch may take, and the longest deadline that a client may set for one.
+    pub batch_seconds: u64,
     /// Seconds that a client gets to send a request's body.
     pub body_seconds: u64,
     /// Seconds after which a heartbeat is sent while a batch is not ready.
@@ -84,6 +86,7 @@ impl Default for ServerConfig {
             max_batch_requests: 4,
             // 96^3 voxels, four attempts, batches of two: 2400 streams.
             max_voxels_per_key: 1 << 34,
+            batch_seconds: 300,
             body_seconds: 30,
             heartbeat_seconds: 15,
             stall_seconds: 1800,
@@ -103,6 +106,7 @@ impl ServerConfig {
             ("max_streams", 1, 4096, self.max_streams as u64),
             ("max_batch_requests", 1, 256, self.max_batch_requests as u64),
             ("max_voxels_per_key", 1 << 12, 1 << 62, self.max_voxels_per_key),
+            ("batch_seconds", 1, 86_400, self.batch_seconds),
             ("body_seconds", 1, 300, self.body_seconds),
             ("heartbeat_seconds", 1, 300, self.heartbeat_seconds),
             ("stall_seconds", 1, 86_400, self.stall_seconds),

@@ -147,7 +147,7 @@ pub(super) async fn promote(
 }
 
 /// Sends one of a training's files: `segmentor.safetensors` (weights), `segmentor.json` (manifest), `segmentor.report.json`,
-/// `segmentor.metrics.jsonl`, `segmentor.state.safetensors` (last checkpoint).
+/// `segmentor.metrics.jsonl`, `segmentor.mixes.jsonl` (of a steered one), `segmentor.state.safetensors` (last checkpoint).
 #[utoipa::path(get, path = "/v1/trainings/{name}/files/{file}", params(
     ("name" = String, Path, description = "the training's name"),
     ("file" = String, Path, description = "the file's name")),

@@ -343,11 +343,12 @@ impl Drop for TrainingHost {
 }
 
 /// What may be downloaded of a job.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "segmentor.safetensors",
     "segmentor.json",
     "segmentor.report.json",
     "segmentor.metrics.jsonl",
+    "segmentor.mixes.jsonl",
     "segmentor.state.safetensors",
 ];
 

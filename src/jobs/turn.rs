@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::stream::delivery::Delivery;
 use crate::stream::recipe::Recipe;
-use crate::stream::{Batch, PatchService, PatchStream, Resolved, StreamError, Weights};
+use crate::stream::{Batch, PatchService, PatchStream, Resolved, StreamError, Weights, count_patches};
 use crate::volume::Plan;
 
 /// How often a training that gives way looks whether anybody still waits.
@@ -78,6 +78,9 @@ impl PatchStream for TurnStream {
             self.give_way(left.elapsed());
         }
         let batch = self.patches.next_batch();
+        if let Some(Ok(batch)) = &batch {
+            count_patches(batch.patches.iter().map(|patch| &patch.meta));
+        }
         self.left = Some(Instant::now());
         batch
     }

@@ -14,7 +14,7 @@ use crate::checkpoint::{Precision, Weights, read_weights, weights_bytes, write_a
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::store::Cases;
-use crate::telemetry::metrics::TRAINING_LOSS;
+use crate::telemetry::metrics::{Stage, TRAINING_LOSS};
 
 /// What a step measured, by name.
 pub type Metrics = BTreeMap<String, f64>;
@@ -164,9 +164,14 @@ pub fn fit(
     let mut log = open_log(&settings.metrics_path(), start)?;
     let (mut done, mut spent) = (start, Duration::ZERO);
     while done < settings.steps && !watch.is_over(settings.validation) {
-        let began = Instant::now();
+        let (began, waited) = (Instant::now(), trainee.data_wait());
         let mut metrics = trainee.step(done)?;
         spent += began.elapsed();
+        Stage::Learn.took(
+            began
+                .elapsed()
+                .saturating_sub(trainee.data_wait().saturating_sub(waited)),
+        );
         refuse_not_finite(&metrics, done)?;
         done += 1;
         let every = settings.validation.every;
@@ -221,7 +226,7 @@ fn validate(
     settings: &FitSettings,
     (step, metrics): (u64, &mut Metrics),
 ) -> Result<(), LearnError> {
-    let Some(score) = trainee.score(step)? else {
+    let Some(score) = Stage::Validate.time(|| trainee.score(step))? else {
         return Err(LearnError::Data(
             "validation.every asks for scores, and no case is held out".into(),
         ));

@@ -137,6 +137,7 @@ impl Steering {
         if settings.enabled {
             steering.write()?;
         }
+        steering.show(steering.mixes.last());
         Ok(steering)
     }
 
@@ -162,16 +163,20 @@ impl Steering {
             self.mixes.push(mix);
             self.write()?;
         }
-        if let Some(mix) = self.at(steps) {
-            gauge!(TRAINING_MIX).set(mix.number as f64);
-            for (organ, share) in &mix.organs {
-                gauge!(TRAINING_MIX_SHARE, "of" => "organ", "name" => organ.clone()).set(*share);
-            }
-            for (size, share) in &mix.sizes {
-                gauge!(TRAINING_MIX_SHARE, "of" => "size", "name" => size.name()).set(*share);
-            }
-        }
+        self.show(self.at(steps));
         Ok(())
+    }
+
+    /// Sets the metrics that tell which mix is learnt from; nothing for the recipe as it was configured.
+    fn show(&self, mix: Option<&Mix>) {
+        gauge!(TRAINING_MIX).set(mix.map_or(0.0, |mix| mix.number as f64));
+        let base = self.base.organs.clone().unwrap_or_default();
+        for (organ, share) in mix.map_or(&base, |mix| &mix.organs) {
+            gauge!(TRAINING_MIX_SHARE, "of" => "organ", "name" => organ.clone()).set(*share);
+        }
+        for (size, share) in mix.map_or(&self.base.sizes, |mix| &mix.sizes) {
+            gauge!(TRAINING_MIX_SHARE, "of" => "size", "name" => size.name()).set(*share);
+        }
     }
 
     fn next(&self, scores: &HeldOut, steps: u64, batch_size: u32) -> Mix {

@@ -68,7 +68,8 @@ impl Course {
         };
         let asked = delivery.count.unwrap_or(to_the_end);
         let is_partial = delivery.last_batch == LastBatch::Partial;
-        let drops = delivery.last_batch == LastBatch::Drop && delivery.count.is_none();
+        // Also where the batches to the epoch's end were counted, as a client does that goes on after an outage.
+        let drops = delivery.last_batch == LastBatch::Drop && asked == to_the_end;
         Ok(Self {
             rank: u64::from(delivery.rank),
             world,
@@ -78,6 +79,11 @@ impl Course {
             end: if is_partial { from + left } else { u64::MAX },
             next: drops.then_some(from + left),
         })
+    }
+
+    /// Tells whether a patch of this rank's is the first of a batch.
+    pub(super) fn is_first_of_batch(&self, ordinal: u64) -> bool {
+        ordinal.is_multiple_of(self.batch)
     }
 
     /// Returns how many batches every rank gets.
@@ -188,7 +194,27 @@ pub(super) fn course(rank: u64, world: u64, batch: u64, from: u64, steps: u64) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Digest;
+    use crate::stream::recipe::Recipe;
+    use crate::volume::LabelMap;
     use proptest::prelude::*;
+
+    fn resolved() -> Resolved {
+        Resolved {
+            recipe: Recipe::default(),
+            hash: Digest::default(),
+            snapshot: Digest::default(),
+            bundle: Digest::default(),
+            models: None,
+            revision: 1,
+            patches_per_epoch: 1,
+            patch: [16; 3],
+            labels: LabelMap::default(),
+            feasible: Default::default(),
+            shortfall: Vec::new(),
+            numerics: String::new(),
+        }
+    }
 
     #[test]
     fn a_delivery_outside_its_ranges_is_refused_by_field() {
@@ -229,6 +255,32 @@ mod tests {
         }
         // Within a step the ranks are strided.
         assert_eq!(course(1, 2, 2, 0, 1).index(1), 3);
+    }
+
+    #[test]
+    fn dropped_indices_are_passed_over_also_by_who_goes_on_after_an_outage() {
+        let resolved = Resolved {
+            patches_per_epoch: 11,
+            ..resolved()
+        };
+        let course = |from, count| {
+            let delivery = Delivery {
+                world: 2,
+                batch_size: 2,
+                last_batch: LastBatch::Drop,
+                from,
+                count,
+                ..Delivery::default()
+            };
+            Course::new(&resolved, &delivery).unwrap()
+        };
+        // Two steps of four; three indices are dropped.
+        let whole = course(0, None);
+        assert_eq!((whole.steps(), whole.start(1), whole.start(2)), (2, 4, 11));
+        let rest = course(4, Some(1));
+        assert_eq!((rest.steps(), rest.start(1)), (1, 11));
+        // Who asks for less stands where the next step begins.
+        assert_eq!(course(0, Some(1)).start(1), 4);
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! Recipe + index -> patches, ordered and bounded. Knows nothing of HTTP.
 
+mod count;
 mod course;
 pub mod cursor;
 pub mod delivery;
@@ -7,6 +8,7 @@ mod donors;
 pub mod encoded;
 mod fair;
 mod judge;
+mod lane;
 mod leak;
 mod make;
 pub mod negatives;
@@ -38,11 +40,12 @@ use delivery::Delivery;
 use patch::StreamedPatch;
 use recipe::{Recipe, RecipeError};
 
+pub use count::count_patches;
 pub use course::{check_delivery, first_index};
 pub use fair::Weights;
 pub use leak::{held_out_cases, is_seen, seen_cases};
 pub use service::{StartError, StreamConfig, Streams};
-pub use shelf::{ModelEntry, ModelSource, ModelState, ModelsError, Shelf, ShelfParts, WarmUp};
+pub use shelf::{Activation, ModelEntry, ModelSource, ModelState, ModelsError, Shelf, ShelfParts, WarmUp};
 pub use stats::{BinCounts, StatsSnapshot, StreamStats};
 
 /// A recipe with every absent field filled in from the store, ready to be streamed.

@@ -327,6 +327,7 @@ fn prepare(scheduler: &Scheduler<Work, Made>) {
             prepared,
             on_failed,
         } = order.work.clone();
+        let _span = tracing::debug_span!("patch", recipe = %prepared.resolved.hash, index = order.index).entered();
         let wanted = PatchOrder {
             prepared,
             index: order.index,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::delivery::Delivery;
 use super::make::Maker;
@@ -31,6 +31,25 @@ pub trait ModelSource: Send + Sync {
     /// # Errors
     /// [`ModelsError::Unknown`] or [`ModelsError::Damaged`].
     fn load(&self, name: &str) -> Result<Bundle, ModelsError>;
+
+    /// Keeps for the next start which models are active, and with which ones the server had been started.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    fn remember(&self, activation: &Activation) -> std::io::Result<()>;
+
+    /// Returns what was kept last.
+    fn remembered(&self) -> Option<Activation>;
+}
+
+/// Which models serve in place of those that a server was started with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activation {
+    /// The name of the models that it was started with.
+    pub started_with: String,
+    /// The name of the active ones.
+    pub active: String,
 }
 
 /// Why models cannot be listed, loaded or exchanged.
@@ -145,6 +164,7 @@ pub struct ShelfParts {
 pub struct Shelf {
     parts: ShelfParts,
     places: RwLock<Places>,
+    started_with: String,
     /// One load at a time: each may take gigabytes.
     loading: Mutex<()>,
 }
@@ -160,6 +180,7 @@ impl Shelf {
         Arc::new(Self {
             parts,
             places: RwLock::new(places),
+            started_with: name.to_owned(),
             loading: Mutex::default(),
         })
     }
@@ -240,8 +261,34 @@ impl Shelf {
             let before = std::mem::replace(&mut places.active, name.to_owned());
             places.previous = Some(before);
             tracing::info!(name, "models were activated");
+            self.remember(name);
         }
         places.entry(name).ok_or_else(|| ModelsError::NotHeld(name.into()))
+    }
+
+    fn remember(&self, active: &str) {
+        let activation = Activation {
+            started_with: self.started_with.clone(),
+            active: active.to_owned(),
+        };
+        if let Err(error) = self.parts.source.remember(&activation) {
+            tracing::warn!(%error, active, "the activation cannot be kept: the next start is with the models of the command line");
+        }
+    }
+
+    /// Loads and activates what was active when a server that had started with the same models ended.
+    ///
+    /// # Errors
+    /// [`ModelsError`] says what is wrong with them; those that the server started with stay active.
+    pub fn take_up(&self) -> Result<(), ModelsError> {
+        let kept = self.parts.source.remembered();
+        match kept.filter(|kept| kept.started_with == self.started_with && kept.active != self.started_with) {
+            Some(Activation { active, .. }) => {
+                self.load(&active)?;
+                self.activate(&active).map(drop)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Activates the models that were active before.

@@ -1,7 +1,7 @@
 //! Every metric, declared once: name, kind, labels and meaning.
 
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -88,6 +88,10 @@ pub enum Stage {
     Gate,
     /// The critic's look at an untouched host, on the device.
     Look,
+    /// An optimizer's step, on the device.
+    Learn,
+    /// Scoring held-out cases while a training runs, on the device.
+    Validate,
     /// Augmentation.
     Augment,
     /// A lesion waiting for the device.
@@ -109,6 +113,8 @@ impl Stage {
             Self::Synthesize => "synthesize",
             Self::Gate => "gate",
             Self::Look => "look",
+            Self::Learn => "learn",
+            Self::Validate => "validate",
             Self::Augment => "augment",
             Self::WaitForDevice => "wait_for_device",
             Self::WaitForBatch => "wait_for_batch",
@@ -117,8 +123,9 @@ impl Stage {
         }
     }
 
-    /// Runs `work` and records how long it took.
+    /// Runs `work` within a span and records how long it took.
     pub fn time<T>(self, work: impl FnOnce() -> T) -> T {
+        let _span = tracing::debug_span!("stage", name = self.name()).entered();
         let start = Instant::now();
         let result = work();
         self.since(start);
@@ -127,7 +134,12 @@ impl Stage {
 
     /// Records what began at `start` and ends now.
     pub fn since(self, start: Instant) {
-        histogram!(STAGE_SECONDS, "stage" => self.name()).record(start.elapsed());
+        self.took(start.elapsed());
+    }
+
+    /// Records how long it took.
+    pub fn took(self, time: Duration) {
+        histogram!(STAGE_SECONDS, "stage" => self.name()).record(time);
     }
 }
 
@@ -194,7 +206,7 @@ pub const METRICS: &[Metric] = &[
     Metric::counter(
         PATCHES_TOTAL,
         &["outcome", "pool", "organ", "size", "contrast"],
-        "patches sent",
+        "patches sent to clients or handed to trainings of this server",
     ),
     Metric::counter(PATCHES_FAILED_TOTAL, &[], "patches that could not be made"),
     Metric::counter(
@@ -207,7 +219,7 @@ pub const METRICS: &[Metric] = &[
         &[],
         "patches made for readers who stall, taken back for others and to be made again",
     ),
-    Metric::counter(ATTEMPTS_TOTAL, &["organ"], "synthesis attempts behind the patches sent"),
+    Metric::counter(ATTEMPTS_TOTAL, &["organ"], "synthesis attempts behind those patches"),
     Metric::counter(
         GATE_ACCEPTED_TOTAL,
         &["organ", "size", "contrast"],
@@ -256,7 +268,7 @@ pub const METRICS: &[Metric] = &[
     ),
     Metric::gauge(STREAMS_OPEN, &[], "streams open now"),
     Metric::counter(STREAMS_ENDED_TOTAL, &["reason"], "streams ended"),
-    Metric::counter(SENT_BYTES_TOTAL, &[], "bytes handed to connections").measured_in(Unit::Bytes),
+    Metric::counter(SENT_BYTES_TOTAL, &[], "bytes of stream frames handed to connections").measured_in(Unit::Bytes),
     Metric::counter(HTTP_REQUESTS_TOTAL, &["route", "method", "status"], "requests answered"),
     Metric::seconds(
         HTTP_REQUEST_SECONDS,
@@ -279,7 +291,7 @@ pub const METRICS: &[Metric] = &[
     Metric::gauge(
         MODELS_INFO,
         &["bundle", "snapshot", "numerics"],
-        "models and store behind the default recipe; always 1",
+        "1 for the models and store behind the default recipe, 0 for those before them",
     ),
     Metric::gauge(
         PATCHES_IN_FLIGHT,
