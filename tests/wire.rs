@@ -121,7 +121,7 @@ fn a_stream_reads_back_and_unknown_kinds_are_skipped() {
 fn reuse_is_declared_and_a_batch_of_no_patches_keeps_its_shape() {
     let (_, delivery, mut batches) = batches(1);
     let mut batch = batches.remove(0);
-    for codec in [Codec::Raw, Codec::Zstd] {
+    for codec in [Codec::Raw, Codec::Zstd, Codec::ZstdU8] {
         let encoding = Encoding {
             codec,
             ..Encoding::of(&delivery, HuWindow::default())
@@ -207,7 +207,7 @@ fn readers_of_one_patch_get_what_each_asked_for() {
     let (delivery, batch) = odd_batch();
     let _shared = batch.patches.clone();
     for image in [ImageType::F16, ImageType::F32, ImageType::I16, ImageType::F16] {
-        for codec in [Codec::Raw, Codec::Zstd] {
+        for codec in [Codec::Raw, Codec::Zstd, Codec::ZstdU8] {
             let encoding = Encoding {
                 codec,
                 ..encoding(&delivery, image)
@@ -218,6 +218,19 @@ fn readers_of_one_patch_get_what_each_asked_for() {
                 "{image:?} {codec:?}"
             );
         }
+    }
+}
+
+#[test]
+fn masks_alone_may_be_compressed() {
+    let (delivery, batch) = odd_batch();
+    let plain = tensors(&batch.patches, &encoding(&delivery, ImageType::F16)).unwrap();
+    let (described, payload) = pack(&plain, Codec::ZstdU8).unwrap();
+    for (tensor, plain) in described.iter().zip(&plain) {
+        let is_mask = plain.element.bytes() == 1;
+        assert_eq!(tensor.codec, i32::from(is_mask), "{}", tensor.name);
+        assert_eq!(tensor.stored_length < tensor.raw_length, is_mask, "{}", tensor.name);
+        assert!(unpack(tensor, &payload).unwrap() == plain.bytes, "{}", tensor.name);
     }
 }
 

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--patches", type=int, default=patches, help="how many [%(default)s]")
         sub.add_argument("--start", type=int, default=0, help="the first index [%(default)s]")
         sub.add_argument("--batch-size", type=int, default=2, help="patches in a batch [%(default)s]")
-        sub.add_argument("--codec", choices=["raw", "zstd"], default="raw", help="compression on the wire [%(default)s]")
+        sub.add_argument("--codec", choices=["raw", "zstd", "zstd_u8"], default="raw", help="compression on the wire [%(default)s]")
         sub.add_argument("--image", choices=["i16", "f16", "f32"], default="i16", help="[%(default)s]")
         sub.add_argument("--api-key", help="the server's key, where it asks for one")
         sub.add_argument("--json", action="store_true", help="print one line of JSON")

@@ -113,7 +113,7 @@ def stream(
         batch_size: patches in a batch.
         count: batches to receive; absent: to the end of the epoch.
         image: ``f32`` or ``f16`` windowed to [0, 1], or ``i16`` in HU.
-        codec: ``raw``, or ``zstd`` for slow networks.
+        codec: ``raw``; for slow networks ``zstd_u8``, which compresses labels and masks, or ``zstd``, which compresses all.
         outputs: optional arrays: ``source``, ``soft_mask``, ``lesion_instance``.
         cursor: where to go on, as a :class:`Cursor` or what its ``to_dict`` returned; takes the place of ``start``.
         start: the first global index.

@@ -50,14 +50,22 @@ class Admin:
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
 
+    def ask(self, path: str, body: object = None) -> bytes:
+        """Returns an answer of the routes of trainings; with a body the request is a POST."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"X-API-Key": KEY, "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/v1/trainings{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return answer.read()
+
     def states(self) -> dict[str, str]:
         with urllib.request.urlopen(f"{self.url}/v1/models") as answer:
             return {entry["name"]: entry["state"] for entry in json.load(answer)["models"]}
 
 
-def serve(store: Path, root: Path) -> Server:
+def serve(store: Path, root: Path, *arguments: object) -> Server:
     settings = {"FREETUMOR__SERVER__ADMIN_KEYS": KEY}
-    return Server(store, "--models-root", root, env=settings, models=root / "first")
+    return Server(store, "--models-root", root, *arguments, env=settings, models=root / "first")
 
 
 def bundle_of(url: str, recipe: dict) -> str:
@@ -117,3 +125,52 @@ def test_what_cannot_be_loaded_changes_nothing(store: Path, root: Path) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request)
         assert refused.value.code == 401
+
+
+#: A steered training of seconds on the generator's gated lesions.
+SEGMENTOR = {
+    "widths": [8, 16], "steps": 9, "batch_size": 1, "checkpoint_every": 3,
+    "recipe": {**RECIPE, "sizes": {"tiny": 0.5, "small": 0.5}, "patch": [32, 32, 32], "unlabelled_negatives": "trust"},
+    "split": {"folds": 2}, "validation": {"every": 3, "cases": 1}, "steering": {"enabled": True},
+    "held_out": {"cases": 1, "window": {"window": [32, 32, 32], "overlap": 0.0}},
+}
+
+
+def test_a_training_on_gated_lesions_becomes_models_that_serve_also_after_a_restart(
+    store: Path, root: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(root / "first", models / "first")
+    with serve(store, models, "--jobs-dir", tmp_path / "jobs") as running:
+        admin = Admin(running)
+        admin.ask("", {"name": "job", "segmentor": SEGMENTOR})
+        told = admin.ask("/job/events").decode()
+        assert "event: finished" in told, told
+        # What it learnt from is counted as what clients get, and which mix it learns from is a metric.
+        scrape = running.get("/metrics")[1].decode().splitlines()
+        value = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in scrape if line and line[0] != "#"}
+        attempts = sum(n for name, n in value.items() if name.startswith("freetumor_attempts_total"))
+        handed = sum(n for name, n in value.items() if name.startswith("freetumor_patches_total"))
+        assert handed == 9 <= attempts, value
+        steps = value['freetumor_stage_seconds_count{stage="learn"}'], value['freetumor_stage_seconds_count{stage="validate"}']
+        assert steps == (9, 3)
+        mixes = [json.loads(line) for line in admin.ask("/job/files/segmentor.mixes.jsonl").splitlines()]
+        assert [mix["from_step"] for mix in mixes] == [3, 6, 9]
+        assert value["freetumor_training_mix"] == 3
+
+        admin.ask("/job/promote/next", {})
+        names = {path.name for path in (models / "next").iterdir()}
+        assert names >= {"critic.json", "generator.json", "discriminator.json"}, names
+        same = "generator.safetensors"
+        assert (models / "next" / same).read_bytes() == (models / "first" / same).read_bytes()
+        status, entry = admin.post("next/load")
+        assert status == 200 and entry["warm_up"]["attempts"] >= 1, entry
+        assert admin.post("next/activate")[0] == 200
+        batch = next(iter(freetumor.stream(running.url, RECIPE, batch_size=1, count=2)))
+        assert batch.cursor.bundle == entry["bundle"]
+        following = [content(batch) for batch in freetumor.stream(running.url, RECIPE, batch_size=1, count=2)]
+    # Killed, and started again as before: the models that were active serve, and cursors go on.
+    with serve(store, models) as running:
+        assert Admin(running).states() == {"first": "held", "next": "active"}
+        resumed = freetumor.stream(running.url, RECIPE, batch_size=1, count=1, cursor=batch.cursor)
+        assert [content(batch) for batch in resumed] == following[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from pathlib import Path
@@ -48,6 +49,43 @@ def test_a_server_that_dies_mid_epoch_costs_a_pause(store: Path, prefetch: int) 
     assert got == whole
     assert stream.reconnects >= 1 and stream.end_reason == "end_of_epoch"
     assert stream.cursor.next_index == 60
+
+
+def test_an_epoch_with_dropped_indices_ends_at_the_next_one_also_after_an_outage(store: Path) -> None:
+    # 30 indices are seven steps of four; two are dropped.
+    recipe = {**ANALYTIC, "patches_per_epoch": 30}
+    started = [Server(store)]
+    try:
+        stream = freetumor.stream(started[0].url, recipe, batch_size=4, last_batch="drop", patience=60)
+        indices = []
+        for batch in stream:
+            indices += [meta.index for meta in batch.meta]
+            if batch.step == 2:
+                started[0].kill()
+                restart_after(0.2, store, started[0].port, started).join()
+        assert indices == list(range(28)) and stream.reconnects >= 1
+        assert stream.cursor.next_index == 30
+        following = next(iter(freetumor.stream(started[-1].url, recipe, batch_size=4, cursor=stream.cursor)))
+        assert [meta.index for meta in following.meta] == [30, 31, 32, 33]
+    finally:
+        for one in started:
+            one.kill()
+
+
+def test_a_server_that_falls_silent_is_given_up(store: Path) -> None:
+    """Its kernel still acknowledges what it is sent, as where a process hangs."""
+    with Server(store, env={"FREETUMOR__SERVER__HEARTBEAT_SECONDS": "1"}) as running:
+        stream = freetumor.stream(running.url, ANALYTIC, image="i16", count=2000, timeout=3, patience=0, prefetch=0)
+        next(stream)
+        running.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        try:
+            with pytest.raises(freetumor.StreamCut, match="timed out"):
+                for _ in stream:
+                    pass
+        finally:
+            running.process.send_signal(signal.SIGCONT)
+        assert 2.5 < time.monotonic() - began < 30
 
 
 def test_patience_ends_with_the_cursor(store: Path) -> None:

@@ -29,15 +29,17 @@ pub enum ImageType {
     F32,
 }
 
-/// How a tensor's bytes are compressed.
+/// Which tensors' bytes are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Codec {
-    /// Not at all.
+    /// None.
     #[default]
     Raw,
-    /// Zstandard.
+    /// All, by Zstandard.
     Zstd,
+    /// Those of u8 elements: labels and masks take little time and hardly any bytes, noisy intensities much of both.
+    ZstdU8,
 }
 
 /// Optional tensors beside image and label.

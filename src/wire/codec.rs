@@ -266,6 +266,13 @@ fn write_parts<const N: usize>(hus: &[i16], put: &mut impl FnMut(&[u8]), bytes_o
     }
 }
 
+fn codec_of(element: Element, asked: Codec) -> proto::Codec {
+    match (asked, element) {
+        (Codec::Zstd, _) | (Codec::ZstdU8, Element::U8) => proto::Codec::Zstd,
+        (Codec::Raw | Codec::ZstdU8, _) => proto::Codec::Raw,
+    }
+}
+
 /// Compresses tensors and lays them out in a payload.
 ///
 /// # Errors
@@ -277,9 +284,10 @@ pub fn pack(tensors: &[RawTensor], codec: Codec) -> Result<(Vec<proto::Tensor>, 
     for tensor in tensors {
         payload.put_bytes(0, payload.len().next_multiple_of(ALIGNMENT) - payload.len());
         let offset = payload.len();
+        let codec = codec_of(tensor.element, codec);
         match codec {
-            Codec::Raw => payload.put_slice(&tensor.bytes),
-            Codec::Zstd => payload.put_slice(&zstd::bulk::compress(&tensor.bytes, ZSTD_LEVEL)?),
+            proto::Codec::Raw => payload.put_slice(&tensor.bytes),
+            proto::Codec::Zstd => payload.put_slice(&zstd::bulk::compress(&tensor.bytes, ZSTD_LEVEL)?),
         }
         described.push(proto::Tensor {
             name: tensor.name.into(),
@@ -288,11 +296,7 @@ pub fn pack(tensors: &[RawTensor], codec: Codec) -> Result<(Vec<proto::Tensor>, 
             offset: offset as u64,
             stored_length: (payload.len() - offset) as u64,
             raw_length: tensor.bytes.len() as u64,
-            codec: match codec {
-                Codec::Raw => proto::Codec::Raw,
-                Codec::Zstd => proto::Codec::Zstd,
-            }
-            .into(),
+            codec: codec.into(),
             crc32: crc32fast::hash(&payload[offset..]),
         });
     }
