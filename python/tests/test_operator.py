@@ -72,6 +72,27 @@ def test_every_metric_of_dashboard_and_alerts_is_scraped_or_declared(server: Ser
     assert scraped <= declared, scraped - declared
 
 
+def expressions() -> list[str]:
+    """Everything that dashboard and alerts ask Prometheus."""
+    dashboard = json.loads((DEPLOY / "grafana" / "freetumor.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = (DEPLOY / "prometheus" / "alerts.yml").read_text()
+    return asked + re.findall(r"expr: (.+?)\n(?= *(?:for|labels|annotations|- |$))", rules + "\n", re.DOTALL)
+
+
+def test_dashboard_and_alerts_ask_for_labels_that_their_metrics_have() -> None:
+    table = re.findall(r"^\| `(freetumor_\w+)` \|[^|]*\|[^|]*\|([^|]*)\|", (ROOT / "docs/reference/metrics.md").read_text(), re.M)
+    labels = {name: set(re.findall(r"\w+", said)) for name, said in table}
+    asked = expressions()
+    assert len(asked) > 30
+    for expression in asked:
+        names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bfreetumor_[a-z_]+", expression)}
+        known = {"instance", "job", "le"}.union(*(labels[name] for name in names))
+        used = set(re.findall(r"(\w+) *(?:=~|!~|!=|=)", expression))
+        used |= {label for group in re.findall(r"\bby *\(([^)]*)\)", expression) for label in re.findall(r"\w+", group)}
+        assert used <= known, f"{used - known} in {expression}"
+
+
 def test_logs_are_json_with_request_ids(store: Path) -> None:
     settings = {"FREETUMOR__LOG__FORMAT": "json", "FREETUMOR__LOG__LEVEL": "info,freetumor::http=debug"}
     with Server(store, env=settings) as running:
