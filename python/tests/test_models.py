@@ -152,8 +152,8 @@ def test_a_training_on_gated_lesions_becomes_models_that_serve_also_after_a_rest
         attempts = sum(n for name, n in value.items() if name.startswith("freetumor_attempts_total"))
         handed = sum(n for name, n in value.items() if name.startswith("freetumor_patches_total"))
         assert handed == 9 <= attempts, value
-        steps = value['freetumor_stage_seconds_count{stage="learn"}'], value['freetumor_stage_seconds_count{stage="validate"}']
-        assert steps == (9, 3)
+        times = [value[f'freetumor_stage_seconds_count{{stage="{stage}"}}'] for stage in ("learn", "validate")]
+        assert times == [9, 3]
         mixes = [json.loads(line) for line in admin.ask("/job/files/segmentor.mixes.jsonl").splitlines()]
         assert [mix["from_step"] for mix in mixes] == [3, 6, 9]
         assert value["freetumor_training_mix"] == 3

@@ -81,7 +81,8 @@ def expressions() -> list[str]:
 
 
 def test_dashboard_and_alerts_ask_for_labels_that_their_metrics_have() -> None:
-    table = re.findall(r"^\| `(freetumor_\w+)` \|[^|]*\|[^|]*\|([^|]*)\|", (ROOT / "docs/reference/metrics.md").read_text(), re.M)
+    reference = (ROOT / "docs/reference/metrics.md").read_text()
+    table = re.findall(r"^\| `(freetumor_\w+)` \|[^|]*\|[^|]*\|([^|]*)\|", reference, re.MULTILINE)
     labels = {name: set(re.findall(r"\w+", said)) for name, said in table}
     asked = expressions()
     assert len(asked) > 30
