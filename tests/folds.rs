@@ -90,6 +90,17 @@ fn every_fold_has_a_bundle_that_never_saw_it() {
     let again = freetumor(dir, &[&train[..], &["--resume"]].concat());
     assert_eq!(serde_json::from_str::<serde_json::Value>(&ok(&again)).unwrap(), reports);
     assert!(String::from_utf8_lossy(&again.stderr).contains("fold 2: already trained"));
+    // What was made with a critic that is no longer there is done anew: here, from its own state, to the same.
+    let generator = dir.join("m/fold-1/generator.json");
+    std::fs::write(&generator, "{}").unwrap();
+    let again = freetumor(dir, &[&train[..], &["--resume"]].concat());
+    ok(&again);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(
+        said.contains("fold 0: already trained") && !said.contains("fold 1: already trained"),
+        "{said}"
+    );
+    std::fs::remove_file(&generator).unwrap();
     // What another configuration came to is not.
     std::fs::write(
         dir.join("c.toml"),
@@ -107,4 +118,82 @@ fn every_fold_has_a_bundle_that_never_saw_it() {
     let refused = freetumor(dir, &train);
     assert!(!refused.status.success());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("critic.split.file already names the folds"));
+}
+
+/// Returns the number of a logged step.
+fn step_of(line: &str) -> u64 {
+    let line: serde_json::Value = serde_json::from_str(line).expect("lines are JSON");
+    line["step"].as_u64().expect("every line has its step")
+}
+
+/// Waits until a run has logged so many steps; returns the last one's number.
+fn wait_for_steps(log: &Path, steps: usize) -> u64 {
+    for _ in 0..3000 {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        let whole: Vec<&str> = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
+        if whole.len() >= steps {
+            return step_of(whole[whole.len() - 1]);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("no {steps} steps within a minute");
+}
+
+#[test]
+fn a_training_that_is_told_to_stop_saves_says_so_and_goes_on_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("c.toml"), CONFIG.replace("steps = 2", "steps = 1000000")).unwrap();
+    ok(&freetumor(
+        dir,
+        &[
+            "phantom",
+            "--config",
+            "c.toml",
+            "--store",
+            "s",
+            "--labelled",
+            "2",
+            "--unlabelled",
+            "0",
+        ],
+    ));
+    let log = dir.join("m/critic.metrics.jsonl");
+    let mut stopped_after = 0;
+    for _ in 0..2 {
+        let train = [
+            "train", "critic", "--config", "c.toml", "--store", "s", "--out", "m", "--resume",
+        ];
+        let child = Command::new(env!("CARGO_BIN_EXE_freetumor"))
+            .current_dir(dir)
+            .args([&train[..], &["--metrics", "127.0.0.1:0"]].concat())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Far from a checkpoint (every hundredth step): what was done is saved all the same.
+        wait_for_steps(&log, stopped_after as usize + 3);
+        Command::new("kill")
+            .args(["-TERM", &child.id().to_string()])
+            .status()
+            .unwrap();
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(0), "{said}");
+        let step = wait_for_steps(&log, 1);
+        assert!(
+            said.contains(&format!("saved and stopped after step {step}; go on with --resume")),
+            "{said}"
+        );
+        assert!(
+            said.contains("metrics on http://127.0.0.1:") && step > stopped_after,
+            "{said}"
+        );
+        stopped_after = step;
+    }
+    // Every step once: the second run went on where the first had stopped.
+    let text = std::fs::read_to_string(&log).unwrap();
+    let steps = text.lines().map(step_of);
+    assert!(steps.eq(1..=stopped_after));
+    assert!(dir.join("m/critic.config.toml").exists());
 }

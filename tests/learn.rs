@@ -721,6 +721,54 @@ impl Trainee for Scored<'_> {
     }
 }
 
+/// Diverges: after its second step a weight is infinite, while its loss is still a number.
+struct Diverging(u64);
+
+impl Trainee for Diverging {
+    fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
+        self.0 = step + 1;
+        Ok(Metrics::from([("loss".to_owned(), 1.0)]))
+    }
+
+    fn state(&self) -> Weights {
+        let weight = Weight {
+            shape: vec![1],
+            values: vec![if self.0 > 1 { f32::INFINITY } else { 0.5 }],
+        };
+        Weights::from([("net.bias".to_owned(), weight)])
+    }
+
+    fn restore(&mut self, _state: Weights, steps: u64) -> Result<(), LearnError> {
+        self.0 = steps;
+        Ok(())
+    }
+
+    fn model(&self) -> Weights {
+        self.state()
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_never_saved() {
+    let out = tempfile::tempdir().unwrap();
+    let validation = ValidationSettings::default();
+    let settings = FitSettings {
+        stage: "critic",
+        steps: 9,
+        checkpoint_every: 1,
+        identity: Digest::default(),
+        out: out.path(),
+        resume: false,
+        validation: &validation,
+    };
+    let refused = fit(&mut Diverging(0), &settings, &mut Quiet).unwrap_err();
+    assert!(refused.to_string().contains("step 2: net.bias is inf"), "{refused}");
+    // The checkpoint of the first step is what it was.
+    let state = std::fs::read(out.path().join("critic.state.safetensors")).unwrap();
+    let read = freetumor::checkpoint::read_weights(&state, out.path()).unwrap();
+    assert_eq!(read["net.bias"].values, [0.5]);
+}
+
 /// On a GPU the steps after the last saved state may come to other scores when they are made again.
 #[test]
 fn the_best_weights_are_those_that_the_resumed_state_knows_of() {

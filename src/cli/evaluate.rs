@@ -140,6 +140,10 @@ impl Exam<'_> {
         let name = self.manifest.role.name();
         check_plan((name, &self.manifest.plan), ("the store", store.plan()))?;
         let unseen = unseen_cases(&*store, &Provenance::of(&[self.manifest]));
+        let is_labelled = |case: &&usize| store.records()[**case].kind == CaseKind::Labelled;
+        if unseen.iter().filter(is_labelled).count() > self.settings.cases {
+            say_rest_left_out(self.settings.cases);
+        }
         let exam = Examination {
             net: &self.net,
             device: &self.device,
@@ -165,10 +169,7 @@ impl Exam<'_> {
         let (mut refused, mut seen) = (0, 0);
         for entry in datalist::read(list)? {
             if scores.len() == self.settings.cases {
-                say_error(&format!(
-                    "held_out.cases = {}: the rest is left out",
-                    self.settings.cases
-                ));
+                say_rest_left_out(self.settings.cases);
                 break;
             }
             match read_labelled(&entry, (preset, plan), options) {
@@ -237,6 +238,10 @@ fn unseen_cases(store: &dyn Cases, provenance: &Provenance) -> Vec<usize> {
     let unseen: Vec<usize> = (0..seen.len()).filter(|case| !seen[*case]).collect();
     say_left_out(seen.len() - unseen.len());
     unseen
+}
+
+fn say_rest_left_out(cases: usize) {
+    say_error(&format!("held_out.cases = {cases}: the rest is left out"));
 }
 
 fn say_left_out(cases: usize) {

@@ -13,7 +13,7 @@ use super::device::{Compute, DeviceArgs};
 use super::models::{open_models, open_store, start_service};
 use super::progress::Training;
 use super::{ConfigArgs, metrics, say_error, say_json};
-use crate::checkpoint::{Role, load_manifest};
+use crate::checkpoint::{Role, load_manifest, write_atomically};
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::learn::{Job, LearnError, train_critic, train_segmentor, train_synthesizer};
@@ -100,11 +100,17 @@ fn train(args: &StageArgs, stage: &str, run: Run) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     args.metrics.map_or(Ok(()), metrics::serve)?;
     let Some(folds) = args.folds.map(usize::from) else {
-        return match train_in(args, &config, &args.out, run)? {
+        return match train_in(args, (&config, stage), &args.out, run)? {
             Some(report) => say_json(&report).map(|()| ExitCode::SUCCESS),
             None => Ok(ExitCode::SUCCESS),
         };
     };
+    if stage == "critic" && config.critic.inner_folds == 0 {
+        say_error(
+            "critic.inner_folds is 0: where labelled patients host lesions, a critic that learnt from them judges; \
+             set it to 3 or more for a gate that did not",
+        );
+    }
     let snapshot = open_store(&args.store, &config)?.snapshot();
     let mut reports = Vec::new();
     for fold in 0..folds {
@@ -117,7 +123,7 @@ fn train(args: &StageArgs, stage: &str, run: Run) -> anyhow::Result<ExitCode> {
             continue;
         }
         say_error(&format!("fold {fold} of {folds}, in {}", out.display()));
-        match train_in(args, &config, &out, run)? {
+        match train_in(args, (&config, stage), &out, run)? {
             Some(report) => reports.push(report),
             None => return Ok(ExitCode::SUCCESS),
         }
@@ -136,9 +142,26 @@ fn is_result_of(out: &Path, stage: &str, (config, snapshot): (&Config, Digest)) 
     let Some(training) = load_manifest(out, role)?.training else {
         return Ok(false);
     };
+    if [Role::Critic, Role::Generator]
+        .iter()
+        .any(|other| is_newer(out, *other, role))
+    {
+        return Ok(false);
+    }
     // A segmentor's stands beside the cursor at which its stream ended.
     let trained_with = training.config.get(0).unwrap_or(&training.config);
     Ok(*trained_with == wanted && training.snapshot == snapshot)
+}
+
+/// Tells whether a model was written after another, which was then made from what it has replaced.
+fn is_newer(out: &Path, model: Role, than: Role) -> bool {
+    let written = |role: Role| {
+        let path = out.join(format!("{}.json", role.name()));
+        path.metadata().and_then(|metadata| metadata.modified()).ok()
+    };
+    written(model)
+        .zip(written(than))
+        .is_some_and(|(model, than)| model > than)
 }
 
 /// Returns the configuration whose stages all hold out one fold.
@@ -161,11 +184,15 @@ fn of_fold(mut config: Config, folds: usize, fold: usize) -> anyhow::Result<Conf
 }
 
 /// Trains into a folder; nothing where the run was asked to stop.
-fn train_in(args: &StageArgs, config: &Config, out: &Path, run: Run) -> anyhow::Result<Option<Value>> {
+fn train_in(args: &StageArgs, (config, stage): (&Config, &str), out: &Path, run: Run) -> anyhow::Result<Option<Value>> {
     let store = open_store(&args.store, config)?;
     let compute = args.device.open()?;
     fs_err::create_dir_all(out)?;
-    fs_err::write(out.join("config.toml"), toml::to_string(config)?)?;
+    let written = out.join(format!("{stage}.config.toml"));
+    // What is resumed began with the one that is there; another is refused.
+    if !args.resume || !written.exists() {
+        write_atomically(&written, toml::to_string(config)?.as_bytes())?;
+    }
     let mut job = Job {
         cases: &*store as &dyn Cases,
         out,

@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::learn::{CriticConfig, Method, SegmentorConfig, SynthesizerConfig};
 use crate::phantom::PhantomSettings;
 use crate::sampler::Augmentation;
-use crate::stream::recipe::REVISION;
+use crate::stream::recipe::{REVISION, Recipe};
 use crate::volume::Plan;
 
 /// Raised whenever the same configuration would mean other arms: runs of before do not count then.
@@ -120,6 +120,13 @@ impl ExperimentConfig {
         )?;
         if let Err(error) = self.published.check() {
             check("published", false, "a stage 2 of valid values", error.to_string())?;
+        }
+        let strong = Recipe {
+            augment: self.strong.clone(),
+            ..Recipe::default()
+        };
+        if let Err(error) = strong.validate() {
+            check("strong", false, "an augmentation of valid values", error.to_string())?;
         }
         let curve = self.curve_seeds;
         check("curve_seeds", curve <= 1000, "0 to 1000", curve.to_string())

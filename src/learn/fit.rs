@@ -10,11 +10,11 @@ use metrics::gauge;
 
 use super::LearnError;
 use super::validation::{Keep, ValidationSettings, Watch};
-use crate::checkpoint::{Precision, Weights, read_weights, weights_bytes, write_atomically};
+use crate::checkpoint::{Precision, Weight, Weights, read_weights, weights_bytes, write_atomically};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::store::Cases;
-use crate::telemetry::metrics::{Stage, TRAINING_LOSS};
+use crate::telemetry::metrics::{Stage, TRAINING_LOSS, TRAINING_MEASURE};
 
 /// What a step measured, by name.
 pub type Metrics = BTreeMap<String, f64>;
@@ -179,9 +179,7 @@ pub fn fit(
             validate(trainee, &mut watch, settings, (done, &mut metrics))?;
         }
         log_step(&mut log, done, &metrics)?;
-        if let Some(loss) = metrics.get("loss").or_else(|| metrics.get("generator_loss")) {
-            gauge!(TRAINING_LOSS, "stage" => settings.stage).set(*loss);
-        }
+        show(settings.stage, &metrics);
         progress.on_step(settings.stage, done, settings.steps, &metrics);
         let is_last = done == settings.steps || watch.is_over(settings.validation);
         let stop = progress.should_stop() && !is_last;
@@ -201,6 +199,18 @@ pub fn fit(
     })
 }
 
+/// Refuses to save weights that no loss can come back from.
+fn refuse_broken(state: &Weights, step: u64) -> Result<(), LearnError> {
+    let broken = |(name, weight): (&String, &Weight)| {
+        let value = weight.values.iter().find(|value| !value.is_finite())?;
+        Some((name.clone(), f64::from(*value)))
+    };
+    match state.iter().find_map(broken) {
+        Some((metric, value)) => Err(LearnError::NotFinite { step, metric, value }),
+        None => Ok(()),
+    }
+}
+
 fn refuse_not_finite(metrics: &Metrics, step: u64) -> Result<(), LearnError> {
     match metrics.iter().find(|(_, value)| !value.is_finite()) {
         Some((metric, value)) => Err(LearnError::NotFinite {
@@ -209,6 +219,16 @@ fn refuse_not_finite(metrics: &Metrics, step: u64) -> Result<(), LearnError> {
             value: *value,
         }),
         None => Ok(()),
+    }
+}
+
+/// Sets the metrics that tell what a step measured.
+fn show(stage: &'static str, metrics: &Metrics) {
+    if let Some(loss) = metrics.get("loss").or_else(|| metrics.get("generator_loss")) {
+        gauge!(TRAINING_LOSS, "stage" => stage).set(*loss);
+    }
+    for (name, value) in metrics {
+        gauge!(TRAINING_MEASURE, "stage" => stage, "name" => name.clone()).set(*value);
     }
 }
 
@@ -272,6 +292,7 @@ fn remove_other_bests(watch: &Watch, settings: &FitSettings) -> Result<(), Learn
 /// Writes model, optimizer and step as one file, so that one rename publishes a consistent state.
 fn save(trainee: &dyn Trainee, watch: &Watch, settings: &FitSettings, step: u64) -> Result<(), LearnError> {
     let mut state = trainee.state();
+    refuse_broken(&state, step)?;
     state.extend(watch.state());
     let bytes = weights_bytes(&state, Precision::Single, &settings.mark(step));
     write_atomically(&settings.state_path(), &bytes)?;

@@ -12,10 +12,11 @@ use super::painting::Painter;
 use super::synthesizer_settings::{Method, SynthesizerConfig, SynthesizerReport};
 use super::texture::Textures;
 use super::{LearnError, PaintingScore, ValidationSettings};
-use crate::checkpoint::{Architecture, Bundle, Role, Weights, load_manifest};
+use crate::checkpoint::{Architecture, Bundle, ModelManifest, Provenance, Role, Weights, load_manifest};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::store::Cases;
+use crate::stream::seen_cases;
 
 /// Trains generator and discriminator against the critic of a folder, measures the generator on held-out hosts, and
 /// writes a complete bundle (the critic is copied) and `synthesizer.report.json`.
@@ -52,7 +53,7 @@ pub fn train_synthesizer(
         steps: config.steps,
         parameters: made.parameters,
         training_cases: training.len(),
-        hosts_held_out: !held_out.is_empty(),
+        hosts_held_out: are_unseen(&held_out, job.cases, &critic_manifest),
         trained: made.trained,
         untrained: made.untrained,
         last_step: made.last_step,
@@ -63,6 +64,12 @@ pub fn train_synthesizer(
     copy_critic(critic_folder, job.out)?;
     write_report(job.out, "synthesizer", &report)?;
     Ok(report)
+}
+
+/// Tells whether there are held-out cases, and the critic has seen none of them either: its split may be another.
+fn are_unseen(held_out: &[usize], cases: &dyn Cases, critic: &ModelManifest) -> bool {
+    let seen = seen_cases(cases, &Provenance::of(&[critic]));
+    !held_out.is_empty() && held_out.iter().all(|case| !seen[*case])
 }
 
 /// What stage 2 works with.

@@ -54,6 +54,8 @@ pub const BUILD_INFO: &str = "freetumor_build_info";
 pub const MODELS_INFO: &str = "freetumor_models_info";
 /// A training's loss at its last report, by `stage`.
 pub const TRAINING_LOSS: &str = "freetumor_training_loss";
+/// What a training's last step measured, by `stage` and `name`, as in its lines of metrics.
+pub const TRAINING_MEASURE: &str = "freetumor_training_measure";
 /// A training's mean Dice score on held-out cases at its last validation, by `class`.
 pub const TRAINING_DICE: &str = "freetumor_training_dice";
 /// Share of true lesions that a segmentor in training found at its last validation, by `organ` and `size`.
@@ -299,6 +301,11 @@ pub const METRICS: &[Metric] = &[
         "patches that streams have asked for and not yet taken",
     ),
     Metric::gauge(TRAINING_LOSS, &["stage"], "a training's loss at its last report"),
+    Metric::gauge(
+        TRAINING_MEASURE,
+        &["stage", "name"],
+        "what a training's last step measured, by stage and name, as in its lines of metrics",
+    ),
     Metric::gauge(
         TRAINING_DICE,
         &["class"],
