@@ -4,6 +4,7 @@
 
 mod toy;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -18,7 +19,7 @@ use freetumor::synth::SynthesizerKind;
 
 /// The bundled models under any name, with a hash of the name.
 #[derive(Clone, Default)]
-struct Copies(Arc<Mutex<Option<Activation>>>);
+struct Copies(Arc<Mutex<BTreeMap<Digest, Activation>>>);
 
 fn named(name: &str) -> Bundle {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
@@ -36,13 +37,13 @@ impl ModelSource for Copies {
         Ok(named(name))
     }
 
-    fn remember(&self, activation: &Activation) -> std::io::Result<()> {
-        *self.0.lock().unwrap() = Some(activation.clone());
+    fn remember(&self, started_with: Digest, active: &Activation) -> std::io::Result<()> {
+        self.0.lock().unwrap().insert(started_with, active.clone());
         Ok(())
     }
 
-    fn remembered(&self) -> Option<Activation> {
-        self.0.lock().unwrap().clone()
+    fn remembered(&self, started_with: Digest) -> Option<Activation> {
+        self.0.lock().unwrap().get(&started_with).cloned()
     }
 }
 
@@ -91,7 +92,7 @@ fn released_models_count_as_long_as_a_stream_uses_them() {
 #[test]
 fn what_was_activated_serves_after_a_restart_too() {
     let source = Copies::default();
-    let start = |name: &str| {
+    let start_anyhow = |name: &str| {
         let cases = Arc::new(toy::store(2, 1));
         let streams = Streams::start(cases.clone(), Some(Arc::new(named(name))), StreamConfig::default()).unwrap();
         let parts = ShelfParts {
@@ -100,7 +101,11 @@ fn what_was_activated_serves_after_a_restart_too() {
             source: Box::new(source.clone()),
         };
         let shelf = Shelf::new(parts, name, streams);
-        shelf.take_up().unwrap();
+        (shelf.take_up(), shelf)
+    };
+    let start = |name: &str| {
+        let (taken_up, shelf) = start_anyhow(name);
+        taken_up.unwrap();
         shelf
     };
     let serves = |shelf: &Shelf| shelf.resolve(recipe(SynthesizerKind::Conditional)).unwrap().bundle;
@@ -111,6 +116,17 @@ fn what_was_activated_serves_after_a_restart_too() {
     assert_eq!(serves(&again), Digest::of(b"b"));
     // An operator who starts with others means those.
     assert_eq!(serves(&start("c")), Digest::of(b"c"));
+    // Nor are other models taken up under the name of those that were active.
+    let kept = source.0.lock().unwrap()[&Digest::of(b"a")].clone();
+    let replaced = Activation {
+        bundle: Digest::of(b"other"),
+        ..kept.clone()
+    };
+    source.0.lock().unwrap().insert(Digest::of(b"a"), replaced);
+    let (refused, of_a) = start_anyhow("a");
+    assert!(matches!(refused, Err(ModelsError::Replaced { .. })));
+    assert_eq!(serves(&of_a), Digest::of(b"a"));
+    source.0.lock().unwrap().insert(Digest::of(b"a"), kept);
     again.roll_back().unwrap();
     assert_eq!(serves(&start("a")), Digest::of(b"a"));
 }

@@ -52,8 +52,8 @@ def test_a_server_that_dies_mid_epoch_costs_a_pause(store: Path, prefetch: int) 
 
 
 def test_an_epoch_with_dropped_indices_ends_at_the_next_one_also_after_an_outage(store: Path) -> None:
-    # 30 indices are seven steps of four; two are dropped.
-    recipe = {**ANALYTIC, "patches_per_epoch": 30}
+    # 302 indices are 75 steps of four; two are dropped.
+    recipe = {**ANALYTIC, "patches_per_epoch": 302}
     started = [Server(store)]
     try:
         stream = freetumor.stream(started[0].url, recipe, batch_size=4, last_batch="drop", patience=60)
@@ -63,10 +63,10 @@ def test_an_epoch_with_dropped_indices_ends_at_the_next_one_also_after_an_outage
             if batch.step == 2:
                 started[0].kill()
                 restart_after(0.2, store, started[0].port, started).join()
-        assert indices == list(range(28)) and stream.reconnects >= 1
-        assert stream.cursor.next_index == 30
+        assert indices == list(range(300)) and stream.reconnects >= 1
+        assert stream.cursor.next_index == 302
         following = next(iter(freetumor.stream(started[-1].url, recipe, batch_size=4, cursor=stream.cursor)))
-        assert [meta.index for meta in following.meta] == [30, 31, 32, 33]
+        assert [meta.index for meta in following.meta] == [302, 303, 304, 305]
     finally:
         for one in started:
             one.kill()

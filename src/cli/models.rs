@@ -1,5 +1,6 @@
 //! Opens stores and bundles of models for the commands that need them.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -133,10 +134,10 @@ pub(super) fn models_name(dir: Option<&Path>) -> String {
     name.unwrap_or_else(|| "none".into())
 }
 
-/// The file in a root of models that tells which of them are active.
-const ACTIVATION: &str = ".active.json";
-/// Two names are no longer.
-const MAX_ACTIVATION_BYTES: u64 = 1 << 12;
+/// The file in a root of models that tells which of them are active, by the hash of those that a server was started with.
+const ACTIVATIONS: &str = ".active.json";
+const MAX_ACTIVATIONS: usize = 32;
+const MAX_ACTIVATIONS_BYTES: u64 = 1 << 16;
 
 /// A folder of folders of models, which are loaded by name; without it, there are none.
 pub(super) struct ModelsRoot {
@@ -179,20 +180,39 @@ impl ModelSource for ModelsRoot {
         Ok(bundle.with_compute_dtype(self.compute.dtype))
     }
 
-    fn remember(&self, activation: &Activation) -> std::io::Result<()> {
+    fn remember(&self, started_with: Digest, active: &Activation) -> std::io::Result<()> {
         let Some(root) = &self.root else { return Ok(()) };
-        let json = serde_json::to_vec(activation).expect("names are representable in JSON");
-        write_atomically(&root.join(ACTIVATION), &json)
+        let mut all = self.activations();
+        all.insert(started_with, active.clone());
+        while all.len() > MAX_ACTIVATIONS {
+            let other = all.keys().find(|key| **key != started_with).copied();
+            other.map(|other| all.remove(&other));
+        }
+        let json = serde_json::to_vec(&all).expect("names and hashes are representable in JSON");
+        write_atomically(&root.join(ACTIVATIONS), &json)
     }
 
-    fn remembered(&self) -> Option<Activation> {
-        let path = self.root.as_ref()?.join(ACTIVATION);
+    fn remembered(&self, started_with: Digest) -> Option<Activation> {
+        self.activations().remove(&started_with)
+    }
+}
+
+impl ModelsRoot {
+    /// Reads what is active in place of which models.
+    fn activations(&self) -> BTreeMap<Digest, Activation> {
+        let Some(root) = &self.root else { return BTreeMap::new() };
+        let path = root.join(ACTIVATIONS);
         let mut json = Vec::new();
-        let file = fs_err::File::open(&path).ok()?;
-        file.take(MAX_ACTIVATION_BYTES).read_to_end(&mut json).ok()?;
-        let kept = serde_json::from_slice(&json);
-        kept.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no activation that was kept"))
-            .ok()
+        let read = fs_err::File::open(&path).and_then(|file| file.take(MAX_ACTIVATIONS_BYTES).read_to_end(&mut json));
+        match read {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return BTreeMap::new(),
+            Err(error) => tracing::warn!(%error, "cannot read which models were active"),
+            Ok(_) => {}
+        }
+        serde_json::from_slice(&json).unwrap_or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "does not say which models were active");
+            BTreeMap::new()
+        })
     }
 }
 

@@ -15,6 +15,7 @@ use super::{ConfigArgs, say};
 use crate::config::Config;
 use crate::http::Server;
 use crate::jobs::{ModelFolders, TrainingConfig, TrainingHost, TrainingParts};
+use crate::panic::panic_text;
 use crate::store::Store;
 use crate::stream::recipe::Recipe;
 use crate::stream::{PatchService, Shelf, ShelfParts};
@@ -77,9 +78,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         source: Box::new(ModelsRoot::new(args.models_root.clone(), compute.clone())?),
     };
     let service = Shelf::new(parts, &models_name(args.models.as_deref()), streams);
-    if let Err(error) = service.take_up() {
-        tracing::error!(%error, "the models that were active cannot be taken up; those of the command line serve");
-    }
+    take_up(&service);
     let trainings = args.jobs_dir.as_deref().map(|root| {
         fs_err::create_dir_all(root)?;
         let parts = TrainingParts {
@@ -105,6 +104,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     ));
     server.wait()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets the models serve that were active last. What is wrong with them must not keep the server from its start.
+fn take_up(service: &Shelf) {
+    let taken = std::thread::scope(|scope| scope.spawn(|| service.take_up()).join());
+    let error = match taken {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic_text(&*panic),
+    };
+    tracing::error!(
+        error,
+        "the models that were active cannot be taken up; those of the command line serve"
+    );
 }
 
 /// Returns what trainings get that say nothing else: the segmentor's section; without models, on the analytic stream that

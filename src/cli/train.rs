@@ -134,18 +134,23 @@ fn train(args: &StageArgs, stage: &str, run: Run) -> anyhow::Result<ExitCode> {
 
 /// Tells whether a folder's model is what a stage of this configuration comes to on a store.
 fn is_result_of(out: &Path, stage: &str, (config, snapshot): (&Config, Digest)) -> anyhow::Result<bool> {
-    let (role, wanted) = match stage {
-        "critic" => (Role::Critic, serde_json::to_value(&config.critic)?),
-        "synthesizer" => (Role::Generator, serde_json::to_value(&config.synthesizer)?),
-        _ => (Role::Segmentor, serde_json::to_value(&config.segmentor)?),
+    let (role, made_with, wanted): (_, &[Role], _) = match stage {
+        "critic" => (Role::Critic, &[], serde_json::to_value(&config.critic)?),
+        "synthesizer" => (
+            Role::Generator,
+            &[Role::Critic],
+            serde_json::to_value(&config.synthesizer)?,
+        ),
+        _ => (
+            Role::Segmentor,
+            &[Role::Critic, Role::Generator],
+            serde_json::to_value(&config.segmentor)?,
+        ),
     };
     let Some(training) = load_manifest(out, role)?.training else {
         return Ok(false);
     };
-    if [Role::Critic, Role::Generator]
-        .iter()
-        .any(|other| is_newer(out, *other, role))
-    {
+    if made_with.iter().any(|other| is_newer(out, *other, role)) {
         return Ok(false);
     }
     // A segmentor's stands beside the cursor at which its stream ended.
@@ -189,8 +194,9 @@ fn train_in(args: &StageArgs, (config, stage): (&Config, &str), out: &Path, run:
     let compute = args.device.open()?;
     fs_err::create_dir_all(out)?;
     let written = out.join(format!("{stage}.config.toml"));
+    let is_resumed = args.resume && out.join(format!("{stage}.state.safetensors")).exists();
     // What is resumed began with the one that is there; another is refused.
-    if !args.resume || !written.exists() {
+    if !is_resumed || !written.exists() {
         write_atomically(&written, toml::to_string(config)?.as_bytes())?;
     }
     let mut job = Job {

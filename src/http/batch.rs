@@ -46,10 +46,10 @@ pub(super) async fn get(
 ) -> Result<Response, Problem> {
     let Query(pairs) = pairs.map_err(|rejection| Problem::new(ProblemKind::Query, rejection.body_text()))?;
     let query = query::parse(pairs, &app.default_recipe)?;
+    let deadline = deadline(&query, app.config.batch_seconds)?;
     let permit = app.admit_batch()?;
     let answer = app.admit_answer()?;
     let (format, index) = (query.format, query.delivery.from);
-    let deadline = deadline(&query, app.config.batch_seconds)?;
     let retry_after_seconds = app.config.retry_after_seconds;
     // Dropped with this future where the client leaves before its answer, or its time is over.
     let waiting = Waiting::default();
@@ -148,6 +148,9 @@ fn make(app: &App, caller: Caller, query: BatchQuery, client: &Client) -> Result
             }
         }
     })?;
+    if client.has_left.load(Ordering::SeqCst) {
+        return Err(StreamError::Stopped.into());
+    }
     count_patches(batch.patches.iter().map(|patch| &patch.meta));
     counter!(PATCHES_REUSED_TOTAL).increment(batch.reused.len() as u64);
     Ok((bytes, share))

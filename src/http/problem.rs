@@ -314,7 +314,9 @@ impl From<ModelsError> for Problem {
         let kind = match &error {
             ModelsError::Unknown(_) | ModelsError::NotHeld(_) => K::ModelsUnknown,
             ModelsError::Full | ModelsError::Active(_) | ModelsError::NoPrevious => K::ModelsConflict,
-            ModelsError::Start(_) | ModelsError::FailsDefaultRecipe { .. } => K::ModelsUnfit,
+            ModelsError::Start(_) | ModelsError::FailsDefaultRecipe { .. } | ModelsError::Replaced { .. } => {
+                K::ModelsUnfit
+            }
             ModelsError::Damaged { source, .. } => {
                 detail = format!("{detail}: {source}");
                 K::ModelsUnfit

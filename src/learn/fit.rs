@@ -184,7 +184,7 @@ pub fn fit(
         let is_last = done == settings.steps || watch.is_over(settings.validation);
         let stop = progress.should_stop() && !is_last;
         if stop || is_last || done.is_multiple_of(settings.checkpoint_every.max(1)) {
-            save(trainee, &watch, settings, done)?;
+            save(trainee, &mut watch, settings, done)?;
         }
         if stop {
             return Err(LearnError::Stopped { step: done });
@@ -252,9 +252,15 @@ fn validate(
         ));
     };
     metrics.insert("validation_dice".into(), score);
+    let before = watch.best().map(|(_, step)| step);
     if watch.take(score, step) && settings.validation.keep == Keep::Best {
         let bytes = weights_bytes(&trainee.model(), Precision::Single, &settings.mark(step));
         write_atomically(&settings.best_path(step), &bytes)?;
+        let stale = before.filter(|before| watch.saved != Some(*before));
+        let stale = stale
+            .map(|before| settings.best_path(before))
+            .filter(|stale| stale.exists());
+        stale.map_or(Ok(()), fs_err::remove_file)?;
     }
     Ok(())
 }
@@ -290,12 +296,13 @@ fn remove_other_bests(watch: &Watch, settings: &FitSettings) -> Result<(), Learn
 }
 
 /// Writes model, optimizer and step as one file, so that one rename publishes a consistent state.
-fn save(trainee: &dyn Trainee, watch: &Watch, settings: &FitSettings, step: u64) -> Result<(), LearnError> {
+fn save(trainee: &dyn Trainee, watch: &mut Watch, settings: &FitSettings, step: u64) -> Result<(), LearnError> {
     let mut state = trainee.state();
     refuse_broken(&state, step)?;
     state.extend(watch.state());
     let bytes = weights_bytes(&state, Precision::Single, &settings.mark(step));
     write_atomically(&settings.state_path(), &bytes)?;
+    watch.saved = watch.best().map(|(_, step)| step);
     remove_other_bests(watch, settings)
 }
 
@@ -305,9 +312,20 @@ fn restore(trainee: &mut dyn Trainee, watch: &mut Watch, settings: &FitSettings)
     }
     let (mut state, step) = read_marked(&settings.state_path(), settings)?;
     watch.restore(&state);
+    take_over_best(settings)?;
     state.remove("validation");
     trainee.restore(state, step)?;
     Ok(step)
+}
+
+/// Renames the best weights of a version that did not name their step.
+fn take_over_best(settings: &FitSettings) -> Result<(), LearnError> {
+    let unnamed = settings.out.join(format!("{}.best.safetensors", settings.stage));
+    if unnamed.exists() {
+        let (_, step) = read_marked(&unnamed, settings)?;
+        fs_err::rename(unnamed, settings.best_path(step))?;
+    }
+    Ok(())
 }
 
 /// Removes the state of an earlier run, which this one begins again; nothing is left to be resumed by mistake. Returns its

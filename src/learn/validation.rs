@@ -60,6 +60,8 @@ impl ValidationSettings {
 pub(super) struct Watch {
     best: Option<(f32, u64)>,
     since: u64,
+    /// The best step that the saved state knows of.
+    pub saved: Option<u64>,
 }
 
 impl Watch {
@@ -104,6 +106,7 @@ impl Watch {
             let whole = |high: f32, low: f32| ((high as u64) << 24) | low as u64;
             self.best = (score >= 0.0).then_some((score, whole(a, b)));
             self.since = whole(c, d);
+            self.saved = self.best.map(|(_, step)| step);
         }
     }
 }
@@ -166,6 +169,8 @@ mod tests {
         for (step, score) in [(1, 0.2), (2, 0.4), (40_000_000, 0.3), (40_000_001, 0.4)] {
             let mut restored = Watch::default();
             restored.restore(&watch.state());
+            // What is read is what was saved.
+            watch.saved = watch.best().map(|(_, step)| step);
             assert_eq!(restored, watch);
             watch = restored;
             watch.take(score, step);

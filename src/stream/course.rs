@@ -42,6 +42,15 @@ pub(super) struct Course {
     next: Option<u64>,
 }
 
+/// Returns where a run goes on that ends where an epoch has no whole step left; wherever it began, so that who went on after an
+/// outage goes on where the others do.
+fn after_the_dropped(from: u64, steps: u64, step: u64, epoch: u64) -> Option<u64> {
+    let end = from.saturating_add(steps.saturating_mul(step));
+    let left = epoch - end % epoch;
+    let is_over = left < step && (left < epoch || steps == 0);
+    is_over.then(|| end.saturating_add(left))
+}
+
 impl Course {
     /// Checks a delivery against a recipe.
     ///
@@ -68,8 +77,7 @@ impl Course {
         };
         let asked = delivery.count.unwrap_or(to_the_end);
         let is_partial = delivery.last_batch == LastBatch::Partial;
-        // Also where the batches to the epoch's end were counted, as a client does that goes on after an outage.
-        let drops = delivery.last_batch == LastBatch::Drop && asked == to_the_end;
+        let drops = delivery.last_batch == LastBatch::Drop;
         Ok(Self {
             rank: u64::from(delivery.rank),
             world,
@@ -77,7 +85,11 @@ impl Course {
             from,
             steps: if is_partial { asked.min(to_the_end) } else { asked },
             end: if is_partial { from + left } else { u64::MAX },
-            next: drops.then_some(from + left),
+            next: if drops {
+                after_the_dropped(from, asked, world * batch, epoch)
+            } else {
+                None
+            },
         })
     }
 
@@ -281,6 +293,11 @@ mod tests {
         assert_eq!((rest.steps(), rest.start(1)), (1, 11));
         // Who asks for less stands where the next step begins.
         assert_eq!(course(0, Some(1)).start(1), 4);
+        // Over an epoch's end, with and without an outage: 15 steps end at 60 of 66, where a whole step is left; 16 at 64.
+        assert_eq!((course(0, Some(15)).start(15), course(32, Some(7)).start(7)), (60, 60));
+        assert_eq!((course(0, Some(16)).start(16), course(32, Some(8)).start(8)), (66, 66));
+        // Where no batch is left, the next epoch.
+        assert_eq!((course(8, None).steps(), course(8, None).start(0)), (0, 11));
     }
 
     proptest! {

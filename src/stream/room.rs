@@ -18,6 +18,9 @@ pub(super) struct Limits {
     pub(super) weights: Weights,
 }
 
+/// The longest pause that counts as usual, in turnovers: who validated once may stall the next time.
+const LONGEST_PAUSE: u64 = 64;
+
 /// How far a stream has asked, and how far and when it was read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Progress {
@@ -89,7 +92,7 @@ impl Room {
     /// Tells whether a stream's reader goes on: not where others have meanwhile read all that there may be, and twice what they read
     /// between its last two batches.
     fn is_active(&self, stream: &Progress) -> bool {
-        let usual = self.turnover.max(2 * stream.pause);
+        let usual = self.turnover.max(2 * stream.pause.min(LONGEST_PAUSE * self.turnover));
         let has_stalled = !stream.is_waiting && self.reads - stream.last_read > usual;
         stream.is_reading && !has_stalled
     }

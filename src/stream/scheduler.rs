@@ -214,6 +214,12 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
             if let Some(order) = state.next(&self.limits, &mut taken_back) {
                 return Some(order);
             }
+            if !taken_back.is_empty() {
+                drop(state);
+                taken_back.clear();
+                state = self.state();
+                continue;
+            }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         None

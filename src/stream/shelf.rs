@@ -32,24 +32,24 @@ pub trait ModelSource: Send + Sync {
     /// [`ModelsError::Unknown`] or [`ModelsError::Damaged`].
     fn load(&self, name: &str) -> Result<Bundle, ModelsError>;
 
-    /// Keeps for the next start which models are active, and with which ones the server had been started.
+    /// Keeps which models are active on a server that was started with others, for its next start.
     ///
     /// # Errors
     /// What the operating system refuses.
-    fn remember(&self, activation: &Activation) -> std::io::Result<()>;
+    fn remember(&self, started_with: Digest, active: &Activation) -> std::io::Result<()>;
 
-    /// Returns what was kept last.
-    fn remembered(&self) -> Option<Activation>;
+    /// Returns what was kept last for a server that is started with models of a hash.
+    fn remembered(&self, started_with: Digest) -> Option<Activation>;
 }
 
 /// Which models serve in place of those that a server was started with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Activation {
-    /// The name of the models that it was started with.
-    pub started_with: String,
-    /// The name of the active ones.
-    pub active: String,
+    /// Their name.
+    pub name: String,
+    /// Their hash.
+    pub bundle: Digest,
 }
 
 /// Why models cannot be listed, loaded or exchanged.
@@ -85,6 +85,14 @@ pub enum ModelsError {
         "{MAX_HELD} bundles are held, or released but still in use by open streams, which is the limit; release one, or wait"
     )]
     Full,
+    /// Other models than were active under their name.
+    #[error("models {name:?} are not those that were active, {bundle}")]
+    Replaced {
+        /// Their name.
+        name: String,
+        /// The hash of those that were active.
+        bundle: Digest,
+    },
     /// The active models cannot be released.
     #[error("models {0:?} are active; activate others first")]
     Active(String),
@@ -164,7 +172,9 @@ pub struct ShelfParts {
 pub struct Shelf {
     parts: ShelfParts,
     places: RwLock<Places>,
-    started_with: String,
+    started_with: Digest,
+    /// One activation at a time, until it is kept.
+    activating: Mutex<()>,
     /// One load at a time: each may take gigabytes.
     loading: Mutex<()>,
 }
@@ -176,11 +186,14 @@ impl Shelf {
             active: name.to_owned(),
             ..Places::default()
         };
-        places.held.insert(name.to_owned(), Held::new(streams, None));
+        let held = Held::new(streams, None);
+        let started_with = held.bundle;
+        places.held.insert(name.to_owned(), held);
         Arc::new(Self {
             parts,
             places: RwLock::new(places),
-            started_with: name.to_owned(),
+            started_with,
+            activating: Mutex::default(),
             loading: Mutex::default(),
         })
     }
@@ -253,42 +266,41 @@ impl Shelf {
     /// # Errors
     /// [`ModelsError::NotHeld`].
     pub fn activate(&self, name: &str) -> Result<ModelEntry, ModelsError> {
+        let _one = self.activating.lock().unwrap_or_else(PoisonError::into_inner);
         let mut places = self.write();
-        if !places.held.contains_key(name) {
-            return Err(ModelsError::NotHeld(name.into()));
-        }
-        if places.active != name {
+        let held = places.held.get(name).ok_or_else(|| ModelsError::NotHeld(name.into()))?;
+        let activation = Activation {
+            name: name.to_owned(),
+            bundle: held.bundle,
+        };
+        let is_new = places.active != name;
+        if is_new {
             let before = std::mem::replace(&mut places.active, name.to_owned());
             places.previous = Some(before);
             tracing::info!(name, "models were activated");
-            self.remember(name);
         }
-        places.entry(name).ok_or_else(|| ModelsError::NotHeld(name.into()))
+        let entry = places.entry(name).ok_or_else(|| ModelsError::NotHeld(name.into()));
+        drop(places);
+        if is_new && let Err(error) = self.parts.source.remember(self.started_with, &activation) {
+            tracing::warn!(%error, name, "the activation cannot be kept: the next start is with the models of the command line");
+        }
+        entry
     }
 
-    fn remember(&self, active: &str) {
-        let activation = Activation {
-            started_with: self.started_with.clone(),
-            active: active.to_owned(),
-        };
-        if let Err(error) = self.parts.source.remember(&activation) {
-            tracing::warn!(%error, active, "the activation cannot be kept: the next start is with the models of the command line");
-        }
-    }
-
-    /// Loads and activates what was active when a server that had started with the same models ended.
+    /// Loads and activates what was active last on a server that had been started with the same models.
     ///
     /// # Errors
     /// [`ModelsError`] says what is wrong with them; those that the server started with stay active.
     pub fn take_up(&self) -> Result<(), ModelsError> {
-        let kept = self.parts.source.remembered();
-        match kept.filter(|kept| kept.started_with == self.started_with && kept.active != self.started_with) {
-            Some(Activation { active, .. }) => {
-                self.load(&active)?;
-                self.activate(&active).map(drop)
-            }
-            None => Ok(()),
+        let kept = self.parts.source.remembered(self.started_with);
+        let Some(Activation { name, bundle }) = kept.filter(|kept| kept.bundle != self.started_with) else {
+            return Ok(());
+        };
+        if self.load(&name)?.bundle != Some(bundle) {
+            self.release(&name)?;
+            return Err(ModelsError::Replaced { name, bundle });
         }
+        self.activate(&name).map(drop)
     }
 
     /// Activates the models that were active before.

@@ -98,13 +98,15 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn the_peak_of_memory_is_seen_and_forgotten() {
+    fn the_peak_of_memory_is_seen_after_it_was_given_back() {
         if !reset_peak_memory() {
             return;
         }
-        let before = memory_mib("VmHWM:").unwrap();
-        drop(black_box(vec![1_u8; 256 << 20]));
-        // A tenth less than what was held: other tests of the process give memory back meanwhile.
-        assert!(memory_mib("VmHWM:").unwrap() > before + 230.0);
+        // Other tests of the process take memory and give it back meanwhile: only what is held here is sure.
+        let held = black_box(vec![1_u8; 256 << 20]);
+        let resident = memory_mib("VmRSS:").unwrap();
+        drop(held);
+        let peak = memory_mib("VmHWM:").unwrap();
+        assert!(resident > 250.0 && peak > resident - 1.0, "{resident} {peak}");
     }
 }
