@@ -48,23 +48,28 @@ fn ok(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("JSON is text")
 }
 
-#[test]
-fn every_fold_has_a_bundle_that_never_saw_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    std::fs::write(dir.join("c.toml"), CONFIG).unwrap();
+/// Makes a store of so many labelled phantoms in a folder.
+fn make_store(dir: &Path, labelled: &str) {
     let phantom = [
         "phantom",
         "--config",
         "c.toml",
         "--store",
         "s",
-        "--labelled",
-        "6",
         "--unlabelled",
         "0",
+        "--labelled",
+        labelled,
     ];
     ok(&freetumor(dir, &phantom));
+}
+
+#[test]
+fn every_fold_has_a_bundle_that_never_saw_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("c.toml"), CONFIG).unwrap();
+    make_store(dir, "6");
     let train = [
         "train", "critic", "--config", "c.toml", "--store", "s", "--out", "m", "--folds", "3",
     ];
@@ -153,20 +158,7 @@ fn a_training_that_is_told_to_stop_saves_says_so_and_goes_on_later() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     std::fs::write(dir.join("c.toml"), CONFIG.replace("steps = 2", "steps = 1000000")).unwrap();
-    ok(&freetumor(
-        dir,
-        &[
-            "phantom",
-            "--config",
-            "c.toml",
-            "--store",
-            "s",
-            "--labelled",
-            "2",
-            "--unlabelled",
-            "0",
-        ],
-    ));
+    make_store(dir, "2");
     let log = dir.join("m/critic.metrics.jsonl");
     let mut stopped_after = 0;
     for _ in 0..2 {
