@@ -46,6 +46,8 @@ pub enum Purpose {
     Bootstrap = 16,
     /// The piece of texture that the published synthesizer takes.
     Texture = 17,
+    /// Benign nodules of the phantom.
+    PhantomNodule = 18,
 }
 
 /// A stream of random numbers under one key.

@@ -36,10 +36,19 @@ pub(super) enum Tissue {
     Artery,
     Bile,
     Cyst,
+    /// A benign nodule.
+    Nodule,
+}
+
+impl Tissue {
+    /// Tells whether a tumour spares it.
+    pub(super) fn is_benign(self) -> bool {
+        matches!(self, Self::Cyst | Self::Nodule)
+    }
 }
 
 /// How many tissues there are.
-pub(super) const TISSUES: usize = Tissue::Cyst as usize + 1;
+pub(super) const TISSUES: usize = Tissue::Nodule as usize + 1;
 
 /// The phantom under construction.
 pub(super) struct Canvas {

@@ -15,7 +15,7 @@ mod settings;
 mod tumours;
 mod write;
 
-pub use settings::{ContrastLaw, PhantomSettings, TumourLaw};
+pub use settings::{ContrastLaw, LesionLaw, PhantomSettings, RimLaw};
 pub use write::{case_id, write_cohort, write_store};
 
 use ndarray::Array3;
@@ -162,9 +162,10 @@ pub fn generate_with(settings: &PhantomSettings, spec: &PhantomSpec) -> PhantomV
     let intensities = Intensities::draw(spec.phase, &mut anatomy);
     let mut hu = intensities.paint(&canvas, &mut anatomy);
     benign::paint_patches(&canvas, &mut hu, &mut anatomy);
+    let known = (&intensities, spec.phase);
+    tumours::paint_nodules(&mut canvas, &mut hu, known, settings, &mut rng(Purpose::PhantomNodule));
     let mut grown = Vec::new();
     if spec.with_tumours {
-        let known = (&intensities, spec.phase);
         grown = tumours::paint_tumours(&mut canvas, &mut hu, known, settings, &mut rng(Purpose::PhantomTumour));
     }
     let image = intensity::scan(&canvas, hu, spec.scanner, &mut rng(Purpose::Scanner));

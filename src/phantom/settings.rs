@@ -14,16 +14,22 @@ pub struct PhantomSettings {
     /// Every so many-th patient is scanned without contrast agent, the others in the portal venous phase; 0: none.
     pub plain_every: usize,
     /// Tumours by organ (`liver`, `pancreas`, `kidney`); organs that are not named grow none.
-    pub tumours: BTreeMap<String, TumourLaw>,
-    /// How much tumours differ from their organs.
+    pub tumours: BTreeMap<String, LesionLaw>,
+    /// How much tumours and nodules differ from their organs.
     pub contrast: ContrastLaw,
+    /// Benign nodules by organ, labelled as the organ: grown as tumours are and as large and as dark, but even inside.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub nodules: BTreeMap<String, LesionLaw>,
+    /// The tumours' bright rims.
+    #[serde(skip_serializing_if = "RimLaw::is_default")]
+    pub rim: RimLaw,
 }
 
-/// How many tumours an organ grows, and how large.
+/// How many lesions an organ grows, and how large.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TumourLaw {
-    /// Shares of patients with 0, 1, 2, ... tumours in this organ.
+pub struct LesionLaw {
+    /// Shares of patients with 0, 1, 2, ... of them in this organ.
     pub counts: Vec<f64>,
     /// Mean of the logarithm of the equivalent-sphere diameter in mm.
     pub ln_mean: f64,
@@ -49,12 +55,22 @@ pub struct ContrastLaw {
     pub dark_hu: [f64; 2],
 }
 
+/// How often tumours have a rim, and how bright it is. Nodules have none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RimLaw {
+    /// Share of tumours with a rim of `hu`, beside those with the patterns that chance gives them.
+    pub share: f64,
+    /// By how much the outermost layer of voxels is brighter than the rest.
+    pub hu: f64,
+}
+
 /// The organs that may grow tumours, in the order in which they do.
 pub(super) const ORGANS: [(&str, u8); 3] = [("liver", LIVER), ("pancreas", PANCREAS), ("kidney", KIDNEY)];
 
 impl Default for PhantomSettings {
     fn default() -> Self {
-        let law = |counts: &[f64], ln_mean, ln_sd, range_mm| TumourLaw {
+        let law = |counts: &[f64], ln_mean, ln_sd, range_mm| LesionLaw {
             counts: counts.to_vec(),
             ln_mean,
             ln_sd,
@@ -69,6 +85,8 @@ impl Default for PhantomSettings {
                 .map(|(organ, law)| (organ.to_string(), law))
                 .into(),
             contrast: ContrastLaw::default(),
+            nodules: BTreeMap::new(),
+            rim: RimLaw::default(),
         }
     }
 }
@@ -97,26 +115,30 @@ impl PhantomSettings {
     /// Tells what is wrong with the settings, naming the key, or nothing.
     pub fn refusal(&self) -> Option<String> {
         let refuse = |key: &str, expected: &str, got: String| format!("phantom.{key}: expected {expected}, got {got}");
-        let unknown = self
-            .tumours
-            .keys()
-            .find(|name| !ORGANS.iter().any(|(organ, _)| organ == name));
-        if let Some(name) = unknown {
-            return Some(refuse("tumours", "liver, pancreas or kidney", format!("{name:?}")));
-        }
-        let laws = self.tumours.iter();
-        let law = laws
-            .filter_map(|(organ, law)| Some(refuse(&format!("tumours.{organ}"), law.refusal()?, format!("{law:?}"))));
-        law.chain(
-            self.contrast
-                .refusal()
-                .map(|expected| refuse("contrast", expected, format!("{:?}", self.contrast))),
-        )
-        .next()
+        let of_kind = |kind: &str, laws: &BTreeMap<String, LesionLaw>| {
+            laws.iter().find_map(|(organ, law)| {
+                if !ORGANS.iter().any(|(known, _)| known == organ) {
+                    return Some(refuse(kind, "liver, pancreas or kidney", format!("{organ:?}")));
+                }
+                Some(refuse(&format!("{kind}.{organ}"), law.refusal()?, format!("{law:?}")))
+            })
+        };
+        let contrast = || {
+            Some(refuse(
+                "contrast",
+                self.contrast.refusal()?,
+                format!("{:?}", self.contrast),
+            ))
+        };
+        let rim = || Some(refuse("rim", self.rim.refusal()?, format!("{:?}", self.rim)));
+        of_kind("tumours", &self.tumours)
+            .or_else(|| of_kind("nodules", &self.nodules))
+            .or_else(contrast)
+            .or_else(rim)
     }
 }
 
-impl TumourLaw {
+impl LesionLaw {
     fn refusal(&self) -> Option<&'static str> {
         let is_share = |share: &f64| (0.0..=1e6).contains(share);
         let counts = (1..=16).contains(&self.counts.len()) && self.counts.iter().all(is_share);
@@ -148,6 +170,17 @@ impl TumourLaw {
         // Drawn again outside the range: clamping would pile tumours up at its ends.
         let mut draws = (0..16).map(|_| libm::exp(self.ln_mean + self.ln_sd * rng.normal()));
         draws.find(|mm| (least..=most).contains(mm)).unwrap_or(most) as f32
+    }
+}
+
+impl RimLaw {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn refusal(&self) -> Option<&'static str> {
+        let ok = (0.0..=1.0).contains(&self.share) && (0.0..=200.0).contains(&self.hu);
+        (!ok).then_some("a share from 0 to 1 and hu from 0 to 200")
     }
 }
 
@@ -201,6 +234,8 @@ mod tests {
         );
         assert!(law("counts = [1]\nln_mean = 3\nln_sd = 1\nrange_mm = [9, 5]").contains("range_mm"));
         assert!(law("counts = [1]\nln_mean = 3\nln_sd = 9\nrange_mm = [5, 9]").contains("ln_sd"));
+        assert!(refused("[nodules.lung]\ncounts = [1]\nln_mean = 3\nln_sd = 1\nrange_mm = [5, 9]").contains("nodules"));
+        assert!(refused("[rim]\nshare = 2.0").contains("rim: expected a share"));
         assert!(refused("[contrast]\niso = 0.7\nbright = 0.7").contains("contrast: expected shares"));
         assert!(refused("[contrast]\ndark_hu = [7, 3]").contains("contrast: expected ranges"));
     }

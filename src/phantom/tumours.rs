@@ -1,17 +1,17 @@
-//! The phantom's tumours: grown, not drawn. They share neither code nor family with [`crate::lesion`].
+//! The phantom's tumours and benign nodules: grown, not drawn. They share neither code nor family with [`crate::lesion`].
 //!
 //! A tumour starts at one voxel of its organ and takes the cheapest reachable voxel until it has its volume, so it is
 //! connected and stays where it is allowed. What "cheap" means is its family: lobules (a sum of bumps), infiltration
 //! (slow and fast tissue at random), or ragged (distance plus a random field).
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use super::canvas::{Canvas, Tissue};
 use super::field::{Frame, LocalField, Point};
 use super::form::{dot, sub};
 use super::intensity::Intensities;
-use super::settings::{ORGANS, PhantomSettings};
+use super::settings::{LesionLaw, ORGANS, PhantomSettings, RimLaw};
 use super::{KIDNEY, PANCREAS, Phase};
 use crate::rng::Rng;
 
@@ -29,8 +29,8 @@ enum Pattern {
     Rim,
     /// A nearly liquid core.
     Necrotic,
-    /// A thin shell that differs from the rest.
-    Capsule,
+    /// A thin shell that is brighter than the rest, in HU.
+    Capsule(f32),
 }
 
 /// Grows and paints a patient's tumours.
@@ -41,19 +41,15 @@ pub(super) fn paint_tumours(
     settings: &PhantomSettings,
     rng: &mut Rng,
 ) -> Vec<Grown> {
-    let mut planned = vec![];
-    for (name, organ) in ORGANS {
-        if let Some(law) = settings.tumours.get(name) {
-            planned.extend((0..law.draw_count(rng)).map(|_| (organ, law)));
-        }
-    }
     let mut tumours = Vec::new();
-    for (organ, law) in planned {
+    for (organ, law) in plan(&settings.tumours, rng) {
         let diameter = law.draw_mm(rng);
         let contrast = settings.contrast.draw(rng) * strength(organ, phase);
         let contrast = contrast as f32;
         if let Some(voxels) = grow(canvas, organ, diameter, rng) {
-            render(canvas, hu, &voxels, (intensities, contrast), rng);
+            let layers = Layers::of(&canvas.frame, &voxels);
+            let pattern = layers.draw_pattern(&settings.rim, rng);
+            render(canvas, hu, (&voxels, &layers, pattern), (intensities, contrast), rng);
             voxels.iter().for_each(|i| canvas.labels[*i] = organ + 1);
             tumours.push(Grown {
                 label: organ + 1,
@@ -62,6 +58,42 @@ pub(super) fn paint_tumours(
         }
     }
     tumours
+}
+
+/// Grows and paints a patient's benign nodules: what tumours are but for their inside and their label.
+pub(super) fn paint_nodules(
+    canvas: &mut Canvas,
+    hu: &mut [f32],
+    (intensities, phase): (&Intensities, Phase),
+    settings: &PhantomSettings,
+    rng: &mut Rng,
+) {
+    for (organ, law) in plan(&settings.nodules, rng) {
+        let diameter = law.draw_mm(rng);
+        let contrast = (settings.contrast.draw(rng) * strength(organ, phase)) as f32;
+        if let Some(voxels) = grow(canvas, organ, diameter, rng) {
+            let layers = Layers::of(&canvas.frame, &voxels);
+            render(
+                canvas,
+                hu,
+                (&voxels, &layers, Pattern::Even),
+                (intensities, contrast),
+                rng,
+            );
+            voxels.iter().for_each(|i| canvas.tissue[*i] = Tissue::Nodule);
+        }
+    }
+}
+
+/// Draws how many lesions grow, organ by organ.
+fn plan<'a>(laws: &'a BTreeMap<String, LesionLaw>, rng: &mut Rng) -> Vec<(u8, &'a LesionLaw)> {
+    let mut planned = vec![];
+    for (name, organ) in ORGANS {
+        if let Some(law) = laws.get(name) {
+            planned.extend((0..law.draw_count(rng)).map(|_| (organ, law)));
+        }
+    }
+    planned
 }
 
 /// Returns how much of a drawn contrast an organ shows in a phase.
@@ -76,13 +108,13 @@ fn strength(organ: u8, phase: Phase) -> f64 {
 /// Tells whether a tumour of an organ may take a voxel.
 fn allows(canvas: &Canvas, organ: u8, i: usize) -> bool {
     let is_fat = matches!(canvas.tissue[i], Tissue::OrganFat | Tissue::Cavity);
-    (canvas.labels[i] == organ && canvas.tissue[i] != Tissue::Cyst) || (organ == KIDNEY && is_fat)
+    (canvas.labels[i] == organ && !canvas.tissue[i].is_benign()) || (organ == KIDNEY && is_fat)
 }
 
 /// Chooses where a tumour starts: the best of a few draws by how much of the ball around it lies in the organ.
 fn choose_seed(canvas: &Canvas, organ: u8, radius: f32, rng: &mut Rng) -> Option<usize> {
     let host: Vec<u32> = (0..canvas.labels.len())
-        .filter(|i| canvas.labels[*i] == organ && canvas.tissue[*i] != Tissue::Cyst)
+        .filter(|i| canvas.labels[*i] == organ && !canvas.tissue[*i].is_benign())
         .map(|i| i as u32)
         .collect();
     if host.is_empty() {
@@ -190,8 +222,37 @@ fn grow(canvas: &Canvas, organ: u8, diameter: f32, rng: &mut Rng) -> Option<Vec<
     Some(voxels)
 }
 
-/// Returns every voxel's depth below the tumour's surface in voxel layers, 1 at the surface.
-fn layers(frame: &Frame, voxels: &[usize]) -> Vec<u16> {
+/// A lesion's voxels by their depth.
+struct Layers {
+    /// In the order of the voxels, see [`depths`].
+    depth: Vec<u16>,
+    deepest: f32,
+}
+
+impl Layers {
+    fn of(frame: &Frame, voxels: &[usize]) -> Self {
+        let depth = depths(frame, voxels);
+        let deepest = f32::from(depth.iter().copied().max().unwrap_or(1));
+        Self { depth, deepest }
+    }
+
+    /// Draws how a tumour looks inside.
+    fn draw_pattern(&self, rim: &RimLaw, rng: &mut Rng) -> Pattern {
+        let pattern = match rng.below(6) {
+            0 if self.deepest > 3.0 => Pattern::Rim,
+            1 if self.deepest > 4.0 => Pattern::Necrotic,
+            2 if self.deepest > 2.0 => Pattern::Capsule(28.0),
+            _ => Pattern::Even,
+        };
+        match rim.share > 0.0 && rng.chance(rim.share) {
+            true => Pattern::Capsule(rim.hu as f32),
+            false => pattern,
+        }
+    }
+}
+
+/// Returns every voxel's depth below the lesion's surface in voxel layers, 1 at the surface.
+fn depths(frame: &Frame, voxels: &[usize]) -> Vec<u16> {
     let mut depth = vec![0u16; voxels.len()];
     let mut current = 1;
     loop {
@@ -216,23 +277,15 @@ fn layers(frame: &Frame, voxels: &[usize]) -> Vec<u16> {
     }
 }
 
-/// Writes a tumour's HU.
+/// Writes a lesion's HU.
 fn render(
     canvas: &Canvas,
     hu: &mut [f32],
-    voxels: &[usize],
+    (voxels, layers, pattern): (&[usize], &Layers, Pattern),
     (intensities, contrast): (&Intensities, f32),
     rng: &mut Rng,
 ) {
     let frame = &canvas.frame;
-    let depth = layers(frame, voxels);
-    let deepest = f32::from(depth.iter().copied().max().unwrap_or(1));
-    let pattern = match rng.below(6) {
-        0 if deepest > 3.0 => Pattern::Rim,
-        1 if deepest > 4.0 => Pattern::Necrotic,
-        2 if deepest > 2.0 => Pattern::Capsule,
-        _ => Pattern::Even,
-    };
     let at = |i: usize| frame.position(frame.voxel(i));
     let bounds = voxels
         .iter()
@@ -247,12 +300,12 @@ fn render(
     let amplitude = rng.range(4.0, 13.0) as f32;
     let mut values: Vec<f32> = (0..voxels.len())
         .map(|k| {
-            let relative = f32::from(depth[k]) / deepest;
+            let relative = f32::from(layers.depth[k]) / layers.deepest;
             let structure = match pattern {
                 Pattern::Even => 0.0,
                 Pattern::Rim if relative < 0.35 => 25.0,
                 Pattern::Necrotic if relative > 0.5 => -38.0,
-                Pattern::Capsule if depth[k] == 1 => 28.0,
+                Pattern::Capsule(bright) if layers.depth[k] == 1 => bright,
                 _ => 0.0,
             };
             structure + amplitude * texture.at(at(voxels[k]))
