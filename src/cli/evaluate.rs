@@ -1,5 +1,6 @@
 //! `freetumor evaluate`: scores a model on the labelled cases of a store, or on scans on their own grids.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -153,7 +154,10 @@ impl Exam<'_> {
         };
         let mut slices = Vec::new();
         Ok(Examined {
-            scores: score_held_out(&exam, &mut |scored| self.note(scored, &mut slices))?,
+            scores: score_held_out(&exam, &mut |scored| {
+                self.note(scored, &mut slices);
+                ControlFlow::Continue(())
+            })?,
             slices,
             of_what: store.snapshot().to_string(),
             refused: 0,

@@ -1,6 +1,7 @@
 //! Scores of a segmenting network on held-out labelled cases.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use burn::tensor::Device;
 use ndarray::Array3;
@@ -85,11 +86,14 @@ pub struct Scored<'a> {
     pub spacing_mm: [f64; 3],
 }
 
-/// Predicts the labelled cases among `held_out` and compares; `note` sees every case that is done.
+/// Predicts the labelled cases among `held_out` and compares; `note` sees every case that is done, and may stop there.
 ///
 /// # Errors
-/// [`EvaluateError`] where a case cannot be read or its classes are not the plan's.
-pub fn score_held_out(exam: &Examination, note: &mut dyn FnMut(&Scored)) -> Result<HeldOut, EvaluateError> {
+/// [`EvaluateError`] where a case cannot be read or its classes are not the plan's, and where `note` stopped.
+pub fn score_held_out(
+    exam: &Examination,
+    note: &mut dyn FnMut(&Scored) -> ControlFlow<()>,
+) -> Result<HeldOut, EvaluateError> {
     let Examination {
         net,
         device,
@@ -121,13 +125,16 @@ pub fn score_held_out(exam: &Examination, note: &mut dyn FnMut(&Scored)) -> Resu
         let score = comparison
             .measure(labels, &settings.tolerance)?
             .named(&record.id, &record.patient);
-        note(&Scored {
+        let noted = note(&Scored {
             score: &score,
             image: &crop.image,
             truth: &crop.labels,
             prediction: &prediction,
             spacing_mm: record.grid.spacing_mm(),
         });
+        if noted.is_break() {
+            return Err(EvaluateError::Stopped);
+        }
         scores.push(score);
     }
     Ok(HeldOut::of(scores, labels, settings))

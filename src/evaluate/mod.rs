@@ -43,4 +43,7 @@ pub enum EvaluateError {
     /// Its classes are not those of the plan.
     #[error(transparent)]
     Label(#[from] crate::volume::LabelError),
+    /// Who watches asked to stop.
+    #[error("stopped before every case was scored")]
+    Stopped,
 }

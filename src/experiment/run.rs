@@ -1,6 +1,7 @@
 //! Carries out runs: makes stores and models where they are missing, trains a segmentor, tests it, keeps its predictions.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,10 +13,10 @@ use super::cohort::{Cohort, test_specs};
 use super::results::mean;
 use super::{Arm, ExperimentError, Results, RunKey, RunRecord, Setting, identity};
 use crate::checkpoint::{Bundle, load_segmentor};
-use crate::evaluate::{Examination, HeldOut, HeldOutSettings, Overlap, score_held_out};
+use crate::evaluate::{EvaluateError, Examination, HeldOut, HeldOutSettings, Overlap, score_held_out};
 use crate::ingest::nifti::write_labels;
 use crate::kernel::ComputeDtype;
-use crate::learn::{CriticConfig, Job, Progress, SegmentorConfig, Split, SynthesizerConfig};
+use crate::learn::{CriticConfig, Job, LearnError, Progress, SegmentorConfig, Split, SynthesizerConfig};
 use crate::learn::{train_critic, train_segmentor, train_synthesizer};
 use crate::phantom::{PhantomSpec, case_id, write_cohort};
 use crate::sampler::Pool;
@@ -262,7 +263,15 @@ impl<'a> Experiment<'a> {
                 let grid = &self.test.records()[case].grid;
                 kept = write_labels(&path, scored.prediction.view(), grid).map_err(|error| (path, error.to_string()));
             }
-        })?;
+            match progress.should_stop() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+        let scores = match scores {
+            Err(EvaluateError::Stopped) => return Err(LearnError::Stopped { step: config.steps }.into()),
+            scores => scores?,
+        };
         kept.map_err(|(path, what)| ExperimentError::Prediction { path, what })?;
         Ok(scores)
     }

@@ -313,7 +313,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         data_wait: trained.fitted.data_wait,
         parameters: trained.architecture.parameters(),
         training_cases: labelled.len(),
-        held_out: held_out_scores(&trained.net, job, &held_out, &config.held_out)?,
+        held_out: held_out_scores((&trained.net, trained.fitted.steps), job, &held_out, &config.held_out)?,
         calibration_lesions: scores.len(),
         calibration: calibration.clone(),
         last_step: trained.last_step.clone(),

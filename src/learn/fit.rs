@@ -145,12 +145,18 @@ impl FitSettings<'_> {
     fn metrics_path(&self) -> PathBuf {
         self.out.join(format!("{}.metrics.jsonl", self.stage))
     }
+
+    /// Returns where the report of a run lies that broke off.
+    fn broken_off_path(&self) -> PathBuf {
+        self.out.join(format!("{}.broken_off.json", self.stage))
+    }
 }
 
 /// Trains to the last step, from the last checkpoint where asked to, or until more steps stop to help.
 ///
 /// # Errors
-/// [`LearnError::NotFinite`] at the first loss that is not; [`LearnError::Stopped`] where the watcher asked for it.
+/// [`LearnError::NotFinite`] at the first loss that is not, [`LearnError::Guard`] where stage 2 has stopped to make sense; either leaves
+/// `<stage>.broken_off.json`. [`LearnError::Stopped`] where the watcher asked for it.
 pub fn fit(
     trainee: &mut dyn Trainee,
     settings: &FitSettings,
@@ -161,18 +167,20 @@ pub fn fit(
         true => restore(trainee, &mut watch, settings)?,
         false => forget(settings)?,
     };
+    remove_if_there(&settings.broken_off_path())?;
     let mut log = open_log(&settings.metrics_path(), start)?;
-    let (mut done, mut spent) = (start, Duration::ZERO);
+    let (mut done, mut spent, mut last) = (start, Duration::ZERO, Metrics::new());
     while done < settings.steps && !watch.is_over(settings.validation) {
         let (began, waited) = (Instant::now(), trainee.data_wait());
-        let mut metrics = trainee.step(done)?;
+        let measured = trainee.step(done);
+        let measured = measured.and_then(|metrics| refuse_not_finite(metrics, done));
+        let mut metrics = measured.or_else(|error| break_off(settings, (done, &last), error))?;
         spent += began.elapsed();
         Stage::Learn.took(
             began
                 .elapsed()
                 .saturating_sub(trainee.data_wait().saturating_sub(waited)),
         );
-        refuse_not_finite(&metrics, done)?;
         done += 1;
         let every = settings.validation.every;
         if every > 0 && done.is_multiple_of(every) {
@@ -181,10 +189,11 @@ pub fn fit(
         log_step(&mut log, done, &metrics)?;
         show(settings.stage, &metrics);
         progress.on_step(settings.stage, done, settings.steps, &metrics);
+        last.clone_from(&metrics);
         let is_last = done == settings.steps || watch.is_over(settings.validation);
         let stop = progress.should_stop() && !is_last;
         if stop || is_last || done.is_multiple_of(settings.checkpoint_every.max(1)) {
-            save(trainee, &mut watch, settings, done)?;
+            save(trainee, &mut watch, settings, done).or_else(|error| break_off(settings, (done, &last), error))?;
         }
         if stop {
             return Err(LearnError::Stopped { step: done });
@@ -211,15 +220,30 @@ fn refuse_broken(state: &Weights, step: u64) -> Result<(), LearnError> {
     }
 }
 
-fn refuse_not_finite(metrics: &Metrics, step: u64) -> Result<(), LearnError> {
+fn refuse_not_finite(metrics: Metrics, step: u64) -> Result<Metrics, LearnError> {
     match metrics.iter().find(|(_, value)| !value.is_finite()) {
         Some((metric, value)) => Err(LearnError::NotFinite {
             step,
             metric: metric.clone(),
             value: *value,
         }),
-        None => Ok(()),
+        None => Ok(metrics),
     }
+}
+
+/// Leaves a report where a run makes no sense any more: the cause, and what the step before measured.
+fn break_off<T>(settings: &FitSettings, (step, last): (u64, &Metrics), error: LearnError) -> Result<T, LearnError> {
+    if let LearnError::NotFinite { .. } | LearnError::Guard { .. } = error {
+        let report = serde_json::json!({
+            "stage": settings.stage,
+            "step": step,
+            "cause": error.to_string(),
+            "metrics_before": last,
+        });
+        let text = serde_json::to_vec_pretty(&report).expect("finite numbers are representable in JSON");
+        write_atomically(&settings.broken_off_path(), &text)?;
+    }
+    Err(error)
 }
 
 /// Sets the metrics that tell what a step measured.
@@ -331,10 +355,15 @@ fn take_over_best(settings: &FitSettings) -> Result<(), LearnError> {
 /// Removes the state of an earlier run, which this one begins again; nothing is left to be resumed by mistake. Returns its
 /// first step.
 fn forget(settings: &FitSettings) -> Result<u64, LearnError> {
-    if settings.state_path().exists() {
-        fs_err::remove_file(settings.state_path())?;
-    }
+    remove_if_there(&settings.state_path())?;
     Ok(0)
+}
+
+fn remove_if_there(path: &Path) -> std::io::Result<()> {
+    match path.exists() {
+        true => fs_err::remove_file(path),
+        false => Ok(()),
+    }
 }
 
 /// Reads weights that a run of these settings has left, and after which step.

@@ -1,9 +1,11 @@
 //! How well a stage's network does on the cases that were kept from it.
 
+use std::ops::ControlFlow;
+
 use metrics::gauge;
 
 use super::{Job, LearnError, Metrics};
-use crate::evaluate::{Examination, HeldOut, HeldOutSettings, score_held_out};
+use crate::evaluate::{EvaluateError, Examination, HeldOut, HeldOutSettings, score_held_out};
 use crate::nn::VoxelClassifier;
 use crate::telemetry::metrics::TRAINING_DICE;
 
@@ -21,9 +23,12 @@ pub(super) fn dice_metrics(scores: &HeldOut) -> Metrics {
         .collect()
 }
 
-/// Scores a network on a job's held-out cases.
+/// Scores a network that was trained for `step` steps on a job's held-out cases.
+///
+/// # Errors
+/// [`LearnError::Stopped`] where the watcher asks for it: the state of the last step is saved, so that a resumed run comes back here.
 pub(super) fn held_out_scores(
-    net: &dyn VoxelClassifier,
+    (net, step): (&dyn VoxelClassifier, u64),
     job: &mut Job,
     held_out: &[usize],
     settings: &HeldOutSettings,
@@ -35,7 +40,15 @@ pub(super) fn held_out_scores(
         held_out,
         settings,
     };
-    Ok(score_held_out(&exam, &mut |scored| {
+    let scores = score_held_out(&exam, &mut |scored| {
         job.progress.on_note(&format!("scored {}", scored.score.case));
-    })?)
+        match job.progress.should_stop() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    match scores {
+        Err(EvaluateError::Stopped) => Err(LearnError::Stopped { step }),
+        scores => Ok(scores?),
+    }
 }

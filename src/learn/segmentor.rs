@@ -402,7 +402,7 @@ pub fn train_segmentor(
         parameters: architecture.parameters(),
         recipe: recipe.hash,
         training_cases: training.len(),
-        held_out: held_out_scores(&net, job, &held_out, &config.held_out)?,
+        held_out: held_out_scores((&net, fitted.steps), job, &held_out, &config.held_out)?,
         mixes,
         last_step,
     };

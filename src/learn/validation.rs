@@ -1,5 +1,7 @@
 //! Scores during training: which weights were best so far, and when more steps stopped to help.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
@@ -143,7 +145,7 @@ impl<'a> Validator<'a> {
             held_out: &self.held_out,
             settings: &self.settings,
         };
-        Ok(score_held_out(&exam, &mut |_| ())?)
+        Ok(score_held_out(&exam, &mut |_| ControlFlow::Continue(()))?)
     }
 }
 

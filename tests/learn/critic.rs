@@ -1,0 +1,338 @@
+//! Stage 1.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use freetumor::checkpoint::{Bundle, Role, load_manifest};
+use freetumor::kernel::ComputeDtype;
+use freetumor::learn::{
+    CriticConfig, Job, Keep, LearnError, NetworkChoice, Progress, Quiet, ValidationSettings, train_critic,
+};
+use freetumor::store::CaseKind;
+use freetumor::store::Cases;
+
+use super::{StopAfter, critic_config, toy, weights};
+
+#[test]
+fn a_resumed_critic_has_the_weights_of_an_uninterrupted_one() {
+    let store = toy::store(10, 2);
+    let device = Device::flex();
+    let config = critic_config(6);
+    let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out,
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress,
+        };
+        train_critic(&config, &mut job)
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    run(whole.path(), false, &mut Quiet).unwrap();
+    let stopped = run(parts.path(), false, &mut StopAfter(3, 0));
+    assert!(matches!(stopped, Err(LearnError::Stopped { step: 3 })), "{stopped:?}");
+    assert!(!parts.path().join("critic.json").exists());
+    run(parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!(weights(whole.path(), Role::Critic), weights(parts.path(), Role::Critic));
+    let lines = |out: &Path| std::fs::read_to_string(out.join("critic.metrics.jsonl")).unwrap();
+    assert_eq!(lines(whole.path()), lines(parts.path()));
+    assert_eq!(lines(parts.path()).lines().count(), 6);
+}
+
+#[test]
+fn a_critic_learns_says_what_it_saw_and_calibrates_the_gate() {
+    let store = toy::store(10, 2);
+    let out = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let mut job = Job {
+        cases: &store,
+        out: out.path(),
+        resume: false,
+        device: &device,
+        dtype: ComputeDtype::F32,
+        progress: &mut Quiet,
+    };
+    let report = train_critic(&critic_config(40), &mut job).unwrap();
+    let lines = std::fs::read_to_string(out.path().join("critic.metrics.jsonl")).unwrap();
+    let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["metrics"]["loss"].as_f64();
+    let losses: Vec<f64> = lines.lines().filter_map(loss).collect();
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    assert!(mean(&losses[30..]) < 0.6 * mean(&losses[..5]), "{losses:?}");
+    // Ten labelled cases, a fifth held out; the unlabelled ones are not the critic's.
+    assert_eq!(report.training_cases, 8);
+    assert_eq!(report.calibration_lesions, 2);
+    let manifest = load_manifest(out.path(), Role::Critic).unwrap();
+    assert_eq!(manifest.training.unwrap().source_hashes.len(), 8);
+    assert_eq!(manifest.calibration.unwrap().entries.len(), 1);
+    assert!(out.path().join("critic.report.json").exists());
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_and_saves_nothing() {
+    let store = toy::store(10, 0);
+    let out = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let mut config = critic_config(6);
+    config.optimizer.learning_rate = 1e30;
+    config.checkpoint_every = 1000;
+    let mut job = Job {
+        cases: &store,
+        out: out.path(),
+        resume: false,
+        device: &device,
+        dtype: ComputeDtype::F32,
+        progress: &mut Quiet,
+    };
+    let error = train_critic(&config, &mut job).unwrap_err();
+    assert!(matches!(error, LearnError::NotFinite { .. }), "{error}");
+    assert!(error.to_string().starts_with("step "), "{error}");
+    let mut files: Vec<_> = std::fs::read_dir(out.path())
+        .unwrap()
+        .map(|f| f.unwrap().file_name())
+        .collect();
+    files.sort();
+    assert_eq!(files, ["critic.broken_off.json", "critic.metrics.jsonl"]);
+    let report = std::fs::read(out.path().join("critic.broken_off.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(
+        (&report["stage"], &report["cause"]),
+        (&"critic".into(), &error.to_string().into())
+    );
+}
+
+#[test]
+fn a_state_of_another_configuration_is_not_resumed() {
+    let store = toy::store(10, 0);
+    let out = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let run = |config: &CriticConfig, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out: out.path(),
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress,
+        };
+        train_critic(config, &mut job)
+    };
+    run(&critic_config(4), false, &mut StopAfter(2, 0)).unwrap_err();
+    let error = run(&critic_config(5), true, &mut Quiet).unwrap_err().to_string();
+    assert!(
+        error.contains("critic.state.safetensors") && error.contains("another configuration"),
+        "{error}"
+    );
+    // The same path to a file of folds that now says something else: scans that the weights saw would count as held out.
+    let folds = out.path().join("splits_final.json");
+    let mut config = critic_config(4);
+    config.split.file = Some(folds.clone());
+    let write = |held_out: &str| {
+        std::fs::write(
+            &folds,
+            serde_json::json!([{"train": [], "val": [held_out]}]).to_string(),
+        )
+        .unwrap();
+    };
+    write("case_003");
+    run(&config, false, &mut StopAfter(2, 0)).unwrap_err();
+    write("case_004");
+    let error = run(&config, true, &mut Quiet).unwrap_err().to_string();
+    assert!(error.contains("another configuration"), "{error}");
+    write("case_003");
+    run(&config, true, &mut Quiet).unwrap();
+}
+
+#[test]
+fn inner_folds_calibrate_on_all_lesions_and_leave_every_host_a_critic_that_did_not_see_it() {
+    let store = toy::store(8, 2);
+    let device = Device::flex();
+    let mut config = critic_config(3);
+    config.split.folds = 4;
+    config.inner_folds = 3;
+    let out = tempfile::tempdir().unwrap();
+    let run = |config: &CriticConfig, resume: bool| {
+        let mut job = Job {
+            cases: &store,
+            out: out.path(),
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress: &mut Quiet,
+        };
+        train_critic(config, &mut job)
+    };
+    let report = run(&config, false).unwrap();
+    let lesions = store
+        .records()
+        .iter()
+        .filter(|record| record.kind == CaseKind::Labelled);
+    let lesions: usize = lesions.map(|record| record.tumours.len()).sum();
+    assert_eq!(report.calibration_lesions, lesions);
+
+    let bundle = Bundle::load(out.path(), &device).unwrap();
+    assert_eq!((bundle.inner.len(), bundle.critic_seen.len()), (3, 6));
+    for record in store.records() {
+        let judge = bundle.judge_of(&record.source_hash);
+        assert_eq!(
+            judge.is_some(),
+            bundle.critic_seen.contains(&record.source_hash),
+            "{}",
+            record.id
+        );
+        assert!(judge.is_none_or(|fold| !bundle.inner[fold].seen.contains(&record.source_hash)));
+    }
+    // Nothing that an inner critic saw was held out of the outer one.
+    assert!(
+        bundle
+            .inner
+            .iter()
+            .all(|inner| inner.seen.is_subset(&bundle.critic_seen))
+    );
+    let before = weights(&out.path().join("inner-1"), Role::Critic);
+    run(&config, true).unwrap();
+    assert_eq!(weights(&out.path().join("inner-1"), Role::Critic), before);
+
+    // Fewer folds later: what is left of the earlier ones is nobody's.
+    config.inner_folds = 2;
+    run(&config, false).unwrap();
+    assert_eq!(Bundle::load(out.path(), &device).unwrap().inner.len(), 2);
+
+    config.inner_folds = 7;
+    let error = run(&config, false).unwrap_err().to_string();
+    assert!(
+        error.starts_with("critic.inner_folds: expected no more than"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_watched_run_keeps_the_best_weights_ends_early_and_resumes_to_the_same() {
+    let store = toy::store(10, 0);
+    let device = Device::flex();
+    let mut config = critic_config(60);
+    config.checkpoint_every = 1;
+    config.validation = ValidationSettings {
+        every: 2,
+        cases: 1,
+        patience: 2,
+        keep: Keep::Best,
+    };
+    let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out,
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress,
+        };
+        train_critic(&config, &mut job)
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let report = run(whole.path(), false, &mut Quiet).unwrap();
+    let (score, step) = report.best.unwrap();
+    assert_eq!(step % 2, 0);
+    // Ended by patience: the last two scores were no better than the best, four steps earlier.
+    assert!(
+        report.steps == step + 4 || report.steps == 60,
+        "{} {step}",
+        report.steps
+    );
+    let lines = |out: &Path| std::fs::read_to_string(out.join("critic.metrics.jsonl")).unwrap();
+    let scores: Vec<(u64, f64)> = lines(whole.path())
+        .lines()
+        .filter_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            Some((
+                line["step"].as_u64().unwrap(),
+                line["metrics"]["validation_dice"].as_f64()?,
+            ))
+        })
+        .collect();
+    let best = scores
+        .iter()
+        .fold((0, -1.0), |best, at| if at.1 > best.1 { *at } else { best });
+    assert_eq!((best.0, best.1 as f32), (step, score));
+
+    run(parts.path(), false, &mut StopAfter(step + 1, 0)).unwrap_err();
+    let resumed = run(parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!((resumed.steps, resumed.best), (report.steps, report.best));
+    assert_eq!(weights(whole.path(), Role::Critic), weights(parts.path(), Role::Critic));
+    assert_eq!(lines(whole.path()), lines(parts.path()));
+
+    // What a run ended with is what it ends with again, without another step.
+    let again = run(whole.path(), true, &mut Quiet).unwrap();
+    assert_eq!(
+        (again.steps, weights(whole.path(), Role::Critic)),
+        (report.steps, weights(parts.path(), Role::Critic))
+    );
+
+    config.split.folds = 1;
+    let error = train_critic(
+        &config,
+        &mut Job {
+            cases: &store,
+            out: tempfile::tempdir().unwrap().path(),
+            resume: false,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress: &mut Quiet,
+        },
+    )
+    .unwrap_err();
+    assert!(error.to_string().contains("no case is held out"), "{error}");
+}
+
+#[test]
+fn every_network_is_trained_from_configuration_and_loads_as_a_critic() {
+    let store = toy::store(6, 0);
+    let device = Device::flex();
+    let stage = |width, stride| {
+        format!("{{width = {width}, kernel = [3, 3, 3], stride = [{stride}, {stride}, {stride}], blocks = 1}}")
+    };
+    let stages = [stage(4, 1), stage(6, 2), stage(8, 2)].join(", ");
+    let nnunet = |encoder| format!("[nnunet]\nencoder = \"{encoder}\"\nstages = [{stages}]\ndecoder_blocks = [1, 1]");
+    let choices = [
+        (nnunet("plain"), 16),
+        (nnunet("residual"), 16),
+        (
+            "[monai_unet]\nwidths = [4, 8]\nstrides = [2]\nresidual_units = 1".into(),
+            16,
+        ),
+        ("[swin_unetr]\nfeature_size = 12".into(), 32),
+    ];
+    for (choice, cube) in choices {
+        let out = tempfile::tempdir().unwrap();
+        let network: NetworkChoice = toml::from_str(&choice).unwrap();
+        let mut config = critic_config(3);
+        config.network = Some(network);
+        config.voxels_per_step = 1;
+        config.max_cube = cube;
+        let mut job = Job {
+            cases: &store,
+            out: out.path(),
+            resume: false,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress: &mut Quiet,
+        };
+        let report = train_critic(&config, &mut job).unwrap();
+        assert!(report.last_step["gradient_norm"] > 0.0, "{choice}");
+        let bundle = Bundle::load(out.path(), &device).unwrap();
+        assert_eq!(bundle.cubes.all(), [cube; 4]);
+        let manifest = load_manifest(out.path(), Role::Critic).unwrap();
+        assert_eq!(manifest.architecture.parameters(), report.parameters, "{choice}");
+    }
+    let mut config = critic_config(1);
+    config.network = Some(toml::from_str("[swin_unetr]\nfeature_size = 12").unwrap());
+    let error = config.check().unwrap_err().to_string();
+    assert!(
+        error.contains("critic.max_cube: expected multiples of [32, 32, 32]"),
+        "{error}"
+    );
+    config.network = Some(toml::from_str("[swin_unetr]\nfeature_size = 13").unwrap());
+    let error = config.check().unwrap_err().to_string();
+    assert!(error.contains("critic.network"), "{error}");
+}

@@ -1,0 +1,73 @@
+//! Stage 3.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use freetumor::checkpoint::{Role, load_manifest};
+use freetumor::kernel::ComputeDtype;
+use freetumor::learn::{Job, LearnError, Metrics, Progress, Quiet, SegmentorConfig, train_segmentor};
+use freetumor::store::Cases;
+
+use super::{StopAfter, toy, toy_service, weights};
+
+/// Asks to stop once the first held-out case is scored.
+struct StopAtScores(bool);
+
+impl Progress for StopAtScores {
+    fn on_step(&mut self, _stage: &str, _step: u64, _steps: u64, _metrics: &Metrics) {}
+    fn on_note(&mut self, note: &str) {
+        self.0 |= note.starts_with("scored");
+    }
+    fn should_stop(&self) -> bool {
+        self.0
+    }
+}
+
+#[test]
+fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
+    let store = toy::store(4, 0);
+    let service = toy_service::ToyService(store.plan().clone());
+    let device = Device::flex();
+    let mut config = SegmentorConfig {
+        widths: vec![4, 8],
+        steps: 12,
+        slab_mix: 0.5,
+        ..SegmentorConfig::default()
+    };
+    config.optimizer.learning_rate = 2e-2;
+    config.optimizer.warmup = 1;
+    config.split.folds = 1;
+    config.recipe.select.hold_out = vec!["case_003".into()];
+    config.held_out.window.window = [16; 3];
+    let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out,
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress,
+        };
+        train_segmentor(&config, &service, &mut job)
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let report = run(whole.path(), false, &mut Quiet).unwrap();
+    run(parts.path(), false, &mut StopAfter(6, 0)).unwrap_err();
+    // Told to stop while it scores its cases, it has made all its steps, and comes back to the scores.
+    let stopped = run(parts.path(), true, &mut StopAtScores(false)).unwrap_err();
+    assert!(matches!(stopped, LearnError::Stopped { step: 12 }), "{stopped}");
+    assert!(!parts.path().join("segmentor.json").exists());
+    run(parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!(
+        weights(whole.path(), Role::Segmentor),
+        weights(parts.path(), Role::Segmentor)
+    );
+    assert_eq!(report.training_cases, 3);
+    assert_eq!(report.held_out.cases, ["case_003"]);
+    assert_eq!(report.last_step["synthetic_share"], 0.5);
+    let manifest = load_manifest(whole.path(), Role::Segmentor).unwrap();
+    assert_eq!(
+        manifest.training.unwrap().case_ids,
+        ["case_000", "case_001", "case_002"]
+    );
+}

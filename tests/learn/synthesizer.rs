@@ -1,0 +1,179 @@
+//! Stage 2, both methods.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use freetumor::checkpoint::{Bundle, Role};
+use freetumor::kernel::ComputeDtype;
+use freetumor::learn::{
+    GuardSettings, Job, LearnError, Method, OptimizerSettings, Progress, PublishedSettings, Quiet, SynthesizerConfig,
+    train_critic, train_synthesizer,
+};
+use freetumor::nn::PublishedConfig;
+use freetumor::volume::SizeClass;
+
+use super::{StopAfter, critic_config, toy, weights};
+
+#[test]
+fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_the_bundle() {
+    let store = toy::store(10, 4);
+    let device = Device::flex();
+    let critic = tempfile::tempdir().unwrap();
+    let mut job = Job {
+        cases: &store,
+        out: critic.path(),
+        resume: false,
+        device: &device,
+        dtype: ComputeDtype::F32,
+        progress: &mut Quiet,
+    };
+    train_critic(&critic_config(2), &mut job).unwrap();
+    let mut config = SynthesizerConfig {
+        widths: vec![4, 8],
+        discriminator_widths: vec![4, 8],
+        steps: 4,
+        voxels_per_step: 2 * 16 * 16 * 16,
+        max_cube: 16,
+        cube_mix: [(SizeClass::Tiny, 1.0)].into(),
+        held_out_lesions: 4,
+        ..SynthesizerConfig::default()
+    };
+    config.optimizer.warmup = 1;
+    let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out,
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress,
+        };
+        train_synthesizer(&config, critic.path(), &mut job)
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let report = run(whole.path(), false, &mut Quiet).unwrap();
+    run(parts.path(), false, &mut StopAfter(2, 0)).unwrap_err();
+    run(parts.path(), true, &mut Quiet).unwrap();
+    for role in [Role::Generator, Role::Discriminator] {
+        assert_eq!(weights(whole.path(), role), weights(parts.path(), role));
+    }
+    assert_eq!((report.trained.lesions, report.hosts_held_out), (4, true));
+    // The texture's mean is taken out, so even an untrained generator keeps the requested contrast.
+    assert!((report.untrained.contrast_slope - 1.0).abs() < 0.3, "{report:?}");
+    let bundle = Bundle::load(whole.path(), &device).unwrap();
+    assert!(bundle.generator.is_some() && bundle.discriminator.is_some() && bundle.provenance.known);
+    // Eight labelled and three unlabelled cases were not held out.
+    assert_eq!(bundle.provenance.source_hashes.len(), 11);
+}
+
+/// The published stage 2 at toy size: it learns to be recognised, resumes to the same weights, and its generator can be streamed.
+#[test]
+fn the_published_generator_learns_resumes_and_completes_a_bundle() {
+    let store = toy::store(10, 4);
+    let device = Device::flex();
+    let critic = tempfile::tempdir().unwrap();
+    let config = |steps| SynthesizerConfig {
+        method: Method::Published,
+        published: PublishedSettings {
+            width: 4,
+            ..PublishedSettings::default()
+        },
+        steps,
+        voxels_per_step: 2 * 16 * 16 * 16,
+        max_cube: 16,
+        cube_mix: [(SizeClass::Tiny, 1.0)].into(),
+        held_out_lesions: 4,
+        optimizer: OptimizerSettings {
+            learning_rate: 2e-3,
+            warmup: 1,
+            ..OptimizerSettings::default()
+        },
+        ..SynthesizerConfig::default()
+    };
+    let mut job = Job {
+        cases: &store,
+        out: critic.path(),
+        resume: false,
+        device: &device,
+        dtype: ComputeDtype::F32,
+        progress: &mut Quiet,
+    };
+    train_critic(&critic_config(40), &mut job).unwrap();
+    let run = |steps, out: &Path, resume: bool, progress: &mut dyn Progress| {
+        let mut job = Job {
+            cases: &store,
+            out,
+            resume,
+            device: &device,
+            dtype: ComputeDtype::F32,
+            progress,
+        };
+        train_synthesizer(&config(steps), critic.path(), &mut job)
+    };
+    let [whole, parts, longer] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    // As another method left it, which trains a discriminator against its own generator.
+    for name in ["discriminator.json", "discriminator.safetensors"] {
+        std::fs::write(whole.path().join(name), "{}").unwrap();
+    }
+    let report = run(6, whole.path(), false, &mut Quiet).unwrap();
+    run(6, parts.path(), false, &mut StopAfter(3, 0)).unwrap_err();
+    run(6, parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!(
+        weights(whole.path(), Role::Generator),
+        weights(parts.path(), Role::Generator)
+    );
+    assert_eq!((report.trained.lesions, report.hosts_held_out), (4, true));
+    assert_eq!(report.parameters[0], PublishedConfig::generator(4, 3).parameters());
+    let bundle = Bundle::load(whole.path(), &device).unwrap();
+    assert!(bundle.published.is_some() && bundle.generator.is_none() && bundle.discriminator.is_none());
+
+    // Forty steps against the critic: its lesions are recognised better than those of the fresh generator.
+    let learnt = run(40, longer.path(), false, &mut Quiet).unwrap();
+    assert!(learnt.trained.soft_recall > learnt.untrained.soft_recall, "{learnt:?}");
+}
+
+#[test]
+fn a_guard_stops_stage_two_and_leaves_a_report_of_why() {
+    let store = toy::store(10, 4);
+    let device = Device::flex();
+    let (critic, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let job = |out| Job {
+        cases: &store,
+        out,
+        resume: false,
+        device: &device,
+        dtype: ComputeDtype::F32,
+        progress: Box::leak(Box::new(Quiet)),
+    };
+    train_critic(&critic_config(2), &mut job(critic.path())).unwrap();
+    let mut config = SynthesizerConfig {
+        widths: vec![4, 8],
+        discriminator_widths: vec![4, 8],
+        steps: 40,
+        voxels_per_step: 2 * 16 * 16 * 16,
+        max_cube: 16,
+        cube_mix: [(SizeClass::Tiny, 1.0)].into(),
+        // More than any generator reaches, three steps long.
+        guard: GuardSettings {
+            steps: 3,
+            least_diversity: 1.0,
+            ..GuardSettings::default()
+        },
+        ..SynthesizerConfig::default()
+    };
+    config.optimizer.warmup = 1;
+    let error = train_synthesizer(&config, critic.path(), &mut job(out.path())).unwrap_err();
+    assert!(matches!(error, LearnError::Guard { steps: 3, .. }), "{error}");
+    let report = std::fs::read(out.path().join("synthesizer.broken_off.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(report["cause"], error.to_string());
+    assert!(
+        error.to_string().contains("other noise gives the same texture") && error.to_string().contains("loss.sameness"),
+        "{error}"
+    );
+    assert!(
+        report["metrics_before"]["diversity"].as_f64().unwrap() < 1.0,
+        "{report}"
+    );
+    assert!(!out.path().join("synthesizer.report.json").exists());
+}
