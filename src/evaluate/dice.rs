@@ -23,6 +23,14 @@ impl Overlap {
         (size > 0).then(|| 2.0 * self.both as f64 / size as f64)
     }
 
+    /// Returns the counts of several together.
+    pub fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        parts.into_iter().fold(Self::default(), |mut sum, part| {
+            sum.add(part);
+            sum
+        })
+    }
+
     /// Adds another count.
     pub fn add(&mut self, other: &Self) {
         self.both += other.both;

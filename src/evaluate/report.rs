@@ -91,7 +91,7 @@ fn classes(scores: &HeldOut) -> String {
             escape(class),
             score.cases.to_string(),
             shown(&score.dice_by_patient),
-            number(score.pooled_dice),
+            format!("{}{}", number(score.pooled_dice), brackets(score.pooled_dice_interval)),
             shown(&score.nsd),
             format!("{} mm", score.tolerance_mm),
             shown(&score.hd95_mm),
@@ -340,6 +340,9 @@ mod tests {
         // The tumour is missed in one of two cases.
         let tumour = &held_out.classes["liver_tumour"];
         assert_eq!((tumour.cases, tumour.hd95_undefined, tumour.dice), (2, 1, Some(0.5)));
+        // Together 2 T / (2 T + T); of the four draws of two patients one has the missed tumour twice, one the found one.
+        assert_eq!(tumour.pooled_dice, Some(2.0 / 3.0));
+        assert_eq!(tumour.pooled_dice_interval, Some([0.0, 1.0]));
         assert_eq!(held_out.lesions["liver"].all.sensitivity.pooled, Some(0.5));
         assert_eq!(held_out.lesions["liver"].tumour_free.cases, 0);
     }

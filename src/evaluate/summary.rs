@@ -22,6 +22,8 @@ pub struct ClassScore {
     pub false_alarms: usize,
     /// Dice of all cases' voxels together.
     pub pooled_dice: Option<f64>,
+    /// 95 % bootstrap interval of the pooled Dice, patients drawn with all their cases.
+    pub pooled_dice_interval: Option<[f64; 2]>,
     /// Dice over patients, of the cases that hold the class.
     pub dice_by_patient: Summary,
     /// The same with 0 for every case of `false_alarms`, as nnU-Net's evaluator has it.
@@ -115,16 +117,16 @@ pub(super) fn class_score(
         )
     };
     let dice: Vec<f64> = present().filter_map(|(_, measures)| measures.dice).collect();
-    let pooled = of_class().fold(Overlap::default(), |mut sum, (_, measures)| {
-        sum.add(&measures.overlap);
-        sum
-    });
+    let mut of_patients: BTreeMap<&str, Overlap> = BTreeMap::new();
+    of_class().for_each(|(patient, measures)| of_patients.entry(patient).or_default().add(&measures.overlap));
+    let of_patients: Vec<Overlap> = of_patients.into_values().collect();
     let is_false_alarm = |measures: &ClassMeasures| measures.overlap.truth == 0 && measures.overlap.predicted > 0;
     ClassScore {
         dice: mean(&dice),
         cases: dice.len(),
         false_alarms: of_class().filter(|(_, measures)| is_false_alarm(measures)).count(),
-        pooled_dice: pooled.dice(),
+        pooled_dice: Overlap::sum(&of_patients).dice(),
+        pooled_dice_interval: bootstrap.interval(&of_patients, |drawn| Overlap::sum(drawn).dice()),
         dice_by_patient: summary(&|measures| measures.dice),
         // Dice is 0 for false alarms and undefined where the class is neither there nor predicted.
         dice_with_false_alarms: Summary::of(
