@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use freetumor::experiment::Arm;
 use freetumor::store::{Cases, Store};
@@ -190,4 +191,86 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
         anew.contains("of another configuration") && anew.contains("0 of 9 runs are done"),
         "{anew}"
     );
+}
+
+/// Runs the experiment until a run has made steps, and asks it to stop as an operator does.
+fn interrupted(dir: &Path, run: &str, more: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_freetumor"));
+    command
+        .current_dir(dir)
+        .args(["experiment", "--config", "c.toml", "--out", "out"]);
+    let child = command
+        .args(more)
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let metrics = dir.join(format!("out/runs/{run}/segmentor.metrics.jsonl"));
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while std::fs::metadata(&metrics).map_or(0, |file| file.len()) == 0 {
+        assert!(Instant::now() < deadline, "no step within two minutes");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    said(&child.wait_with_output().unwrap())
+}
+
+#[test]
+fn curves_have_runs_of_their_own_and_an_interrupted_run_comes_to_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let config = CONFIG
+        .replace("\nlabelled_counts = []", "\nlabelled_counts = [4, 5]")
+        .replace(
+            "unlabelled_counts = []",
+            "unlabelled_counts = [0, 2]\ncurve_seeds = 1\narms = [\"real_only\", \"gated\"]",
+        )
+        .replace(
+            "widths = [4, 8]\nsteps = 3\n[segmentor",
+            "widths = [4, 8]\nsteps = 200\n[segmentor",
+        );
+    std::fs::write(dir.join("c.toml"), &config).unwrap();
+    // Of either curve the point with 4 labelled and 2 unlabelled patients is an arm's.
+    let runs = [
+        "real_only-l4-u0-s0",
+        "gated-l4-u2-s0",
+        "real_only-l5-u0-s0",
+        "gated-l5-u2-s0",
+        "gated-l4-u0-s0",
+    ];
+    let listed = said(&experiment(dir, &["--list"]));
+    assert!(runs.iter().all(|run| listed.contains(run)), "{listed}");
+    assert!(listed.contains("0 of 5 runs are done"), "{listed}");
+
+    let stopped = interrupted(dir, runs[0], &["--arms", "real_only"]);
+    assert!(stopped.contains("the same command goes on"), "{stopped}");
+    said(&experiment(dir, &[]));
+    let document = results(dir);
+    let went_on = |run: &&Value| run.get("went_on") == Some(&Value::Bool(true));
+    assert_eq!(document["runs"].as_array().unwrap().iter().filter(went_on).count(), 1);
+    let scores = [
+        &document["labelled"]["4"]["real_only"],
+        &document["labelled"]["5"]["gated"],
+        &document["scaling"]["0"],
+        &document["scaling"]["2"],
+    ];
+    for point in scores {
+        assert_eq!(point["tumour_dsc"][0].as_array().map(Vec::len), Some(3), "{document}");
+    }
+    for picture in ["r-labelled.svg", "r-unlabelled.svg"] {
+        let svg = std::fs::read_to_string(dir.join("results").join(picture)).unwrap();
+        assert!(svg.starts_with("<svg xmlns="), "{picture}");
+    }
+
+    // Uninterrupted, in another folder, the run has the same scores, and the same weights.
+    let weights = |dir: &Path| std::fs::read(dir.join("out/runs").join(runs[0]).join("segmentor.safetensors")).unwrap();
+    let whole = tempfile::tempdir().unwrap();
+    std::fs::write(whole.path().join("c.toml"), &config).unwrap();
+    said(&experiment(whole.path(), &["--arms", "real_only", "--labelled", "4"]));
+    assert_eq!(
+        results(whole.path())["arms"]["real_only"],
+        document["arms"]["real_only"]
+    );
+    assert!(weights(dir) == weights(whole.path()), "the weights differ");
 }

@@ -152,6 +152,15 @@ impl PublishedConfig {
     }
 }
 
+/// Whose mean and variance a norm takes.
+#[derive(Clone, Copy, Debug)]
+enum Statistics {
+    /// The sample's own.
+    Sample,
+    /// Those of the whole batch.
+    Batch,
+}
+
 /// Twice convolution, norm, ReLU, each with its own number of channels.
 #[derive(Module, Debug)]
 pub struct ConvPair {
@@ -167,17 +176,17 @@ impl ConvPair {
         }
     }
 
-    fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        self.second.forward(self.first.forward(x))
+    fn forward(&self, x: Tensor<5>, of: Statistics) -> Tensor<5> {
+        self.second.forward(self.first.forward(x, of), of)
     }
 
     /// Takes the channels of two inputs, one behind the other.
-    fn forward_pair(&self, first: Tensor<5>, second: Tensor<5>) -> Tensor<5> {
-        self.second.forward(self.first.forward_pair(first, second))
+    fn forward_pair(&self, first: Tensor<5>, second: Tensor<5>, of: Statistics) -> Tensor<5> {
+        self.second.forward(self.first.forward_pair(first, second, of), of)
     }
 }
 
-/// Convolution, norm by the sample's own statistics, ReLU.
+/// Convolution, norm, ReLU.
 #[derive(Module, Debug)]
 pub struct NormedConv {
     conv: Conv,
@@ -194,15 +203,27 @@ impl NormedConv {
         }
     }
 
-    fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        self.norm_act(self.conv.forward(x))
+    fn forward(&self, x: Tensor<5>, of: Statistics) -> Tensor<5> {
+        self.norm_act(self.conv.forward(x), of)
     }
 
-    fn forward_pair(&self, first: Tensor<5>, second: Tensor<5>) -> Tensor<5> {
-        self.norm_act(self.conv.forward_pair(first, second))
+    fn forward_pair(&self, first: Tensor<5>, second: Tensor<5>, of: Statistics) -> Tensor<5> {
+        self.norm_act(self.conv.forward_pair(first, second), of)
     }
 
-    fn norm_act(&self, x: Tensor<5>) -> Tensor<5> {
+    fn norm_act(&self, x: Tensor<5>, of: Statistics) -> Tensor<5> {
+        let [b, c, d, h, w] = x.dims();
+        match of {
+            Statistics::Sample => self.norm_samples(x),
+            Statistics::Batch => {
+                // The whole batch as one sample, one behind the other.
+                let whole = self.norm_samples(x.swap_dims(0, 1).reshape([1, c, b * d, h, w]));
+                whole.reshape([c, b, d, h, w]).swap_dims(0, 1)
+            }
+        }
+    }
+
+    fn norm_samples(&self, x: Tensor<5>) -> Tensor<5> {
         let [b, c, ..] = x.dims();
         let rows = |vector: &Param<Tensor<1>>| vector.val().unsqueeze::<2>().expand([b, c]);
         // A leaky ReLU that leaks nothing.
@@ -243,6 +264,18 @@ impl Published {
     /// # Shape
     /// x `[B, in, D, H, W]` (sizes divisible by 8) -> `[B, out, D, H, W]`.
     pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        self.normalised(x, Statistics::Sample)
+    }
+
+    /// Normalises by the statistics of the whole batch, as the released code does: for comparisons with it alone.
+    ///
+    /// # Shape
+    /// As [`Self::forward`].
+    pub fn forward_over_batch(&self, x: Tensor<5>) -> Tensor<5> {
+        self.normalised(x, Statistics::Batch)
+    }
+
+    fn normalised(&self, x: Tensor<5>, of: Statistics) -> Tensor<5> {
         let mut skips = Vec::with_capacity(self.down.len());
         let mut x = self.dtype.enter(x);
         for (level, pair) in self.down.iter().enumerate() {
@@ -250,12 +283,12 @@ impl Published {
                 skips.push(x.clone());
                 x = kernel::max_pool3d_k2(x);
             }
-            x = pair.forward(x);
+            x = pair.forward(x, of);
         }
         for step in &self.up {
             let skip = skips.pop().expect("one skip per step up");
             // The released order: what came up first, the skip behind it.
-            x = step.conv.forward_pair(step.up.forward(x), skip);
+            x = step.conv.forward_pair(step.up.forward(x), skip, of);
         }
         let x = self.dtype.leave(self.head.forward(x));
         match self.activation {
