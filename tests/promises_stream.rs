@@ -23,7 +23,9 @@ use freetumor::stream::delivery::{Delivery, LastBatch, OnFailed};
 use freetumor::stream::negatives::UnlabelledNegatives;
 use freetumor::stream::patch::{Outcome, StreamedPatch};
 use freetumor::stream::recipe::{Fallback, Recipe, Selection};
-use freetumor::stream::{PatchService, PatchStream, StartError, StreamConfig, StreamError, Streams, first_index};
+use freetumor::stream::{
+    PatchService, PatchStream, StartError, StreamConfig, StreamError, Streams, first_index, judges,
+};
 use freetumor::synth::{GateRule, GateSettings, SynthesizerKind};
 use freetumor::volume::{Affine, Annotation, ClassSet, ContrastBin, Fingerprint, Grid, Plan, Region, SizeClass};
 use ndarray::Array3;
@@ -156,7 +158,7 @@ fn bundle(provenance: Provenance) -> Arc<Bundle> {
         plan: plan(),
         cubes: CubeSides::default(),
         critic: unet(7, 1).into(),
-        critic_seen: BTreeSet::new(),
+        critic_seen: Provenance::default(),
         inner: Vec::new(),
         generator: Some(generator.init(&device, 2)),
         published: None,
@@ -932,19 +934,41 @@ fn the_published_generator_paints_where_the_models_hold_it() {
 #[test]
 fn a_host_that_the_critic_learnt_from_is_judged_by_one_that_did_not() {
     let labelled: Vec<Digest> = store().records()[..2].iter().map(|record| record.source_hash).collect();
+    let seen = |hashes: &[Digest]| Provenance {
+        known: true,
+        source_hashes: hashes.iter().copied().collect(),
+        fingerprints: BTreeSet::new(),
+    };
+    // Case 2 is another scan of case 0's patient.
+    let mut of_patients = MemoryStore::new(plan());
+    for (number, record) in store().records().iter().enumerate() {
+        let crop = store().read(number, Region::whole([SIDE; 3])).unwrap();
+        let patient = if [0, 2].contains(&number) { "one" } else { "" };
+        let record = CaseRecord {
+            patient: patient.into(),
+            ..record.clone()
+        };
+        of_patients.push(record, crop.image, crop.labels);
+    }
     let models = |inner: usize| {
         let mut models = Arc::into_inner(bundle(known())).unwrap();
-        models.critic_seen = labelled.iter().copied().collect();
+        models.critic_seen = seen(&labelled);
         // Each saw the other's case.
         models.inner = (0..inner)
             .map(|fold| InnerCritic {
-                seen: BTreeSet::from([labelled[1 - fold]]),
+                seen: seen(&[labelled[1 - fold]]),
                 critic: unet(7, 20 + fold as u64).into(),
             })
             .collect();
-        assert_eq!(models.judge_of(&Digest::of(b"of nobody")), None);
-        let judges: Vec<Option<usize>> = labelled.iter().map(|hash| models.judge_of(hash)).collect();
-        assert_eq!(judges, if inner > 0 { [Some(0), Some(1)] } else { [None; 2] });
+        let (alone, together) = match inner {
+            0 => ([None; 5], [None; 5]),
+            _ => (
+                [Some(0), Some(1), None, None, None],
+                [Some(0), Some(1), Some(0), None, None],
+            ),
+        };
+        assert_eq!(judges(&*store(), &models), alone);
+        assert_eq!(judges(&of_patients, &models), together);
         Arc::new(models)
     };
     let recipe = Recipe {

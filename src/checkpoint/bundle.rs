@@ -35,8 +35,8 @@ const MAX_INNER: usize = 20;
 
 /// A critic that learnt from some of the cases that the bundle's own learnt from.
 pub struct InnerCritic {
-    /// The `source_hash` of every case it learnt from.
-    pub seen: BTreeSet<Digest>,
+    /// What it learnt from.
+    pub seen: Provenance,
     /// The network.
     pub critic: Network,
 }
@@ -51,8 +51,8 @@ pub struct Bundle {
     pub cubes: CubeSides,
     /// The frozen stage-1 segmentor: classes as in the plan's label map.
     pub critic: Network,
-    /// The `source_hash` of every case that the critic learnt from.
-    pub critic_seen: BTreeSet<Digest>,
+    /// What the critic learnt from.
+    pub critic_seen: Provenance,
     /// Critics of inner folds.
     pub inner: Vec<InnerCritic>,
     /// Stage 2's generator.
@@ -112,12 +112,12 @@ impl Bundle {
             cubes: cubes_of(&critic.manifest),
             provenance,
             calibration: critic.manifest.calibration.clone().unwrap_or_default(),
-            critic_seen: seen_by(&critic.manifest),
+            critic_seen: Provenance::of(&[&critic.manifest]),
             critic: critic.model,
             inner: inner
                 .into_iter()
                 .map(|loaded| InnerCritic {
-                    seen: seen_by(&loaded.manifest),
+                    seen: Provenance::of(&[&loaded.manifest]),
                     critic: loaded.model,
                 })
                 .collect(),
@@ -140,7 +140,7 @@ impl Bundle {
             cubes: cubes_of(&critic.manifest),
             provenance: Arc::new(Provenance::of(&manifests)),
             calibration: critic.manifest.calibration.clone().unwrap_or_default(),
-            critic_seen: seen_by(&critic.manifest),
+            critic_seen: Provenance::of(&[&critic.manifest]),
             critic: critic.model,
             inner: Vec::new(),
             generator: None,
@@ -166,15 +166,6 @@ impl Bundle {
             discriminator: self.discriminator.map(|net| net.with_compute_dtype(dtype)),
             ..self
         }
-    }
-
-    /// Returns the critic that shall judge a lesion in a case: the bundle's own (nothing), or, where that one learnt from the case, that
-    /// of an inner fold which did not. Where there is none, the own one judges.
-    pub fn judge_of(&self, source_hash: &Digest) -> Option<usize> {
-        if !self.critic_seen.contains(source_hash) {
-            return None;
-        }
-        self.inner.iter().position(|inner| !inner.seen.contains(source_hash))
     }
 
     /// Returns the bundle's own critic, or that of an inner fold.
@@ -217,14 +208,6 @@ impl Provenance {
             fingerprints: trainings().flat_map(|t| t.fingerprints.iter().cloned()).collect(),
         }
     }
-}
-
-/// Returns what a model learnt from, as far as its manifest says.
-fn seen_by(manifest: &ModelManifest) -> BTreeSet<Digest> {
-    let trainings = manifest.training.iter();
-    trainings
-        .flat_map(|training| training.source_hashes.iter().copied())
-        .collect()
 }
 
 /// Returns the sides of a critic's cubes. An imported one was trained on patches, and is shown the default cubes.

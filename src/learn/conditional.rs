@@ -387,7 +387,7 @@ mod tests {
             plan: crate::volume::Plan::default(),
             cubes: crate::nn::CubeSides::default(),
             critic: config.init(device, 5).into(),
-            critic_seen: std::collections::BTreeSet::new(),
+            critic_seen: Provenance::default(),
             inner: Vec::new(),
             generator: None,
             published: None,

@@ -102,15 +102,18 @@ impl Textures {
         Ok(Self { of })
     }
 
-    /// Draws the strength of a real lesion of an organ, of the same size where there is one; nothing where the organ has none.
+    /// Draws the strength of a real lesion: of the organ and the size, else of the organ, else of the size, else of any. A store without
+    /// real lesions has none.
     pub fn draw(&self, rng: &mut Rng, organ: usize, size: SizeClass) -> Option<f32> {
-        let all = || self.of.iter().filter(|((o, _), _)| *o == organ);
-        let same = || all().filter(|((_, s), _)| *s == size);
-        let values: Vec<f32> = match same().next() {
-            Some((_, values)) => values.clone(),
-            None => all().flat_map(|(_, values)| values).copied().collect(),
+        let alike = |same_organ: bool, same_size: bool| -> Vec<f32> {
+            let kept =
+                (self.of.iter()).filter(|((o, s), _)| (!same_organ || *o == organ) && (!same_size || *s == size));
+            kept.flat_map(|(_, values)| values).copied().collect()
         };
-        (!values.is_empty()).then(|| values[rng.below(values.len())])
+        let choices = [(true, true), (true, false), (false, true), (false, false)];
+        let mut choices = choices.into_iter().map(|(organ, size)| alike(organ, size));
+        let values = choices.find(|values| !values.is_empty())?;
+        Some(values[rng.below(values.len())])
     }
 
     /// Returns the mean strength over an organ's real lesions; nothing where it has none.
@@ -148,6 +151,21 @@ mod tests {
         let slope = of((0..voxels).map(|at| (at % side) as f32).collect());
         assert!((3.2..3.46).contains(&slope), "{slope}");
         assert!(of(vec![40.0; voxels]) < 0.11);
+    }
+
+    #[test]
+    fn an_organ_without_real_lesions_borrows_from_those_of_others() {
+        let of = [((0, SizeClass::Small), vec![4.0]), ((0, SizeClass::Large), vec![9.0])];
+        let textures = Textures { of: of.into() };
+        let draw = |organ, size| textures.draw(&mut Rng::keyed(1, 0, 0, Purpose::Test), organ, size);
+        assert_eq!(draw(0, SizeClass::Large), Some(9.0));
+        assert_eq!(draw(1, SizeClass::Large), Some(9.0));
+        assert!([Some(4.0), Some(9.0)].contains(&draw(1, SizeClass::Tiny)));
+        let none = Textures { of: BTreeMap::new() };
+        assert_eq!(
+            none.draw(&mut Rng::keyed(1, 0, 0, Purpose::Test), 0, SizeClass::Tiny),
+            None
+        );
     }
 
     #[test]

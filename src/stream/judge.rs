@@ -19,7 +19,7 @@ pub(super) struct Trial<'a> {
     pub(super) painted: &'a Painted,
     /// The way to the models' grid, where it is not the store's.
     pub(super) bridge: Option<GridBridge>,
-    /// Whose critic judges, see [`Bundle::judge_of`].
+    /// Whose critic judges, see `stream::judges`.
     pub(super) judge: Option<usize>,
     /// Whether the best of refused lesions is kept.
     pub(super) keeps_best: bool,

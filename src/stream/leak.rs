@@ -28,8 +28,27 @@ impl Seen {
 /// Training scans that the store holds are looked up among its pairs; only the others, which are few where models and store
 /// belong together, are compared with every case.
 pub fn seen_cases(cases: &dyn Cases, provenance: &Provenance) -> Vec<bool> {
+    seen_groups(cases, provenance, false)
+}
+
+/// Tells for every case whose critic judges a lesion in it: the bundle's own (nothing), or, where that one learnt from the case or from
+/// another scan of its patient, that of an inner fold which did not. Where there is none, the own one judges.
+pub fn judges(cases: &dyn Cases, bundle: &Bundle) -> Vec<Option<usize>> {
+    if bundle.inner.is_empty() {
+        return vec![None; cases.records().len()];
+    }
+    let own = seen_groups(cases, &bundle.critic_seen, true);
+    let inner = bundle.inner.iter();
+    let inner: Vec<Vec<bool>> = inner.map(|inner| seen_groups(cases, &inner.seen, true)).collect();
+    let unseen = |case: usize| inner.iter().position(|seen| !seen[case]);
+    (own.iter().enumerate())
+        .map(|(case, seen)| seen.then(|| unseen(case)).flatten())
+        .collect()
+}
+
+fn seen_groups(cases: &dyn Cases, provenance: &Provenance, with_patients: bool) -> Vec<bool> {
     let records = cases.records();
-    let group = groups(records, cases.near_duplicates(), false);
+    let group = groups(records, cases.near_duplicates(), with_patients);
     let mut seen_group = vec![false; records.len()];
     for (record, group) in records.iter().zip(&group) {
         seen_group[*group] |= provenance.source_hashes.contains(&record.source_hash);

@@ -1,11 +1,12 @@
 //! Makes one patch: schedule, lesion, synthesis, gate, retries, fallback.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ndarray::Array3;
 
 use super::encoded::Encoded;
 use super::judge::{Trial, judge};
+use super::leak::judges;
 use super::negatives::{Search, SearchError, UnlabelledNegatives, unsearched};
 use super::patch::{GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
 use super::planting::Lesion;
@@ -35,6 +36,8 @@ pub(super) struct Maker {
     pub(super) bundle: Option<Arc<Bundle>>,
     pub(super) engine: Option<Arc<Engine>>,
     pub(super) stats: Arc<StreamStats>,
+    /// Whose critic judges lesions in each case; found when first asked for.
+    pub(super) judges: OnceLock<Vec<Option<usize>>>,
 }
 
 /// One patch to be made.
@@ -310,7 +313,7 @@ impl Maker {
             draw,
             painted: &made.painted,
             bridge: self.bridge(&order.prepared, draw),
-            judge: bundle.judge_of(&self.cases.records()[draw.case].source_hash),
+            judge: self.judges.get_or_init(|| judges(&*self.cases, bundle))[draw.case],
             keeps_best: order.prepared.resolved.recipe.fallback == Fallback::Best,
             cancelled: &order.cancelled,
         })?;

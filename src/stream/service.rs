@@ -1,7 +1,7 @@
 //! The in-process service: preparation threads, the device thread, and the streams they serve.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -236,12 +236,14 @@ impl Streams {
             bundle: None,
             engine: None,
             stats: stats.clone(),
+            judges: OnceLock::new(),
         });
         let maker = Arc::new(Maker {
             cases,
             bundle,
             engine: engine.map(Arc::new),
             stats,
+            judges: OnceLock::new(),
         });
         Ok(Arc::new(Self {
             core,

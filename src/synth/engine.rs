@@ -118,7 +118,7 @@ impl Engine {
         }
     }
 
-    /// Returns the label ids that a critic (see [`Bundle::judge_of`]) gives a cube in HU after synthesis.
+    /// Returns the label ids that a critic (see `stream::judges`) gives a cube in HU after synthesis.
     ///
     /// # Errors
     /// [`SynthError`] where the stream is gone or the device fails.
@@ -258,8 +258,6 @@ fn report_memory(bundle: &Bundle) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use burn::tensor::Device;
 
     use super::*;
@@ -290,7 +288,7 @@ mod tests {
             plan: Plan::default(),
             cubes: CubeSides::default(),
             critic: unet(7, 1).into(),
-            critic_seen: BTreeSet::new(),
+            critic_seen: Provenance::default(),
             inner: Vec::new(),
             generator: Some(generator.init(&device, 2)),
             published: Some(PublishedConfig::generator(2, 3).init(&device, 3)),

@@ -8,8 +8,8 @@ use freetumor::kernel::ComputeDtype;
 use freetumor::learn::{
     CriticConfig, Job, Keep, LearnError, NetworkChoice, Progress, Quiet, ValidationSettings, train_critic,
 };
-use freetumor::store::CaseKind;
-use freetumor::store::Cases;
+use freetumor::store::{CaseKind, Cases};
+use freetumor::stream::judges;
 
 use super::{StopAfter, critic_config, toy, weights};
 
@@ -172,23 +172,22 @@ fn inner_folds_calibrate_on_all_lesions_and_leave_every_host_a_critic_that_did_n
     assert_eq!(report.calibration_lesions, lesions);
 
     let bundle = Bundle::load(out.path(), &device).unwrap();
-    assert_eq!((bundle.inner.len(), bundle.critic_seen.len()), (3, 6));
-    for record in store.records() {
-        let judge = bundle.judge_of(&record.source_hash);
+    assert_eq!((bundle.inner.len(), bundle.critic_seen.source_hashes.len()), (3, 6));
+    for (record, judge) in store.records().iter().zip(judges(&store, &bundle)) {
         assert_eq!(
             judge.is_some(),
-            bundle.critic_seen.contains(&record.source_hash),
+            bundle.critic_seen.source_hashes.contains(&record.source_hash),
             "{}",
             record.id
         );
-        assert!(judge.is_none_or(|fold| !bundle.inner[fold].seen.contains(&record.source_hash)));
+        assert!(judge.is_none_or(|fold| !bundle.inner[fold].seen.source_hashes.contains(&record.source_hash)));
     }
     // Nothing that an inner critic saw was held out of the outer one.
     assert!(
         bundle
             .inner
             .iter()
-            .all(|inner| inner.seen.is_subset(&bundle.critic_seen))
+            .all(|inner| inner.seen.source_hashes.is_subset(&bundle.critic_seen.source_hashes))
     );
     let before = weights(&out.path().join("inner-1"), Role::Critic);
     run(&config, true).unwrap();
