@@ -32,6 +32,7 @@ fn manifest(role: Role, architecture: Architecture) -> ModelManifest {
         provenance_known: false,
         training: None,
         calibration: None,
+        realism: None,
         adapter: Adapter::default(),
         imported: None,
         weights: WeightsFile::default(),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::Device;
-use freetumor::checkpoint::{Bundle, Calibration, CalibrationEntry, InnerCritic, Provenance, Thresholds};
+use freetumor::checkpoint::{Bundle, Calibration, CalibrationEntry, InnerCritic, Provenance, Realism, Thresholds};
 use freetumor::digest::Digest;
 use freetumor::nn::{CubeSides, GeneratorConfig, PublishedConfig, Unet, UnetConfig};
 use freetumor::sampler::{Augmentation, Pool};
@@ -175,6 +175,7 @@ fn bundle(provenance: Provenance) -> Arc<Bundle> {
                 },
             }],
         },
+        realism: None,
         provenance: provenance.into(),
     })
 }
@@ -228,6 +229,7 @@ fn judged(threshold: f64, fallback: Fallback) -> Recipe {
             recall: threshold,
             precision: threshold,
             retries: 2,
+            ..GateSettings::default()
         },
         fallback,
         ..analytic()
@@ -929,6 +931,69 @@ fn the_published_generator_paints_where_the_models_hold_it() {
         };
         assert_eq!(patch.meta.outcome, expected);
     }
+}
+
+#[test]
+fn lesions_must_look_as_real_as_the_recipe_asks() {
+    let models = |scores: Option<Vec<f64>>| {
+        let mut models = Arc::into_inner(bundle(known())).unwrap();
+        models.realism = scores.map(|scores| Realism { scores });
+        Arc::new(models)
+    };
+    let asking = |realism: f64, fallback| {
+        let mut recipe = judged(0.0, fallback);
+        recipe.gate.realism = realism;
+        recipe
+    };
+    let delivery = batches(Delivery::default(), 8);
+    let of =
+        |scores: Vec<f64>, fallback| read(&start(2, Some(models(Some(scores)))), &asking(0.5, fallback), &delivery);
+    // What everything reaches changes nothing but that it is told; what nothing reaches refuses every attempt.
+    let plain = read(
+        &start(1, Some(models(None))),
+        &judged(0.0, Fallback::Healthy),
+        &delivery,
+    );
+    let easy = of(vec![0.0, 0.0], Fallback::Healthy);
+    let outcomes = |patches: &[StreamedPatch]| patches.iter().map(|patch| patch.meta.outcome).collect::<Vec<_>>();
+    assert_eq!(outcomes(&easy), outcomes(&plain));
+    let thresholds = |patches: &[StreamedPatch]| -> BTreeSet<String> {
+        let lesions = patches.iter().flat_map(|patch| &patch.meta.lesions);
+        let gates = lesions.filter_map(|lesion| lesion.gate);
+        gates.map(|gate| format!("{:?}", gate.realism_threshold)).collect()
+    };
+    assert_eq!(thresholds(&easy), BTreeSet::from(["Some(0.0)".to_string()]));
+    assert_eq!(thresholds(&plain), BTreeSet::from(["None".to_string()]));
+    let strict = of(vec![0.0, 2.0], Fallback::Healthy);
+    assert!(strict.iter().all(|patch| patch.meta.lesions.is_empty()));
+    // The best of those refused is known by all its scores, the discriminator's too.
+    let best = of(vec![0.0, 2.0], Fallback::Best);
+    let lesions: Vec<_> = best.iter().flat_map(|patch| &patch.meta.lesions).collect();
+    assert!(lesions.len() >= 4 && lesions.iter().all(|l| l.gate.is_some() && l.discriminator.is_some()));
+
+    // A threshold between the scores of two lesions parts them.
+    let real = |patches: &[StreamedPatch]| -> Vec<f64> {
+        let lesions = patches.iter().flat_map(|patch| &patch.meta.lesions);
+        lesions.filter_map(|lesion| lesion.discriminator).collect()
+    };
+    let mut all = real(&plain);
+    all.sort_by(f64::total_cmp);
+    let between = all[all.len() / 2];
+    let kept = real(&of(vec![0.0, between], Fallback::Healthy));
+    assert!(
+        !kept.is_empty() && kept.iter().all(|real| *real >= between),
+        "{kept:?} {between}"
+    );
+
+    let refused =
+        |scores: Option<Vec<f64>>, recipe| start(1, Some(models(scores))).resolve(recipe).unwrap_err().to_string();
+    for none in [None, Some(vec![])] {
+        let why = refused(none, asking(0.5, Fallback::Healthy));
+        assert!(why.contains("gate.realism") && why.contains("discriminator"), "{why}");
+    }
+    let mut published = asking(0.5, Fallback::Healthy);
+    published.gate.rule = GateRule::Published;
+    assert!(refused(Some(vec![0.0]), published).contains("gate.realism: expected 0 with the rule published"));
 }
 
 #[test]

@@ -176,18 +176,20 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., element: _Optional[_Union[ElementType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., stored_length: _Optional[int] = ..., raw_length: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class GateScores(_message.Message):
-    __slots__ = ("recall", "precision", "before", "recall_threshold", "precision_threshold")
+    __slots__ = ("recall", "precision", "before", "recall_threshold", "precision_threshold", "realism_threshold")
     RECALL_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     RECALL_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     PRECISION_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    REALISM_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     recall: float
     precision: float
     before: float
     recall_threshold: float
     precision_threshold: float
-    def __init__(self, recall: _Optional[float] = ..., precision: _Optional[float] = ..., before: _Optional[float] = ..., recall_threshold: _Optional[float] = ..., precision_threshold: _Optional[float] = ...) -> None: ...
+    realism_threshold: float
+    def __init__(self, recall: _Optional[float] = ..., precision: _Optional[float] = ..., before: _Optional[float] = ..., recall_threshold: _Optional[float] = ..., precision_threshold: _Optional[float] = ..., realism_threshold: _Optional[float] = ...) -> None: ...
 
 class Lesion(_message.Message):
     __slots__ = ("instance", "organ", "centre", "size", "contrast", "diameter_mm", "radii_mm", "requested_hu", "realised_hu", "gate", "discriminator")

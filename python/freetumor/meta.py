@@ -35,13 +35,17 @@ class Cursor:
 
 @dataclass(frozen=True)
 class GateScores:
-    """The gate's scores of one lesion and the thresholds that applied, each in [0, 1]."""
+    """The gate's scores of one lesion and the thresholds that applied, each in [0, 1].
+
+    ``realism_threshold``, for ``Lesion.discriminator``, is ``None`` where the recipe does not ask how real a lesion looks.
+    """
 
     recall: float
     precision: float
     before: float
     recall_threshold: float
     precision_threshold: float
+    realism_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,12 @@ def _lesion_of(message: pb.Lesion) -> Lesion:
     if message.HasField("gate"):
         scores = message.gate
         gate = GateScores(
-            scores.recall, scores.precision, scores.before, scores.recall_threshold, scores.precision_threshold
+            scores.recall,
+            scores.precision,
+            scores.before,
+            scores.recall_threshold,
+            scores.precision_threshold,
+            scores.realism_threshold if scores.HasField("realism_threshold") else None,
         )
     return Lesion(
         instance=message.instance,

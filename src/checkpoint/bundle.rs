@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 
 use super::load::{AnyGenerator, load_discriminator, load_generator, load_network};
-use super::{Calibration, CheckpointError, ModelManifest, Role, check_plan};
+use super::{Calibration, CheckpointError, ModelManifest, Realism, Role, check_plan};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::nn::{CubeSides, Generator, Network, Published, Unet};
@@ -63,6 +63,8 @@ pub struct Bundle {
     pub discriminator: Option<Unet>,
     /// The gate's thresholds.
     pub calibration: Calibration,
+    /// How real the discriminator finds real lesions.
+    pub realism: Option<Realism>,
     /// What any of them was trained on.
     pub provenance: Arc<Provenance>,
 }
@@ -123,6 +125,9 @@ impl Bundle {
                 .collect(),
             generator,
             published,
+            realism: discriminator
+                .as_ref()
+                .and_then(|loaded| loaded.manifest.realism.clone()),
             discriminator: discriminator.map(|loaded| loaded.model),
         })
     }
@@ -146,6 +151,7 @@ impl Bundle {
             generator: None,
             published: None,
             discriminator: None,
+            realism: None,
         })
     }
 

@@ -38,6 +38,24 @@ pub struct Calibration {
     pub entries: Vec<CalibrationEntry>,
 }
 
+/// How real a discriminator finds real lesions that it did not learn from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Realism {
+    /// Of each lesion the mean probability of "real tumour" over its voxels.
+    pub scores: Vec<f64>,
+}
+
+impl Realism {
+    /// Returns the score below which a share of these lesions lies, rounded down to whole lesions; nothing where none was scored.
+    pub fn threshold(&self, share: f64) -> Option<f64> {
+        let mut ascending = self.scores.clone();
+        ascending.sort_by(f64::total_cmp);
+        let below = (share * ascending.len() as f64) as usize;
+        ascending.get(below).or(ascending.last()).copied()
+    }
+}
+
 impl Calibration {
     /// Returns the thresholds of the first entry that fits; nothing where the model was never calibrated.
     pub fn thresholds(&self, organ: &str, size: SizeClass, contrast: ContrastBin) -> Option<Thresholds> {
@@ -47,5 +65,21 @@ impl Calibration {
                 && entry.contrast.is_none_or(|bin| bin == contrast)
         };
         self.entries.iter().find(fits).map(|entry| entry.thresholds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_real_lesions_lies_below_the_threshold() {
+        let realism = Realism {
+            scores: vec![0.5, 0.1, 0.9, 0.7, 0.3],
+        };
+        let at = |share| realism.threshold(share);
+        assert_eq!([at(0.0), at(0.2), at(0.39), at(0.4)], [0.1, 0.3, 0.3, 0.5].map(Some));
+        assert_eq!(at(1.0), Some(0.9));
+        assert_eq!(Realism::default().threshold(0.2), None);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Architecture, Calibration, Provenance};
+use super::{Architecture, Calibration, Provenance, Realism};
 use crate::digest::Digest;
 use crate::nn::Adapter;
 use crate::volume::{Fingerprint, Plan};
@@ -111,6 +111,9 @@ pub struct ModelManifest {
     /// The gate's thresholds; only a critic has them.
     #[serde(default)]
     pub calibration: Option<Calibration>,
+    /// How real it finds real lesions; only a discriminator tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub realism: Option<Realism>,
     /// What stands between the plan and an imported network.
     #[serde(default, skip_serializing_if = "Adapter::is_default")]
     pub adapter: Adapter,

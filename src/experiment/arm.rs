@@ -107,6 +107,7 @@ impl Arm {
         recipe.gate.enabled = self.is_gated();
         if self.is_published() {
             recipe.gate.rule = GateRule::Published;
+            recipe.gate.realism = 0.0;
         }
         recipe.fallback = Fallback::Real;
         if self == Self::RealAugmented {

@@ -304,6 +304,11 @@ impl StageTwo<'_> {
                 },
             )
         };
+        let discriminate = |image: Tensor<5>| discriminator.forward(image, None);
+        let realism = self
+            .hosts_are_held_out()
+            .then(|| painter.realism(&discriminate))
+            .transpose()?;
         let fresh = |seed| networks.0.init(device, seed);
         let (trained_score, untrained) = (
             score(fill(fresh(0), trained.generator.clone())?)?,
@@ -318,6 +323,7 @@ impl StageTwo<'_> {
                 (Role::Discriminator, discriminator, trained.discriminator),
             ],
             parameters,
+            realism,
             trained: trained_score,
             untrained,
             last_step: trained.last_step,
@@ -393,6 +399,7 @@ mod tests {
             published: None,
             discriminator: None,
             calibration: Calibration::default(),
+            realism: None,
             provenance: Provenance::default().into(),
         }
     }

@@ -416,6 +416,7 @@ impl Trained {
                 metrics,
             )),
             calibration,
+            realism: None,
             adapter: Adapter::default(),
             imported: None,
             weights: WeightsFile::default(),

@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::cubes::side_of;
 use super::{LearnError, Metrics, SynthesizerConfig};
 use crate::checkpoint::{
-    Architecture, FORMAT_VERSION, ModelManifest, Provenance, Role, Training, Weights, WeightsFile, inner_folder,
-    save_model, write_atomically,
+    Architecture, FORMAT_VERSION, ModelManifest, Provenance, Realism, Role, Training, Weights, WeightsFile,
+    inner_folder, save_model, write_atomically,
 };
 use crate::nn::Adapter;
 use crate::store::Cases;
@@ -60,7 +60,7 @@ pub(super) fn write_report<R: Serialize>(out: &Path, stage: &str, report: &R) ->
 pub(super) fn save_beside(
     config: &SynthesizerConfig,
     critic: &ModelManifest,
-    (models, mut record): (Vec<(Role, Architecture, Weights)>, Training),
+    (models, realism, mut record): (Vec<(Role, Architecture, Weights)>, Option<Realism>, Training),
     out: &Path,
 ) -> Result<(), LearnError> {
     record.add_seen(&Provenance::of(&[critic]));
@@ -75,6 +75,7 @@ pub(super) fn save_beside(
             provenance_known: critic.provenance_known,
             training: Some(record.clone()),
             calibration: None,
+            realism: realism.clone().filter(|_| role == Role::Discriminator),
             adapter: Adapter::default(),
             imported: None,
             weights: WeightsFile::default(),

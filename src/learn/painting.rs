@@ -1,6 +1,6 @@
 //! How good a generator's lesions are on given hosts: the gate's scores, contrast, diversity, noise.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, activation};
 use ndarray::{Array3, Zip};
 use serde::Serialize;
 
@@ -12,8 +12,9 @@ use super::numbers::{mean, metrics};
 use super::painted::{Host, Wanted};
 use super::texture::{Textures, strength};
 use super::{LearnError, Metrics, SynthesizerConfig};
-use crate::checkpoint::{Bundle, Thresholds};
+use crate::checkpoint::{Bundle, Realism, Thresholds};
 use crate::evaluate::{argmax, forward};
+use crate::nn::REAL;
 use crate::rng::{Purpose, Rng};
 use crate::store::TumourRecord;
 use crate::synth::gate::{Judged, judge, scores};
@@ -229,6 +230,22 @@ impl Painter<'_> {
             Ok(self.odds(brush, &cube.image, &cube.labels.mapv(|id| u8::from(id == tumour.id))))
         };
         self.catalogue.all_tumours().into_iter().map(of).collect()
+    }
+
+    /// Returns how real the discriminator finds every real lesion of the cases, as the gate measures it.
+    pub fn realism(&self, discriminate: &dyn Fn(Tensor<5>) -> Tensor<5>) -> Result<Realism, LearnError> {
+        let of = |(case, _, tumour): (usize, usize, &TumourRecord)| {
+            let size = SizeClass::of_diameter(f64::from(tumour.diameter_mm));
+            let side = side_of(size, self.config.max_cube);
+            let cube = read_cube(self.catalogue.cases, case, tumour.centre, side, &Look::none())?;
+            let lesion = cube.labels.mapv(|id| f32::from(u8::from(id == tumour.id)));
+            let [image, lesion] = [&cube.image, &lesion].map(|array| stack(std::iter::once(array), self.device));
+            let logits = discriminate(normalise(image, &self.bundle.plan.window_hu));
+            let real = activation::softmax(logits, 1).narrow(1, REAL, 1);
+            Ok(f64::from(lesion_means(real, lesion).into_scalar::<f32>()))
+        };
+        let scores: Result<Vec<f64>, LearnError> = self.catalogue.all_tumours().into_iter().map(of).collect();
+        Ok(Realism { scores: scores? })
     }
 
     /// Marks the organ's healthy voxels within 10 mm that the lesion leaves as they were.

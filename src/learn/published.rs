@@ -218,6 +218,7 @@ impl StageTwo<'_> {
         Ok(Made {
             parameters: shapes.each_ref().map(PublishedConfig::parameters),
             models: vec![(Role::Generator, Architecture::Published(generator.clone()), weights)],
+            realism: None,
             trained,
             untrained,
             last_step: trainee.last,

@@ -431,6 +431,7 @@ fn manifest(architecture: Architecture, plan: Plan, recipe: &Resolved, record: T
         provenance_known: recipe.models.as_ref().is_none_or(|models| models.known),
         training: Some(record),
         calibration: None,
+        realism: None,
         adapter: Adapter::default(),
         imported: None,
         weights: WeightsFile::default(),

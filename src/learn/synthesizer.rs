@@ -12,7 +12,7 @@ use super::painting::Painter;
 use super::synthesizer_settings::{Method, SynthesizerConfig, SynthesizerReport};
 use super::texture::Textures;
 use super::{LearnError, PaintingScore, ValidationSettings};
-use crate::checkpoint::{Architecture, Bundle, ModelManifest, Provenance, Role, Weights, load_manifest};
+use crate::checkpoint::{Architecture, Bundle, ModelManifest, Provenance, Realism, Role, Weights, load_manifest};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::store::Cases;
@@ -60,7 +60,7 @@ pub fn train_synthesizer(
     };
     let run = (config.steps, config.seed);
     let record = training_of(job.cases, &training, config, run, report.trained.metrics());
-    save_beside(config, &critic_manifest, (made.models, record), job.out)?;
+    save_beside(config, &critic_manifest, (made.models, made.realism, record), job.out)?;
     copy_critic(critic_folder, job.out)?;
     write_report(job.out, "synthesizer", &report)?;
     Ok(report)
@@ -94,6 +94,8 @@ pub(super) struct Made {
     pub models: Vec<(Role, Architecture, Weights)>,
     /// Parameters of generator and discriminator.
     pub parameters: [u64; 2],
+    /// How real the discriminator finds real lesions that it did not learn from.
+    pub realism: Option<Realism>,
     pub trained: PaintingScore,
     pub untrained: PaintingScore,
     pub last_step: Metrics,
@@ -111,6 +113,11 @@ impl StageTwo<'_> {
             bundle: self.critic,
             device: self.device,
         })
+    }
+
+    /// Tells whether the hosts of the report, and their real lesions, are none that it learns from.
+    pub fn hosts_are_held_out(&self) -> bool {
+        !self.hosts.iter().any(|case| self.training.contains(case))
     }
 
     /// Returns how a run of this stage is saved and resumed.

@@ -35,27 +35,20 @@ pub(super) struct Opinion {
     pub(super) discriminator: Option<f64>,
 }
 
-/// Asks the networks and decides, all on the models' grid: the gate's thresholds were calibrated there. A lesion that the critic does
-/// not recognise is refused after one pass; the others cost two more.
+/// Asks the networks and decides, all on the models' grid: the gate's thresholds were calibrated there. A lesion that the discriminator
+/// or the critic refuses costs that one pass; the others cost two more.
 ///
 /// # Errors
 /// [`SynthError`] where the device fails, or the models have no threshold for the lesion's bin.
 pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
-    let planted = &trial.painted.planted;
-    let view = |image: &Array3<i16>| trial.bridge.map_or_else(|| image.clone(), |bridge| bridge.view(image));
-    let image = view(&trial.painted.image);
-    let soft = (trial.bridge).map_or_else(|| planted.soft.clone(), |bridge| bridge.soft_view(&planted.soft));
-    let lesion = soft.mapv_into(|soft| u8::from(soft >= LESION_FROM));
-    let after = trial.engine.judge(image.clone(), trial.judge, trial.cancelled)?;
+    let painted = on_models_grid(trial);
+    let realism = realism(trial)?;
+    if let Some(opinion) = realism.map_or(Ok(None), |least| unreal(trial, &painted, least))? {
+        return Ok(opinion);
+    }
+    let after = (trial.engine).judge(painted.image.clone(), trial.judge, trial.cancelled)?;
     let thresholds = thresholds(trial)?;
-    let tumours = tumours(trial);
-    let tumour_id = trial.draw.organ.tumour_id;
-    let by_recall = match trial.gate.rule {
-        GateRule::Published => Some(gate::judge_published(gate::published_recall(&after, &lesion, tumours))),
-        GateRule::Fixed | GateRule::Calibrated => {
-            gate::refused_by(gate::recall(&after, &lesion, tumour_id), thresholds)
-        }
-    };
+    let by_recall = by_recall(trial, (&after, &painted.lesion), thresholds);
     // The best of several refused ones is known by all its scores.
     if let Some(verdict) = by_recall.filter(|verdict| !verdict.passes && !trial.keeps_best) {
         return Ok(Opinion {
@@ -64,25 +57,15 @@ pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
             discriminator: None,
         });
     }
-    let images = [view(&planted.host.image), image];
-    let seen = trial.engine.compare(images, trial.judge, trial.cancelled)?;
-    let others = planted.host.labels.map(|label| u8::from(tumours.contains(*label)));
-    let others = trial
-        .bridge
-        .map_or_else(|| others.clone(), |bridge| bridge.labels_view(&others));
-    let scores = gate::scores(&Judged {
-        before: &seen.before,
-        after: &after,
-        lesion: &lesion,
-        others: &others,
-        tumour_id,
-        spacing_mm: trial.bundle.plan.spacing_mm,
-        radius_mm: planted.diameter_mm / 2.0,
-    });
+    let (scores, discriminator) = second_look(trial, painted, &after)?;
+    let verdict = match (trial.gate.rule, by_recall) {
+        (GateRule::Published, Some(verdict)) => verdict,
+        _ => gate::judge(scores, thresholds),
+    };
     Ok(Opinion {
-        verdict: match (trial.gate.rule, by_recall) {
-            (GateRule::Published, Some(verdict)) => verdict,
-            _ => gate::judge(scores, thresholds),
+        verdict: match (realism, discriminator) {
+            (Some(least), Some(real)) => verdict.and_real(real, least),
+            _ => verdict,
         },
         scores: Some(GateScores {
             recall: scores.recall,
@@ -90,9 +73,82 @@ pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
             before: scores.before,
             recall_threshold: thresholds.recall,
             precision_threshold: thresholds.precision,
+            realism_threshold: realism,
         }),
-        discriminator: seen.real.as_ref().map(|real| mean_over(real, &lesion)),
+        discriminator,
     })
+}
+
+/// A lesion's cube as the models see it.
+struct Seen {
+    /// In HU, after synthesis.
+    image: Array3<i16>,
+    /// 1 inside.
+    lesion: Array3<u8>,
+}
+
+fn on_models_grid(trial: &Trial) -> Seen {
+    let (planted, bridge) = (&trial.painted.planted, trial.bridge);
+    let soft = bridge.map_or_else(|| planted.soft.clone(), |bridge| bridge.soft_view(&planted.soft));
+    Seen {
+        image: view(trial, &trial.painted.image),
+        lesion: soft.mapv_into(|soft| u8::from(soft >= LESION_FROM)),
+    }
+}
+
+fn view(trial: &Trial, image: &Array3<i16>) -> Array3<i16> {
+    trial.bridge.map_or_else(|| image.clone(), |bridge| bridge.view(image))
+}
+
+/// Refuses a lesion that the discriminator finds less real than that; nothing where it passes, or refused ones are kept.
+fn unreal(trial: &Trial, painted: &Seen, least: f64) -> Result<Option<Opinion>, SynthError> {
+    if trial.keeps_best {
+        return Ok(None);
+    }
+    let real = (trial.engine).discriminate(painted.image.clone(), trial.cancelled)?;
+    let real = mean_over(&real, &painted.lesion);
+    Ok((real < least).then(|| Opinion {
+        verdict: Verdict::unreal(real, least),
+        scores: None,
+        discriminator: Some(real),
+    }))
+}
+
+/// Decides by the critic's recall alone where that is enough: always by the published rule, by the others where it is too low.
+fn by_recall(trial: &Trial, (after, lesion): (&Array3<u8>, &Array3<u8>), thresholds: Thresholds) -> Option<Verdict> {
+    match trial.gate.rule {
+        GateRule::Published => Some(gate::judge_published(gate::published_recall(
+            after,
+            lesion,
+            tumours(trial),
+        ))),
+        GateRule::Fixed | GateRule::Calibrated => {
+            gate::refused_by(gate::recall(after, lesion, trial.draw.organ.tumour_id), thresholds)
+        }
+    }
+}
+
+/// Returns the critic's scores, and how real the discriminator finds the lesion where there is one.
+fn second_look(
+    trial: &Trial,
+    Seen { image, lesion }: Seen,
+    after: &Array3<u8>,
+) -> Result<(gate::Scores, Option<f64>), SynthError> {
+    let (planted, tumours) = (&trial.painted.planted, tumours(trial));
+    let images = [view(trial, &planted.host.image), image];
+    let seen = trial.engine.compare(images, trial.judge, trial.cancelled)?;
+    let others = planted.host.labels.map(|label| u8::from(tumours.contains(*label)));
+    let others = (trial.bridge).map_or_else(|| others.clone(), |bridge| bridge.labels_view(&others));
+    let scores = gate::scores(&Judged {
+        before: &seen.before,
+        after,
+        lesion: &lesion,
+        others: &others,
+        tumour_id: trial.draw.organ.tumour_id,
+        spacing_mm: trial.bundle.plan.spacing_mm,
+        radius_mm: planted.diameter_mm / 2.0,
+    });
+    Ok((scores, seen.real.as_ref().map(|real| mean_over(real, &lesion))))
 }
 
 /// Returns every tumour class of the models.
@@ -101,6 +157,16 @@ fn tumours(trial: &Trial) -> ClassSet {
     let organs = trial.bundle.plan.labels.organs();
     organs.iter().for_each(|organ| tumours.insert(organ.tumour_id));
     tumours
+}
+
+/// Returns how real the discriminator must find a lesion; nothing where the recipe does not ask.
+fn realism(trial: &Trial) -> Result<Option<f64>, SynthError> {
+    if trial.gate.realism == 0.0 {
+        return Ok(None);
+    }
+    let measured = trial.bundle.realism.as_ref();
+    let least = measured.and_then(|realism| realism.threshold(trial.gate.realism));
+    least.map(Some).ok_or(SynthError::NoModel("calibration of realism"))
 }
 
 /// Returns what the recipe's rule asks for.

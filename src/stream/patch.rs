@@ -38,6 +38,9 @@ pub struct GateScores {
     pub recall_threshold: f64,
     /// Thresholds that applied.
     pub precision_threshold: f64,
+    /// How real the discriminator had to find it; nothing where the recipe did not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub realism_threshold: Option<f64>,
 }
 
 /// One synthesized lesion.

@@ -8,7 +8,7 @@ use super::negatives::UnlabelledNegatives;
 use crate::digest::Digest;
 use crate::lesion::LesionForm;
 use crate::sampler::{Augmentation, Centre, Pool};
-use crate::synth::{GateSettings, SynthesizerKind};
+use crate::synth::{GateRule, GateSettings, SynthesizerKind};
 use crate::volume::{ContrastBin, MAX_PATCH_SIDE, Plan, Shape, SizeClass};
 
 /// Raised on any change to the bytes that a recipe and an index stand for.
@@ -156,6 +156,13 @@ impl Recipe {
         let unit = |field: &str, value: f64| check(field, (0.0..=1.0).contains(&value), "0 to 1", value);
         unit("gate.recall", self.gate.recall)?;
         unit("gate.precision", self.gate.precision)?;
+        unit("gate.realism", self.gate.realism)?;
+        check(
+            "gate.realism",
+            self.gate.realism == 0.0 || self.gate.rule != GateRule::Published,
+            "0 with the rule published",
+            self.gate.realism,
+        )?;
         check("gate.retries", self.gate.retries <= 15, "0 to 15", self.gate.retries)?;
         check_shares("sizes", &self.sizes)?;
         check_shares("contrasts", &self.contrasts)?;

@@ -321,6 +321,16 @@ fn check_bundle(
     if recipe.gate.enabled && recipe.gate.rule == GateRule::Calibrated {
         check_calibration(bundle, recipe)?;
     }
+    let is_measured = bundle
+        .realism
+        .as_ref()
+        .is_some_and(|realism| !realism.scores.is_empty());
+    if recipe.gate.enabled && recipe.gate.realism > 0.0 && !is_measured {
+        return infeasible(
+            "gate.realism",
+            "the models have no discriminator that was shown held-out real lesions; train stage 2 anew, or ask for 0",
+        );
+    }
     leak::check_leak(cases, (bundle, seen), recipe, allowed)?;
     Ok(bundle.hash)
 }

@@ -29,6 +29,8 @@ pub(super) enum Task {
     Compare([Array3<i16>; 2], Option<usize>),
     /// The critic's opinion of an untouched host.
     Look(Array3<i16>),
+    /// The discriminator's opinion after synthesis.
+    Discriminate(Array3<i16>),
 }
 
 /// What came of a task.
@@ -36,6 +38,8 @@ pub(super) enum Answer {
     Residual(Array3<f32>),
     SecondLook(SecondLook),
     Classes(Array3<u8>),
+    /// Probabilities of "real tumour".
+    Real(Array3<f32>),
 }
 
 type Dim = (usize, usize, usize);
@@ -44,7 +48,9 @@ impl Task {
     fn dim(&self) -> Dim {
         match self {
             Self::Paint(cube) | Self::PaintPublished(cube, _) => cube.image.dim(),
-            Self::Judge(image, _) | Self::Compare([image, _], _) | Self::Look(image) => image.dim(),
+            Self::Judge(image, _) | Self::Compare([image, _], _) | Self::Look(image) | Self::Discriminate(image) => {
+                image.dim()
+            }
         }
     }
 
@@ -52,7 +58,7 @@ impl Task {
     fn judge(&self) -> Option<usize> {
         match self {
             Self::Judge(_, judge) | Self::Compare(_, judge) => *judge,
-            Self::Paint(_) | Self::PaintPublished(..) | Self::Look(_) => None,
+            Self::Paint(_) | Self::PaintPublished(..) | Self::Look(_) | Self::Discriminate(_) => None,
         }
     }
 
@@ -87,7 +93,7 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
     };
     let images = |nth: usize| -> Vec<&Array3<i16>> {
         let found = tasks.iter().filter_map(|task| match task {
-            Task::Judge(image, _) | Task::Look(image) => Some(image),
+            Task::Judge(image, _) | Task::Look(image) | Task::Discriminate(image) => Some(image),
             Task::Compare(images, _) => Some(&images[nth]),
             Task::Paint(_) | Task::PaintPublished(..) => None,
         });
@@ -107,6 +113,11 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
         }
         Task::Judge(..) => classes(Stage::Gate.time(|| batch.classes(&images(0)))),
         Task::Look(_) => classes(Stage::Look.time(|| batch.classes(&images(0)))),
+        Task::Discriminate(_) => {
+            let real = Stage::Gate.time(|| batch.real(&images(0)));
+            let real = real.ok_or(SynthError::NoModel("discriminator"))?;
+            real.into_iter().map(Answer::Real).collect()
+        }
         Task::Compare(..) => {
             let compared = Stage::Gate.time(|| batch.compare(&images(0), &images(1)));
             compared.into_iter().map(Answer::SecondLook).collect()
@@ -198,12 +209,15 @@ impl Batch<'_> {
         Ok(self.cubes(scene.change(published_residual(own, host)) * (window.high - window.low)))
     }
 
+    /// Returns the discriminator's probability of "real tumour"; nothing where there is no discriminator.
+    fn real(&self, images: &[&Array3<i16>]) -> Option<Vec<Array3<f32>>> {
+        let discriminator = self.bundle.discriminator.as_ref()?;
+        let probabilities = activation::softmax(discriminator.forward(self.normalised(images), None), 1);
+        Some(self.cubes(probabilities.narrow(1, REAL, 1)))
+    }
+
     fn compare(&self, before: &[&Array3<i16>], after: &[&Array3<i16>]) -> Vec<SecondLook> {
-        let real = self.bundle.discriminator.as_ref().map(|discriminator| {
-            let probabilities = activation::softmax(discriminator.forward(self.normalised(after), None), 1);
-            self.cubes(probabilities.narrow(1, REAL, 1))
-        });
-        let mut real = real.map(Vec::into_iter);
+        let mut real = self.real(after).map(Vec::into_iter);
         let before = self.classes(before).into_iter();
         before
             .map(|before| SecondLook {

@@ -103,7 +103,7 @@ impl Engine {
     pub fn paint(&self, cube: &LesionCube) -> Result<Array3<f32>, SynthError> {
         match self.ask(Task::Paint(cube.clone()), cube.cancelled.clone())? {
             Answer::Residual(residual) => Ok(residual),
-            Answer::SecondLook(_) | Answer::Classes(_) => Err(SynthError::Ended),
+            _ => Err(SynthError::Ended),
         }
     }
 
@@ -114,7 +114,7 @@ impl Engine {
     pub fn paint_published(&self, cube: &LesionCube, texture: Array3<f32>) -> Result<Array3<f32>, SynthError> {
         match self.ask(Task::PaintPublished(cube.clone(), texture), cube.cancelled.clone())? {
             Answer::Residual(residual) => Ok(residual),
-            Answer::SecondLook(_) | Answer::Classes(_) => Err(SynthError::Ended),
+            _ => Err(SynthError::Ended),
         }
     }
 
@@ -143,7 +143,18 @@ impl Engine {
     ) -> Result<SecondLook, SynthError> {
         match self.ask(Task::Compare(images, judge), cancelled.clone())? {
             Answer::SecondLook(look) => Ok(look),
-            Answer::Residual(_) | Answer::Classes(_) => Err(SynthError::Ended),
+            _ => Err(SynthError::Ended),
+        }
+    }
+
+    /// Returns the discriminator's probability of "real tumour", voxel by voxel, in a cube in HU.
+    ///
+    /// # Errors
+    /// [`SynthError`] where the stream is gone, the bundle has no discriminator, or the device fails.
+    pub fn discriminate(&self, image: Array3<i16>, cancelled: &Cancelled) -> Result<Array3<f32>, SynthError> {
+        match self.ask(Task::Discriminate(image), cancelled.clone())? {
+            Answer::Real(real) => Ok(real),
+            _ => Err(SynthError::Ended),
         }
     }
 
@@ -158,7 +169,7 @@ impl Engine {
     fn ask_classes(&self, task: Task, cancelled: &Cancelled) -> Result<Array3<u8>, SynthError> {
         match self.ask(task, cancelled.clone())? {
             Answer::Classes(classes) => Ok(classes),
-            Answer::Residual(_) | Answer::SecondLook(_) => Err(SynthError::Ended),
+            _ => Err(SynthError::Ended),
         }
     }
 
@@ -294,6 +305,7 @@ mod tests {
             published: Some(PublishedConfig::generator(2, 3).init(&device, 3)),
             discriminator: Some(unet(3, 4)),
             calibration: Calibration::default(),
+            realism: None,
             provenance: Provenance::default().into(),
         }
     }
@@ -341,6 +353,7 @@ mod tests {
                 Task::Judge(image(10 + i, 16), None),
                 Task::Compare([image(20 + i, 16), image(30 + i, 16)], None),
                 Task::Look(image(40 + i, 32)),
+                Task::Discriminate(image(50 + i, 16)),
             ]
         };
         (0..3).flat_map(of).map(request).collect()
@@ -348,7 +361,7 @@ mod tests {
 
     fn text(answer: Result<Answer, SynthError>) -> String {
         match answer.unwrap() {
-            Answer::Residual(values) => format!("{values:?}"),
+            Answer::Residual(values) | Answer::Real(values) => format!("{values:?}"),
             Answer::Classes(ids) => format!("{ids:?}"),
             Answer::SecondLook(both) => format!("{both:?}"),
         }
@@ -380,13 +393,13 @@ mod tests {
     #[test]
     fn what_waits_together_is_one_batch_and_nobody_gets_another_answer() {
         let (alone, sizes) = answers(1);
-        assert_eq!(sizes, [1; 15]);
+        assert_eq!(sizes, [1; 18]);
         let (together, sizes) = answers(16);
-        assert_eq!(sizes, [3; 5]);
+        assert_eq!(sizes, [3; 6]);
         assert_eq!(alone, together);
         // A smaller limit: the oldest first, the others in their order.
         let (pairs, sizes) = answers(2);
-        assert_eq!(sizes.iter().sum::<usize>(), 15);
+        assert_eq!(sizes.iter().sum::<usize>(), 18);
         assert!(sizes.iter().all(|size| *size <= 2));
         assert_eq!(alone, pairs);
     }

@@ -118,6 +118,28 @@ pub struct Verdict {
     pub margin: f64,
 }
 
+impl Verdict {
+    /// Asks also that the discriminator finds the lesion as real as `least`, with its mean probability of "real tumour".
+    pub fn and_real(self, real: f64, least: f64) -> Self {
+        Self {
+            passes: self.passes && real >= least,
+            borderline: self.borderline || (real - least).abs() < BORDERLINE,
+            margin: self.margin.min(real - least),
+            ..self
+        }
+    }
+
+    /// What is said of a lesion of which nothing but this is known: it is refused.
+    pub fn unreal(real: f64, least: f64) -> Self {
+        Self {
+            passes: false,
+            borderline: (real - least).abs() < BORDERLINE,
+            host_suspect: false,
+            margin: real - least,
+        }
+    }
+}
+
 /// Compares scores with thresholds.
 pub fn judge(scores: Scores, thresholds: Thresholds) -> Verdict {
     let margins = [

@@ -49,8 +49,17 @@ pub struct GateSettings {
     pub recall: f64,
     /// Least precision under `fixed`, in [0, 1].
     pub precision: f64,
+    /// Asks that lesions look real to the discriminator, too: as real as all but this share of the real lesions that it did not learn
+    /// from, in [0, 1]. 0 does not ask it; `published` never does.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub realism: f64,
     /// Attempts after the first, 0 to 15.
     pub retries: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Default for GateSettings {
@@ -60,6 +69,7 @@ impl Default for GateSettings {
             rule: GateRule::default(),
             recall: 0.5,
             precision: 0.3,
+            realism: 0.0,
             retries: 3,
         }
     }

@@ -171,6 +171,7 @@ impl From<&LesionMeta> for proto::Lesion {
                 before: gate.before,
                 recall_threshold: gate.recall_threshold,
                 precision_threshold: gate.precision_threshold,
+                realism_threshold: gate.realism_threshold,
             }),
             discriminator: lesion.discriminator,
         }

@@ -236,6 +236,7 @@ fn meta(resolved: &Resolved, index: u64) -> PatchMeta {
                 before: 0.0,
                 recall_threshold: 0.5,
                 precision_threshold: 0.25,
+                realism_threshold: None,
             }),
             discriminator: None,
         }],

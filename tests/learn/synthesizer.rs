@@ -62,6 +62,12 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
     assert!((report.untrained.contrast_slope - 1.0).abs() < 0.3, "{report:?}");
     let bundle = Bundle::load(whole.path(), &device).unwrap();
     assert!(bundle.generator.is_some() && bundle.discriminator.is_some() && bundle.provenance.known);
+    // The lesions of both labelled cases that were held out, one each, tell how real the discriminator finds real ones.
+    let realism = bundle.realism.unwrap().scores;
+    assert!(
+        realism.len() == 2 && realism.iter().all(|score| (0.0..=1.0).contains(score)),
+        "{realism:?}"
+    );
     // Eight labelled and three unlabelled cases were not held out.
     assert_eq!(bundle.provenance.source_hashes.len(), 11);
 }

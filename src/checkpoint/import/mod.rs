@@ -85,6 +85,7 @@ pub fn import_pytorch(path: &Path, request: &ImportRequest) -> Result<(ModelMani
         provenance_known: false,
         training: None,
         calibration: None,
+        realism: None,
         imported: Some(Imported {
             file: path
                 .file_name()
