@@ -86,12 +86,13 @@ fn bundle(plan: &Plan, widths: &[usize]) -> Bundle {
         plan: plan.clone(),
         cubes: CubeSides::default(),
         critic: critic.init(&device, 1).into(),
-        critic_seen: std::collections::BTreeSet::new(),
+        critic_seen: Provenance::default(),
         inner: Vec::new(),
         generator: Some(generator.init(&device, 2)),
         published: None,
         discriminator: None,
         calibration: Calibration::default(),
+        realism: None,
         provenance: Provenance::default().into(),
     }
 }
