@@ -228,7 +228,7 @@ fn curves_have_runs_of_their_own_and_an_interrupted_run_comes_to_the_same() {
         )
         .replace(
             "widths = [4, 8]\nsteps = 3\n[segmentor",
-            "widths = [4, 8]\nsteps = 200\n[segmentor",
+            "widths = [4, 8]\nsteps = 500\n[segmentor",
         );
     std::fs::write(dir.join("c.toml"), &config).unwrap();
     // Of either curve the point with 4 labelled and 2 unlabelled patients is an arm's.

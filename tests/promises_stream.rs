@@ -1036,6 +1036,12 @@ fn a_host_that_the_critic_learnt_from_is_judged_by_one_that_did_not() {
         assert_eq!(judges(&of_patients, &models), together);
         Arc::new(models)
     };
+    // Where each inner critic saw one of a patient's scans, the one that did not see this scan is next best.
+    let mut torn = Arc::into_inner(models(2)).unwrap();
+    torn.inner[0].seen = seen(&[labelled[0]]);
+    torn.inner[1].seen = seen(&[store().records()[2].source_hash]);
+    assert_eq!(judges(&of_patients, &torn)[..3], [Some(1), Some(0), Some(0)]);
+
     let recipe = Recipe {
         pools: Some(BTreeMap::from([(Pool::LabelledHost, 0.5), (Pool::UnlabelledHost, 0.5)])),
         unlabelled_negatives: Some(UnlabelledNegatives::Trust),

@@ -67,6 +67,14 @@ pub fn load_manifest(folder: &Path, role: Role) -> Result<ModelManifest, Checkpo
     if let Some(what) = misfit(&manifest) {
         return invalid(what);
     }
+    if let Some(realism) = &manifest.realism {
+        if role != Role::Discriminator {
+            return invalid(format!("realism: a {} has none", role.name()));
+        }
+        if let Some(what) = realism.refusal() {
+            return invalid(what);
+        }
+    }
     Ok(manifest)
 }
 

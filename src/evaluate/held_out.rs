@@ -86,7 +86,7 @@ pub struct Scored<'a> {
     pub spacing_mm: [f64; 3],
 }
 
-/// Predicts the labelled cases among `held_out` and compares; `note` sees every case that is done, and may stop there.
+/// Predicts the labelled cases among `held_out` and compares; `note` sees every case that is done, and may stop there if cases are left.
 ///
 /// # Errors
 /// [`EvaluateError`] where a case cannot be read or its classes are not the plan's, and where `note` stopped.
@@ -111,6 +111,7 @@ pub fn score_held_out(
     let labelled = held_out
         .iter()
         .filter(|case| cases.records()[**case].kind == CaseKind::Labelled);
+    let wanted = labelled.clone().count().min(settings.cases);
     let mut scores = Vec::new();
     for &case in labelled.take(settings.cases) {
         let record = &cases.records()[case];
@@ -132,10 +133,10 @@ pub fn score_held_out(
             prediction: &prediction,
             spacing_mm: record.grid.spacing_mm(),
         });
-        if noted.is_break() {
+        scores.push(score);
+        if noted.is_break() && scores.len() < wanted {
             return Err(EvaluateError::Stopped);
         }
-        scores.push(score);
     }
     Ok(HeldOut::of(scores, labels, settings))
 }

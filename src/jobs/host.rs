@@ -343,12 +343,13 @@ impl Drop for TrainingHost {
 }
 
 /// What may be downloaded of a job.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "segmentor.safetensors",
     "segmentor.json",
     "segmentor.report.json",
     "segmentor.metrics.jsonl",
     "segmentor.mixes.jsonl",
+    "segmentor.broken_off.json",
     "segmentor.state.safetensors",
 ];
 

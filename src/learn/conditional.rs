@@ -358,7 +358,7 @@ impl StageTwo<'_> {
         Ok(Trained {
             generator: config.precision.rounded(fitted.model),
             discriminator: config.precision.rounded(trainee.rivals.judge()),
-            last_step: trainee.last,
+            last_step: fitted.last_step,
         })
     }
 }

@@ -316,7 +316,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         held_out: held_out_scores((&trained.net, trained.fitted.steps), job, &held_out, &config.held_out)?,
         calibration_lesions: scores.len(),
         calibration: calibration.clone(),
-        last_step: trained.last_step.clone(),
+        last_step: trained.fitted.last_step.clone(),
     };
     let metrics = dice_metrics(&report.held_out);
     // Those of an earlier run with more folds are not this critic's.
@@ -332,7 +332,6 @@ pub(super) struct Trained {
     net: Network,
     weights: Weights,
     fitted: Fitted,
-    last_step: Metrics,
 }
 
 /// Trains a critic on labelled cases, watched on others.
@@ -374,7 +373,6 @@ pub(super) fn train_on(
         net,
         weights,
         fitted,
-        last_step: trainee.last,
     })
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use metrics::gauge;
+use serde::Deserialize;
 
 use super::LearnError;
 use super::validation::{Keep, ValidationSettings, Watch};
@@ -102,6 +103,8 @@ pub struct Fitted {
     pub steps: u64,
     /// The best score on held-out cases, and the step after which it was reached.
     pub best: Option<(f32, u64)>,
+    /// What the last step measured, of an earlier run where this one had none left to make.
+    pub last_step: Metrics,
     /// Mean wall time of this run's steps, in s; scoring and saving are not in it.
     pub step_seconds: f64,
     /// Share of that time in which steps waited for data.
@@ -168,8 +171,8 @@ pub fn fit(
         false => forget(settings)?,
     };
     remove_if_there(&settings.broken_off_path())?;
-    let mut log = open_log(&settings.metrics_path(), start)?;
-    let (mut done, mut spent, mut last) = (start, Duration::ZERO, Metrics::new());
+    let (mut log, mut last) = open_log(&settings.metrics_path(), start)?;
+    let (mut done, mut spent) = (start, Duration::ZERO);
     while done < settings.steps && !watch.is_over(settings.validation) {
         let (began, waited) = (Instant::now(), trainee.data_wait());
         let measured = trainee.step(done);
@@ -203,6 +206,7 @@ pub fn fit(
         model: model(trainee, &watch, settings)?,
         steps: done,
         best: watch.best(),
+        last_step: last,
         step_seconds: spent.as_secs_f64() / (done - start).max(1) as f64,
         data_wait: trainee.data_wait().as_secs_f64() / spent.as_secs_f64().max(f64::MIN_POSITIVE),
     })
@@ -231,17 +235,21 @@ fn refuse_not_finite(metrics: Metrics, step: u64) -> Result<Metrics, LearnError>
     }
 }
 
-/// Leaves a report where a run makes no sense any more: the cause, and what the step before measured.
+/// Leaves a report where a run makes no sense any more: the cause, and what was measured last.
 fn break_off<T>(settings: &FitSettings, (step, last): (u64, &Metrics), error: LearnError) -> Result<T, LearnError> {
     if let LearnError::NotFinite { .. } | LearnError::Guard { .. } = error {
         let report = serde_json::json!({
             "stage": settings.stage,
             "step": step,
             "cause": error.to_string(),
-            "metrics_before": last,
+            "last_metrics": last,
         });
         let text = serde_json::to_vec_pretty(&report).expect("finite numbers are representable in JSON");
-        write_atomically(&settings.broken_off_path(), &text)?;
+        let path = settings.broken_off_path();
+        if let Err(unwritten) = write_atomically(&path, &text) {
+            // The cause matters more than that its report is missing.
+            tracing::warn!(path = %path.display(), error = %unwritten, "the report of a run that broke off was not written");
+        }
     }
     Err(error)
 }
@@ -390,23 +398,27 @@ fn read_marked(path: &Path, settings: &FitSettings) -> Result<(Weights, u64), Le
     Ok((weights, step))
 }
 
-/// Opens the log of metrics and drops what a resumed run is about to repeat.
-fn open_log(path: &Path, start: u64) -> Result<fs_err::File, LearnError> {
-    let step_of = |line: &str| {
-        serde_json::from_str::<serde_json::Value>(line)
-            .ok()?
-            .get("step")?
-            .as_u64()
-    };
+/// A line of the log of metrics.
+#[derive(Deserialize)]
+struct Line {
+    step: u64,
+    metrics: Metrics,
+}
+
+/// Opens the log of metrics and drops what a resumed run is about to repeat; returns what the last step before measured.
+fn open_log(path: &Path, start: u64) -> Result<(fs_err::File, Metrics), LearnError> {
+    let read = |line: &str| serde_json::from_str::<Line>(line).ok();
     let old = match fs_err::read_to_string(path) {
         Ok(text) if start > 0 => text,
         _ => String::new(),
     };
     let kept: String = old
         .lines()
-        .filter(|line| step_of(line).is_some_and(|step| step <= start))
+        .filter(|line| read(line).is_some_and(|line| line.step <= start))
         .flat_map(|line| [line, "\n"])
         .collect();
     write_atomically(path, kept.as_bytes())?;
-    Ok(fs_err::OpenOptions::new().append(true).open(path)?)
+    let last = kept.lines().last().and_then(read).map(|line| line.metrics);
+    let log = fs_err::OpenOptions::new().append(true).open(path)?;
+    Ok((log, last.unwrap_or_default()))
 }

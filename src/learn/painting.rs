@@ -14,11 +14,10 @@ use super::texture::{Textures, strength};
 use super::{LearnError, Metrics, SynthesizerConfig};
 use crate::checkpoint::{Bundle, Realism, Thresholds};
 use crate::evaluate::{argmax, forward};
-use crate::nn::REAL;
 use crate::rng::{Purpose, Rng};
 use crate::store::TumourRecord;
 use crate::synth::gate::{Judged, judge, scores};
-use crate::volume::{ContrastBin, Organ, SizeClass, dilated};
+use crate::volume::{Connectivity, ContrastBin, Organ, SizeClass, dilated, take_component};
 
 /// Noise fields that diversity is measured over.
 const NOISES: u64 = 3;
@@ -238,14 +237,18 @@ impl Painter<'_> {
             let size = SizeClass::of_diameter(f64::from(tumour.diameter_mm));
             let side = side_of(size, self.config.max_cube);
             let cube = read_cube(self.catalogue.cases, case, tumour.centre, side, &Look::none())?;
-            let lesion = cube.labels.mapv(|id| f32::from(u8::from(id == tumour.id)));
+            let mut lesion = Array3::zeros(cube.labels.dim());
+            let mut is_tumour = cube.labels.mapv(|id| id == tumour.id);
+            for voxel in take_component(&mut is_tumour, [side / 2; 3], Connectivity::Corners) {
+                lesion[voxel] = 1.0;
+            }
             let [image, lesion] = [&cube.image, &lesion].map(|array| stack(std::iter::once(array), self.device));
             let logits = discriminate(normalise(image, &self.bundle.plan.window_hu));
-            let real = activation::softmax(logits, 1).narrow(1, REAL, 1);
-            Ok(f64::from(lesion_means(real, lesion).into_scalar::<f32>()))
+            let real = lesion_means(activation::sigmoid(log_odds(logits)), lesion);
+            Ok(f64::from(real.into_scalar::<f32>()))
         };
         let scores: Result<Vec<f64>, LearnError> = self.catalogue.all_tumours().into_iter().map(of).collect();
-        Ok(Realism { scores: scores? })
+        Ok(Realism::of(scores?))
     }
 
     /// Marks the organ's healthy voxels within 10 mm that the lesion leaves as they were.

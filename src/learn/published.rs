@@ -221,7 +221,7 @@ impl StageTwo<'_> {
             realism: None,
             trained,
             untrained,
-            last_step: trainee.last,
+            last_step: fitted.last_step,
         })
     }
 }

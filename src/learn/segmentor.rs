@@ -389,7 +389,7 @@ pub fn train_segmentor(
         validation: &config.validation,
     };
     let fitted = fit(&mut trainee, &settings, job.progress)?;
-    let (last_step, mixes) = (trainee.last, trainee.steering.mixes().to_vec());
+    let mixes = trainee.steering.mixes().to_vec();
     let weights = config.precision.rounded(fitted.model);
     let net = fill_network(fresh(&architecture, job.device, 0), weights.clone())?.with_compute_dtype(job.dtype);
 
@@ -404,7 +404,7 @@ pub fn train_segmentor(
         training_cases: training.len(),
         held_out: held_out_scores((&net, fitted.steps), job, &held_out, &config.held_out)?,
         mixes,
-        last_step,
+        last_step: fitted.last_step,
     };
     let mut record = training_of(
         job.cases,

@@ -17,7 +17,7 @@ pub struct PhantomSettings {
     pub tumours: BTreeMap<String, LesionLaw>,
     /// How much tumours and nodules differ from their organs.
     pub contrast: ContrastLaw,
-    /// Benign nodules by organ, labelled as the organ: grown as tumours are and as large and as dark, but even inside.
+    /// Benign nodules by organ, labelled as the organ: grown as tumours are, of the same contrasts, but even inside.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub nodules: BTreeMap<String, LesionLaw>,
     /// The tumours' bright rims.
@@ -59,7 +59,7 @@ pub struct ContrastLaw {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RimLaw {
-    /// Share of tumours with a rim of `hu`, beside those with the patterns that chance gives them.
+    /// Share of tumours with a rim of `hu`, of those that are two voxels deep; the others have the patterns that chance gives them.
     pub share: f64,
     /// By how much the outermost layer of voxels is brighter than the rest.
     pub hu: f64,

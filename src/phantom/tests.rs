@@ -236,3 +236,77 @@ fn cohorts_of_one_seed_share_their_patients() {
     assert!(small.iter().all(|spec| large.contains(spec)));
     assert_eq!(large.iter().filter(|spec| spec.with_tumours).count(), 5);
 }
+
+/// One liver with one large tumour, and as many nodules.
+fn look_alikes(nodules: bool, rim_hu: f64) -> PhantomSettings {
+    let law = LesionLaw {
+        counts: vec![0.0, 0.0, 1.0],
+        ln_mean: 3.4,
+        ln_sd: 0.1,
+        range_mm: [25.0, 45.0],
+    };
+    PhantomSettings {
+        plain_every: 0,
+        tumours: [("liver".to_string(), law.clone())].into(),
+        nodules: nodules.then(|| ("liver".to_string(), law)).into_iter().collect(),
+        rim: RimLaw {
+            share: f64::from(u8::from(rim_hu > 0.0)),
+            hu: rim_hu,
+        },
+        ..PhantomSettings::default()
+    }
+}
+
+#[test]
+fn nodules_are_labelled_as_their_organ_and_twins_share_them() {
+    let spec = |with_tumours| PhantomSpec {
+        with_tumours,
+        spacing_mm: [4.0; 3],
+        ..cohort(5, 1, 0).remove(0)
+    };
+    let [plain, healthy] = [false, true].map(|nodules| generate_with(&look_alikes(nodules, 0.0), &spec(false)));
+    assert_eq!(plain.labels, healthy.labels);
+    let changed = plain.image.iter().zip(&healthy.image).filter(|(a, b)| a != b).count();
+    // Two of about 30 mm are 440 voxels of 4 mm; the scanner's blur carries them a little further.
+    assert!((200..3000).contains(&changed), "{changed}");
+    let sick = generate_with(&look_alikes(true, 0.0), &spec(true));
+    let tumour = sick.labels.iter().filter(|label| **label == LIVER + 1).count();
+    let apart = healthy.image.iter().zip(&sick.image).filter(|(a, b)| a != b).count();
+    assert!(
+        tumour > 200 && apart < 4 * tumour,
+        "{apart} voxels changed for {tumour}"
+    );
+}
+
+#[test]
+fn rims_are_brighter_than_cores() {
+    let spec = PhantomSpec {
+        spacing_mm: [2.0; 3],
+        ..cohort(5, 1, 0).remove(0)
+    };
+    let rim_over_core = |rim_hu| {
+        let volume = generate_with(&look_alikes(false, rim_hu), &spec);
+        let is_tumour = |at: [usize; 3]| volume.labels[at] == LIVER + 1;
+        let (mut rim, mut core) = (Vec::new(), Vec::new());
+        for ((z, y, x), hu) in volume.image.indexed_iter() {
+            let around = [
+                [z - z.min(1), y, x],
+                [z + 1, y, x],
+                [z, y - y.min(1), x],
+                [z, y + 1, x],
+                [z, y, x - x.min(1)],
+                [z, y, x + 1],
+            ];
+            match is_tumour([z, y, x]) {
+                true if around.into_iter().all(is_tumour) => core.push(f64::from(*hu)),
+                true => rim.push(f64::from(*hu)),
+                false => {}
+            }
+        }
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        mean(&rim) - mean(&core)
+    };
+    // Where the tumour ends the scanner mixes it with the brighter liver, rim or not.
+    let (without, with) = (rim_over_core(0.0), rim_over_core(100.0));
+    assert!(with - without > 40.0, "{with} {without}");
+}

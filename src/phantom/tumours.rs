@@ -71,7 +71,9 @@ pub(super) fn paint_nodules(
     for (organ, law) in plan(&settings.nodules, rng) {
         let diameter = law.draw_mm(rng);
         let contrast = (settings.contrast.draw(rng) * strength(organ, phase)) as f32;
-        if let Some(voxels) = grow(canvas, organ, diameter, rng) {
+        if let Some(mut voxels) = grow(canvas, organ, diameter, rng) {
+            // A kidney's tumours may grow into the fat around it; what is labelled as the organ must not.
+            voxels.retain(|i| canvas.labels[*i] == organ);
             let layers = Layers::of(&canvas.frame, &voxels);
             render(
                 canvas,
@@ -244,7 +246,8 @@ impl Layers {
             2 if self.deepest > 2.0 => Pattern::Capsule(28.0),
             _ => Pattern::Even,
         };
-        match rim.share > 0.0 && rng.chance(rim.share) {
+        // Without a core there is nothing to be brighter than.
+        match rim.share > 0.0 && rng.chance(rim.share) && self.deepest > 1.0 {
             true => Pattern::Capsule(rim.hu as f32),
             false => pattern,
         }

@@ -24,51 +24,81 @@ impl Seen {
 }
 
 /// Tells for every case of a store whether models were trained on it or on a near-duplicate.
-///
-/// Training scans that the store holds are looked up among its pairs; only the others, which are few where models and store
-/// belong together, are compared with every case.
 pub fn seen_cases(cases: &dyn Cases, provenance: &Provenance) -> Vec<bool> {
-    seen_groups(cases, provenance, false)
+    let group = groups(cases.records(), cases.near_duplicates(), false);
+    Alike::of(cases, provenance).seen(cases, provenance, &group)
 }
 
 /// Tells for every case whose critic judges a lesion in it: the bundle's own (nothing), or, where that one learnt from the case or from
-/// another scan of its patient, that of an inner fold which did not. Where there is none, the own one judges.
+/// another scan of its patient, that of an inner fold which learnt from none of these; else of one which did not learn from this scan. Where
+/// there is none, the own one judges.
 pub fn judges(cases: &dyn Cases, bundle: &Bundle) -> Vec<Option<usize>> {
     if bundle.inner.is_empty() {
         return vec![None; cases.records().len()];
     }
-    let own = seen_groups(cases, &bundle.critic_seen, true);
-    let inner = bundle.inner.iter();
-    let inner: Vec<Vec<bool>> = inner.map(|inner| seen_groups(cases, &inner.seen, true)).collect();
-    let unseen = |case: usize| inner.iter().position(|seen| !seen[case]);
+    // What inner critics learnt from is a part of this: one comparison of all scans finds who is like whom.
+    let alike = Alike::of(cases, &bundle.critic_seen);
+    let seen_by = |provenance: &Provenance, with_patients: bool| {
+        let group = groups(cases.records(), cases.near_duplicates(), with_patients);
+        alike.seen(cases, provenance, &group)
+    };
+    let inner = |with_patients: bool| -> Vec<Vec<bool>> {
+        let critics = bundle.inner.iter();
+        critics.map(|inner| seen_by(&inner.seen, with_patients)).collect()
+    };
+    let (patients, scans) = (inner(true), inner(false));
+    let unseen = |seen: &[Vec<bool>], case: usize| seen.iter().position(|seen| !seen[case]);
+    let judge = |case: usize| unseen(&patients, case).or_else(|| unseen(&scans, case));
+    let own = seen_by(&bundle.critic_seen, true);
     (own.iter().enumerate())
-        .map(|(case, seen)| seen.then(|| unseen(case)).flatten())
+        .map(|(case, seen)| seen.then(|| judge(case)).flatten())
         .collect()
 }
 
-fn seen_groups(cases: &dyn Cases, provenance: &Provenance, with_patients: bool) -> Vec<bool> {
-    let records = cases.records();
-    let group = groups(records, cases.near_duplicates(), with_patients);
-    let mut seen_group = vec![false; records.len()];
-    for (record, group) in records.iter().zip(&group) {
-        seen_group[*group] |= provenance.source_hashes.contains(&record.source_hash);
+/// Which training scans each case of a store is the same as or nearly, among those that the store does not hold.
+struct Alike<'a> {
+    /// The training scans' fingerprints, by number.
+    fingerprints: Vec<&'a Fingerprint>,
+    /// Per case the numbers of those that it is near.
+    near: Vec<Vec<usize>>,
+}
+
+impl<'a> Alike<'a> {
+    /// Training scans that the store holds are looked up among its pairs; only the others, which are few where models and store
+    /// belong together, are compared with every case.
+    fn of(cases: &dyn Cases, provenance: &'a Provenance) -> Self {
+        let records = cases.records();
+        let held: HashSet<_> = records.iter().map(|record| &record.fingerprint).collect();
+        let fingerprints: Vec<&Fingerprint> = provenance.fingerprints.iter().collect();
+        let elsewhere = fingerprints.iter().enumerate().filter(|(_, one)| !held.contains(*one));
+        let elsewhere: Vec<(usize, Outline)> = elsewhere
+            .filter_map(|(number, one)| Some((number, Outline::of(one)?)))
+            .collect();
+        let near = |record: &CaseRecord| -> Vec<usize> {
+            let (false, Some(outline)) = (elsewhere.is_empty(), Outline::of(&record.fingerprint)) else {
+                return Vec::new();
+            };
+            let near = elsewhere
+                .iter()
+                .filter(|(_, other)| nearness(&outline, other).is_some());
+            near.map(|(number, _)| *number).collect()
+        };
+        let near = records.par_iter().map(near).collect();
+        Self { fingerprints, near }
     }
-    let held: HashSet<_> = records.iter().map(|record| &record.fingerprint).collect();
-    let elsewhere = provenance
-        .fingerprints
-        .iter()
-        .filter(|fingerprint| !held.contains(fingerprint));
-    let elsewhere: Vec<Outline> = elsewhere.filter_map(Outline::of).collect();
-    let is_near = |record: &CaseRecord| {
-        let same = provenance.fingerprints.contains(&record.fingerprint) && !record.fingerprint.is_empty();
-        same || Outline::of(&record.fingerprint)
-            .is_some_and(|outline| elsewhere.iter().any(|other| nearness(&outline, other).is_some()))
-    };
-    let near: Vec<bool> = records.par_iter().map(is_near).collect();
-    for (near, group) in near.iter().zip(&group) {
-        seen_group[*group] |= near;
+
+    /// Tells for every case whether one of its group is among what models learnt from: all, or a part, of what this was made of.
+    fn seen(&self, cases: &dyn Cases, provenance: &Provenance, group: &[usize]) -> Vec<bool> {
+        let mut seen = vec![false; group.len()];
+        for (case, record) in cases.records().iter().enumerate() {
+            let is_held = !record.fingerprint.is_empty() && provenance.fingerprints.contains(&record.fingerprint);
+            let is_near = |number: &usize| provenance.fingerprints.contains(self.fingerprints[*number]);
+            seen[group[case]] |= provenance.source_hashes.contains(&record.source_hash)
+                || is_held
+                || self.near[case].iter().any(is_near);
+        }
+        group.iter().map(|group| seen[*group]).collect()
     }
-    group.iter().map(|group| seen_group[*group]).collect()
 }
 
 /// Tells whether a scan that no store holds is one that models were trained on, or a near-duplicate of one.

@@ -66,7 +66,7 @@ pub struct LesionMeta {
     pub realised_hu: f64,
     /// Absent where the gate is off.
     pub gate: Option<GateScores>,
-    /// Mean of the discriminator's probability of "real tumour" over the lesion; absent without a discriminator.
+    /// Mean over the lesion of how probably real rather than painted the discriminator finds it; absent without a discriminator.
     pub discriminator: Option<f64>,
 }
 

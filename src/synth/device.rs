@@ -5,7 +5,7 @@ use ndarray::Array3;
 
 use super::{LesionCube, SynthError};
 use crate::checkpoint::Bundle;
-use crate::nn::{Condition, Network, PublishedScene, REAL, published_residual};
+use crate::nn::{Condition, Network, PublishedScene, REAL, SYNTHETIC, published_residual};
 use crate::rng::{Purpose, Rng};
 use crate::telemetry::metrics::Stage;
 
@@ -14,7 +14,7 @@ use crate::telemetry::metrics::Stage;
 pub struct SecondLook {
     /// The critic's label ids before synthesis.
     pub before: Array3<u8>,
-    /// The discriminator's probability of "real tumour" after it, where the bundle has one.
+    /// How probably real rather than painted the discriminator finds each voxel after it, where the bundle has one.
     pub real: Option<Array3<f32>>,
 }
 
@@ -38,7 +38,7 @@ pub(super) enum Answer {
     Residual(Array3<f32>),
     SecondLook(SecondLook),
     Classes(Array3<u8>),
-    /// Probabilities of "real tumour".
+    /// How real it looks, voxel by voxel.
     Real(Array3<f32>),
 }
 
@@ -209,11 +209,12 @@ impl Batch<'_> {
         Ok(self.cubes(scene.change(published_residual(own, host)) * (window.high - window.low)))
     }
 
-    /// Returns the discriminator's probability of "real tumour"; nothing where there is no discriminator.
+    /// Returns the discriminator's odds of a real tumour against a painted one, as a probability; nothing where there is no discriminator.
     fn real(&self, images: &[&Array3<i16>]) -> Option<Vec<Array3<f32>>> {
         let discriminator = self.bundle.discriminator.as_ref()?;
-        let probabilities = activation::softmax(discriminator.forward(self.normalised(images), None), 1);
-        Some(self.cubes(probabilities.narrow(1, REAL, 1)))
+        let logits = discriminator.forward(self.normalised(images), None);
+        let odds = logits.clone().narrow(1, REAL, 1) - logits.narrow(1, SYNTHETIC, 1);
+        Some(self.cubes(activation::sigmoid(odds)))
     }
 
     fn compare(&self, before: &[&Array3<i16>], after: &[&Array3<i16>]) -> Vec<SecondLook> {

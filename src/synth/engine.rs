@@ -147,7 +147,7 @@ impl Engine {
         }
     }
 
-    /// Returns the discriminator's probability of "real tumour", voxel by voxel, in a cube in HU.
+    /// Returns how probably real rather than painted the discriminator finds a cube in HU, voxel by voxel.
     ///
     /// # Errors
     /// [`SynthError`] where the stream is gone, the bundle has no discriminator, or the device fails.

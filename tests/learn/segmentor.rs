@@ -25,7 +25,7 @@ impl Progress for StopAtScores {
 
 #[test]
 fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
-    let store = toy::store(4, 0);
+    let store = toy::store(5, 0);
     let service = toy_service::ToyService(store.plan().clone());
     let device = Device::flex();
     let mut config = SegmentorConfig {
@@ -37,7 +37,7 @@ fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
     config.optimizer.learning_rate = 2e-2;
     config.optimizer.warmup = 1;
     config.split.folds = 1;
-    config.recipe.select.hold_out = vec!["case_003".into()];
+    config.recipe.select.hold_out = vec!["case_003".into(), "case_004".into()];
     config.held_out.window.window = [16; 3];
     let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
         let mut job = Job {
@@ -57,13 +57,14 @@ fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
     let stopped = run(parts.path(), true, &mut StopAtScores(false)).unwrap_err();
     assert!(matches!(stopped, LearnError::Stopped { step: 12 }), "{stopped}");
     assert!(!parts.path().join("segmentor.json").exists());
-    run(parts.path(), true, &mut Quiet).unwrap();
+    let resumed = run(parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!(resumed.last_step, report.last_step);
     assert_eq!(
         weights(whole.path(), Role::Segmentor),
         weights(parts.path(), Role::Segmentor)
     );
     assert_eq!(report.training_cases, 3);
-    assert_eq!(report.held_out.cases, ["case_003"]);
+    assert_eq!(report.held_out.cases, ["case_003", "case_004"]);
     assert_eq!(report.last_step["synthetic_share"], 0.5);
     let manifest = load_manifest(whole.path(), Role::Segmentor).unwrap();
     assert_eq!(
