@@ -31,7 +31,7 @@ pub(super) struct Opinion {
     pub(super) verdict: Verdict,
     /// All scores; absent where recall alone refused the lesion.
     pub(super) scores: Option<GateScores>,
-    /// The discriminator's mean probability of "real tumour" over the lesion.
+    /// How probably real rather than painted the discriminator finds the lesion, on the mean.
     pub(super) discriminator: Option<f64>,
 }
 

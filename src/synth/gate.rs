@@ -119,7 +119,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Asks also that the discriminator finds the lesion as real as `least`, with its mean probability of "real tumour".
+    /// Asks also that the discriminator finds the lesion as real as `least`, both means of how probably real rather than painted it is.
     pub fn and_real(self, real: f64, least: f64) -> Self {
         Self {
             passes: self.passes && real >= least,

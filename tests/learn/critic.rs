@@ -4,30 +4,20 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Role, load_manifest};
-use freetumor::kernel::ComputeDtype;
 use freetumor::learn::{
-    CriticConfig, Job, Keep, LearnError, NetworkChoice, Progress, Quiet, ValidationSettings, train_critic,
+    CriticConfig, Keep, LearnError, NetworkChoice, Progress, Quiet, ValidationSettings, train_critic,
 };
 use freetumor::store::{CaseKind, Cases};
 use freetumor::stream::judges;
 
-use super::{StopAfter, critic_config, toy, weights};
+use super::{StopAfter, critic_config, job, toy, weights};
 
 #[test]
 fn a_resumed_critic_has_the_weights_of_an_uninterrupted_one() {
     let store = toy::store(10, 2);
-    let device = Device::flex();
     let config = critic_config(6);
     let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
-        let mut job = Job {
-            cases: &store,
-            out,
-            resume,
-            device: &device,
-            dtype: ComputeDtype::F32,
-            progress,
-        };
-        train_critic(&config, &mut job)
+        train_critic(&config, &mut job(&store, out, resume, progress))
     };
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     run(whole.path(), false, &mut Quiet).unwrap();
@@ -45,16 +35,7 @@ fn a_resumed_critic_has_the_weights_of_an_uninterrupted_one() {
 fn a_critic_learns_says_what_it_saw_and_calibrates_the_gate() {
     let store = toy::store(10, 2);
     let out = tempfile::tempdir().unwrap();
-    let device = Device::flex();
-    let mut job = Job {
-        cases: &store,
-        out: out.path(),
-        resume: false,
-        device: &device,
-        dtype: ComputeDtype::F32,
-        progress: &mut Quiet,
-    };
-    let report = train_critic(&critic_config(40), &mut job).unwrap();
+    let report = train_critic(&critic_config(40), &mut job(&store, out.path(), false, &mut Quiet)).unwrap();
     let lines = std::fs::read_to_string(out.path().join("critic.metrics.jsonl")).unwrap();
     let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["metrics"]["loss"].as_f64();
     let losses: Vec<f64> = lines.lines().filter_map(loss).collect();
@@ -73,19 +54,10 @@ fn a_critic_learns_says_what_it_saw_and_calibrates_the_gate() {
 fn a_loss_that_is_not_finite_stops_and_saves_nothing() {
     let store = toy::store(10, 0);
     let out = tempfile::tempdir().unwrap();
-    let device = Device::flex();
     let mut config = critic_config(6);
     config.optimizer.learning_rate = 1e30;
     config.checkpoint_every = 1000;
-    let mut job = Job {
-        cases: &store,
-        out: out.path(),
-        resume: false,
-        device: &device,
-        dtype: ComputeDtype::F32,
-        progress: &mut Quiet,
-    };
-    let error = train_critic(&config, &mut job).unwrap_err();
+    let error = train_critic(&config, &mut job(&store, out.path(), false, &mut Quiet)).unwrap_err();
     assert!(matches!(error, LearnError::NotFinite { .. }), "{error}");
     assert!(error.to_string().starts_with("step "), "{error}");
     let mut files: Vec<_> = std::fs::read_dir(out.path())
@@ -106,17 +78,8 @@ fn a_loss_that_is_not_finite_stops_and_saves_nothing() {
 fn a_state_of_another_configuration_is_not_resumed() {
     let store = toy::store(10, 0);
     let out = tempfile::tempdir().unwrap();
-    let device = Device::flex();
     let run = |config: &CriticConfig, resume: bool, progress: &mut dyn Progress| {
-        let mut job = Job {
-            cases: &store,
-            out: out.path(),
-            resume,
-            device: &device,
-            dtype: ComputeDtype::F32,
-            progress,
-        };
-        train_critic(config, &mut job)
+        train_critic(config, &mut job(&store, out.path(), resume, progress))
     };
     run(&critic_config(4), false, &mut StopAfter(2, 0)).unwrap_err();
     let error = run(&critic_config(5), true, &mut Quiet).unwrap_err().to_string();
@@ -152,17 +115,8 @@ fn inner_folds_calibrate_on_all_lesions_and_leave_every_host_a_critic_that_did_n
     config.split.folds = 4;
     config.inner_folds = 3;
     let out = tempfile::tempdir().unwrap();
-    let run = |config: &CriticConfig, resume: bool| {
-        let mut job = Job {
-            cases: &store,
-            out: out.path(),
-            resume,
-            device: &device,
-            dtype: ComputeDtype::F32,
-            progress: &mut Quiet,
-        };
-        train_critic(config, &mut job)
-    };
+    let run =
+        |config: &CriticConfig, resume: bool| train_critic(config, &mut job(&store, out.path(), resume, &mut Quiet));
     let report = run(&config, false).unwrap();
     let lesions = store
         .records()
@@ -209,7 +163,6 @@ fn inner_folds_calibrate_on_all_lesions_and_leave_every_host_a_critic_that_did_n
 #[test]
 fn a_watched_run_keeps_the_best_weights_ends_early_and_resumes_to_the_same() {
     let store = toy::store(10, 0);
-    let device = Device::flex();
     let mut config = critic_config(60);
     config.checkpoint_every = 1;
     config.validation = ValidationSettings {
@@ -219,15 +172,7 @@ fn a_watched_run_keeps_the_best_weights_ends_early_and_resumes_to_the_same() {
         keep: Keep::Best,
     };
     let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
-        let mut job = Job {
-            cases: &store,
-            out,
-            resume,
-            device: &device,
-            dtype: ComputeDtype::F32,
-            progress,
-        };
-        train_critic(&config, &mut job)
+        train_critic(&config, &mut job(&store, out, resume, progress))
     };
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let report = run(whole.path(), false, &mut Quiet).unwrap();
@@ -271,14 +216,7 @@ fn a_watched_run_keeps_the_best_weights_ends_early_and_resumes_to_the_same() {
     config.split.folds = 1;
     let error = train_critic(
         &config,
-        &mut Job {
-            cases: &store,
-            out: tempfile::tempdir().unwrap().path(),
-            resume: false,
-            device: &device,
-            dtype: ComputeDtype::F32,
-            progress: &mut Quiet,
-        },
+        &mut job(&store, tempfile::tempdir().unwrap().path(), false, &mut Quiet),
     )
     .unwrap_err();
     assert!(error.to_string().contains("no case is held out"), "{error}");
@@ -309,15 +247,7 @@ fn every_network_is_trained_from_configuration_and_loads_as_a_critic() {
         config.network = Some(network);
         config.voxels_per_step = 1;
         config.max_cube = cube;
-        let mut job = Job {
-            cases: &store,
-            out: out.path(),
-            resume: false,
-            device: &device,
-            dtype: ComputeDtype::F32,
-            progress: &mut Quiet,
-        };
-        let report = train_critic(&config, &mut job).unwrap();
+        let report = train_critic(&config, &mut job(&store, out.path(), false, &mut Quiet)).unwrap();
         assert!(report.last_step["gradient_norm"] > 0.0, "{choice}");
         let bundle = Bundle::load(out.path(), &device).unwrap();
         assert_eq!(bundle.cubes.all(), [cube; 4]);

@@ -11,10 +11,14 @@ mod toy;
 mod toy_service;
 
 use std::path::Path;
+use std::sync::LazyLock;
 
+use burn::tensor::Device;
 use freetumor::checkpoint::Role;
 use freetumor::evaluate::HeldOutSettings;
-use freetumor::learn::{CriticConfig, Metrics, Progress};
+use freetumor::kernel::ComputeDtype;
+use freetumor::learn::{CriticConfig, Job, Metrics, Progress};
+use freetumor::store::Cases;
 
 /// Stops after a number of steps.
 struct StopAfter(u64, u64);
@@ -49,4 +53,17 @@ fn critic_config(steps: u64) -> CriticConfig {
 
 fn weights(out: &Path, role: Role) -> Vec<u8> {
     std::fs::read(out.join(format!("{}.safetensors", role.name()))).expect("the stage saved its weights")
+}
+
+/// A job on the CPU.
+fn job<'a>(cases: &'a dyn Cases, out: &'a Path, resume: bool, progress: &'a mut dyn Progress) -> Job<'a> {
+    static DEVICE: LazyLock<Device> = LazyLock::new(Device::flex);
+    Job {
+        cases,
+        out,
+        resume,
+        device: &DEVICE,
+        dtype: ComputeDtype::F32,
+        progress,
+    }
 }

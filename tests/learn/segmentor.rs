@@ -2,13 +2,11 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
 use freetumor::checkpoint::{Role, load_manifest};
-use freetumor::kernel::ComputeDtype;
-use freetumor::learn::{Job, LearnError, Metrics, Progress, Quiet, SegmentorConfig, train_segmentor};
+use freetumor::learn::{LearnError, Metrics, Progress, Quiet, SegmentorConfig, train_segmentor};
 use freetumor::store::Cases;
 
-use super::{StopAfter, toy, toy_service, weights};
+use super::{StopAfter, job, toy, toy_service, weights};
 
 /// Asks to stop once the first held-out case is scored.
 struct StopAtScores(bool);
@@ -27,7 +25,6 @@ impl Progress for StopAtScores {
 fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
     let store = toy::store(5, 0);
     let service = toy_service::ToyService(store.plan().clone());
-    let device = Device::flex();
     let mut config = SegmentorConfig {
         widths: vec![4, 8],
         steps: 12,
@@ -40,15 +37,7 @@ fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
     config.recipe.select.hold_out = vec!["case_003".into(), "case_004".into()];
     config.held_out.window.window = [16; 3];
     let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
-        let mut job = Job {
-            cases: &store,
-            out,
-            resume,
-            device: &device,
-            dtype: ComputeDtype::F32,
-            progress,
-        };
-        train_segmentor(&config, &service, &mut job)
+        train_segmentor(&config, &service, &mut job(&store, out, resume, progress))
     };
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let report = run(whole.path(), false, &mut Quiet).unwrap();

@@ -15,7 +15,7 @@ use freetumor::stream::{PatchService, PatchStream, Resolved, StreamConfig, Strea
 use freetumor::synth::SynthesizerKind;
 use freetumor::volume::{Plan, SizeClass};
 
-use super::{StopAfter, toy, weights};
+use super::{StopAfter, job, toy, weights};
 
 /// Eight steps that learn from another mix after every second one.
 fn steered() -> SegmentorConfig {
@@ -116,17 +116,9 @@ fn a_steered_run_keeps_the_models_that_it_began_with_and_what_they_saw() {
 fn a_steered_run_asks_for_what_it_missed_and_resumes_to_the_same() {
     let store = Arc::new(toy::store(6, 2));
     let service = Streams::start(store.clone(), None, StreamConfig::default()).unwrap();
-    let (device, config) = (Device::flex(), steered());
+    let config = steered();
     let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
-        let mut job = Job {
-            cases: &*store,
-            out,
-            resume,
-            device: &device,
-            dtype: ComputeDtype::F32,
-            progress,
-        };
-        train_segmentor(&config, &*service, &mut job)
+        train_segmentor(&config, &*service, &mut job(&*store, out, resume, progress))
     };
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let report = run(whole.path(), false, &mut Quiet).unwrap();

@@ -4,30 +4,21 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Role};
-use freetumor::kernel::ComputeDtype;
 use freetumor::learn::{
-    GuardSettings, Job, LearnError, Method, OptimizerSettings, Progress, PublishedSettings, Quiet, SynthesizerConfig,
+    GuardSettings, LearnError, Method, OptimizerSettings, Progress, PublishedSettings, Quiet, SynthesizerConfig,
     train_critic, train_synthesizer,
 };
 use freetumor::nn::PublishedConfig;
 use freetumor::volume::SizeClass;
 
-use super::{StopAfter, critic_config, toy, weights};
+use super::{StopAfter, critic_config, job, toy, weights};
 
 #[test]
 fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_the_bundle() {
     let store = toy::store(10, 4);
     let device = Device::flex();
     let critic = tempfile::tempdir().unwrap();
-    let mut job = Job {
-        cases: &store,
-        out: critic.path(),
-        resume: false,
-        device: &device,
-        dtype: ComputeDtype::F32,
-        progress: &mut Quiet,
-    };
-    train_critic(&critic_config(2), &mut job).unwrap();
+    train_critic(&critic_config(2), &mut job(&store, critic.path(), false, &mut Quiet)).unwrap();
     let mut config = SynthesizerConfig {
         widths: vec![4, 8],
         discriminator_widths: vec![4, 8],
@@ -40,15 +31,7 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
     };
     config.optimizer.warmup = 1;
     let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
-        let mut job = Job {
-            cases: &store,
-            out,
-            resume,
-            device: &device,
-            dtype: ComputeDtype::F32,
-            progress,
-        };
-        train_synthesizer(&config, critic.path(), &mut job)
+        train_synthesizer(&config, critic.path(), &mut job(&store, out, resume, progress))
     };
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let report = run(whole.path(), false, &mut Quiet).unwrap();
@@ -96,25 +79,9 @@ fn the_published_generator_learns_resumes_and_completes_a_bundle() {
         },
         ..SynthesizerConfig::default()
     };
-    let mut job = Job {
-        cases: &store,
-        out: critic.path(),
-        resume: false,
-        device: &device,
-        dtype: ComputeDtype::F32,
-        progress: &mut Quiet,
-    };
-    train_critic(&critic_config(40), &mut job).unwrap();
+    train_critic(&critic_config(40), &mut job(&store, critic.path(), false, &mut Quiet)).unwrap();
     let run = |steps, out: &Path, resume: bool, progress: &mut dyn Progress| {
-        let mut job = Job {
-            cases: &store,
-            out,
-            resume,
-            device: &device,
-            dtype: ComputeDtype::F32,
-            progress,
-        };
-        train_synthesizer(&config(steps), critic.path(), &mut job)
+        train_synthesizer(&config(steps), critic.path(), &mut job(&store, out, resume, progress))
     };
     let [whole, parts, longer] = [(); 3].map(|()| tempfile::tempdir().unwrap());
     // As another method left it, which trains a discriminator against its own generator.
@@ -141,17 +108,8 @@ fn the_published_generator_learns_resumes_and_completes_a_bundle() {
 #[test]
 fn a_guard_stops_stage_two_and_leaves_a_report_of_why() {
     let store = toy::store(10, 4);
-    let device = Device::flex();
     let (critic, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let job = |out| Job {
-        cases: &store,
-        out,
-        resume: false,
-        device: &device,
-        dtype: ComputeDtype::F32,
-        progress: Box::leak(Box::new(Quiet)),
-    };
-    train_critic(&critic_config(2), &mut job(critic.path())).unwrap();
+    train_critic(&critic_config(2), &mut job(&store, critic.path(), false, &mut Quiet)).unwrap();
     let mut config = SynthesizerConfig {
         widths: vec![4, 8],
         discriminator_widths: vec![4, 8],
@@ -168,7 +126,7 @@ fn a_guard_stops_stage_two_and_leaves_a_report_of_why() {
         ..SynthesizerConfig::default()
     };
     config.optimizer.warmup = 1;
-    let error = train_synthesizer(&config, critic.path(), &mut job(out.path())).unwrap_err();
+    let error = train_synthesizer(&config, critic.path(), &mut job(&store, out.path(), false, &mut Quiet)).unwrap_err();
     assert!(matches!(error, LearnError::Guard { steps: 3, .. }), "{error}");
     let report = std::fs::read(out.path().join("synthesizer.broken_off.json")).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
