@@ -29,7 +29,6 @@ struct ConditionalTrainee<'a> {
     critic: Network,
     rivals: Rivals<Generator, Unet>,
     textures: Textures,
-    last: Metrics,
 }
 
 impl ConditionalTrainee<'_> {
@@ -260,7 +259,6 @@ impl Trainee for ConditionalTrainee<'_> {
         let painted = self.generator_step(step, &hosts)?;
         let mut measured = self.discriminator_step(step, &hosts, &painted)?;
         measured.extend(painted.measured);
-        self.last = measured.clone();
         Ok(measured)
     }
 
@@ -352,7 +350,6 @@ impl StageTwo<'_> {
             critic: self.critic.critic.clone().train().no_grad(),
             rivals: Rivals::new(config, networks, device),
             textures,
-            last: Metrics::new(),
         };
         let fitted = fit(&mut trainee, &self.fit_settings(), progress)?;
         Ok(Trained {
@@ -435,7 +432,6 @@ mod tests {
             bundle,
             critic,
             rivals: Rivals::new(config, networks, device),
-            last: Metrics::new(),
         }
     }
 

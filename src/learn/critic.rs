@@ -181,7 +181,6 @@ struct CriticTrainee<'a> {
     labelled: Vec<usize>,
     plan: Plan,
     learner: Learner<'a>,
-    last: Metrics,
 }
 
 impl CriticTrainee<'_> {
@@ -254,9 +253,7 @@ impl Trainee for CriticTrainee<'_> {
         let targets = targets(self.catalogue.cases, &cubes)?;
         let images = normalise(images, &self.plan.window_hu);
         let loss = deep_supervision_loss(self.learner.net.forward_deep(images), &targets, self.config.loss);
-        let measured = self.learner.learn(step, &loss)?;
-        self.last = measured;
-        Ok(self.last.clone())
+        self.learner.learn(step, &loss)
     }
 
     fn state(&self) -> Weights {
@@ -354,7 +351,6 @@ pub(super) fn train_on(
             &config.course(),
             Validator::new(job, held_out, (&config.held_out, config.validation.cases)),
         ),
-        last: Metrics::new(),
     };
     let settings = FitSettings {
         stage: "critic",

@@ -35,7 +35,6 @@ struct PublishedTrainee<'a> {
     /// On the device with gradients, its own parameters without.
     critic: Network,
     rivals: Rivals<Published, Published>,
-    last: Metrics,
 }
 
 /// Hosts as the equation takes them.
@@ -151,7 +150,6 @@ impl Trainee for PublishedTrainee<'_> {
         let hosts = self.drawing().hosts(step)?;
         let (painted, lesion, mut measured) = self.generator_step(step, &hosts)?;
         measured.extend(self.discriminator_step(step, (painted, lesion))?);
-        self.last = measured.clone();
         Ok(measured)
     }
 
@@ -193,7 +191,6 @@ impl StageTwo<'_> {
             bundle: critic,
             critic: critic.critic.clone().train().no_grad(),
             rivals: Rivals::new(config, networks, device),
-            last: Metrics::new(),
         };
         let fitted = fit(&mut trainee, &self.fit_settings(), progress)?;
         let weights = config.precision.rounded(fitted.model);

@@ -125,7 +125,6 @@ struct SegmentorTrainee<'a> {
     plan: Plan,
     stream: Option<Reading>,
     learner: Learner<'a>,
-    last: Metrics,
 }
 
 /// An open stream.
@@ -212,15 +211,14 @@ impl Trainee for SegmentorTrainee<'_> {
         let patches = self.patches(step)?;
         self.learner.waited += began.elapsed();
         let loss = self.loss(step, &patches);
-        let measured = self.learner.learn(step, &loss)?;
+        let mut measured = self.learner.learn(step, &loss)?;
         let synthetic = patches
             .iter()
             .filter(|patch| patch.meta.outcome == Outcome::Accepted)
             .count();
         let share = synthetic as f64 / patches.len().max(1) as f64;
-        self.last = measured;
-        self.last.insert("synthetic_share".into(), share);
-        Ok(self.last.clone())
+        measured.insert("synthetic_share".into(), share);
+        Ok(measured)
     }
 
     fn state(&self) -> Weights {
@@ -377,7 +375,6 @@ pub fn train_segmentor(
             &config.course(),
             Validator::new(job, &held_out, (&config.held_out, config.validation.cases)),
         ),
-        last: Metrics::new(),
     };
     let settings = FitSettings {
         stage: "segmentor",

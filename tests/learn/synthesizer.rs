@@ -13,16 +13,12 @@ use freetumor::volume::SizeClass;
 
 use super::{StopAfter, critic_config, job, toy, weights};
 
-#[test]
-fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_the_bundle() {
-    let store = toy::store(10, 4);
-    let device = Device::flex();
-    let critic = tempfile::tempdir().unwrap();
-    train_critic(&critic_config(2), &mut job(&store, critic.path(), false, &mut Quiet)).unwrap();
+/// A generator of two levels, on cubes of 16 voxels.
+fn synthesizer_config(steps: u64) -> SynthesizerConfig {
     let mut config = SynthesizerConfig {
         widths: vec![4, 8],
         discriminator_widths: vec![4, 8],
-        steps: 4,
+        steps,
         voxels_per_step: 2 * 16 * 16 * 16,
         max_cube: 16,
         cube_mix: [(SizeClass::Tiny, 1.0)].into(),
@@ -30,6 +26,16 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
         ..SynthesizerConfig::default()
     };
     config.optimizer.warmup = 1;
+    config
+}
+
+#[test]
+fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_the_bundle() {
+    let store = toy::store(10, 4);
+    let device = Device::flex();
+    let critic = tempfile::tempdir().unwrap();
+    train_critic(&critic_config(2), &mut job(&store, critic.path(), false, &mut Quiet)).unwrap();
+    let config = synthesizer_config(4);
     let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
         train_synthesizer(&config, critic.path(), &mut job(&store, out, resume, progress))
     };
@@ -110,22 +116,16 @@ fn a_guard_stops_stage_two_and_leaves_a_report_of_why() {
     let store = toy::store(10, 4);
     let (critic, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     train_critic(&critic_config(2), &mut job(&store, critic.path(), false, &mut Quiet)).unwrap();
-    let mut config = SynthesizerConfig {
-        widths: vec![4, 8],
-        discriminator_widths: vec![4, 8],
-        steps: 40,
-        voxels_per_step: 2 * 16 * 16 * 16,
-        max_cube: 16,
-        cube_mix: [(SizeClass::Tiny, 1.0)].into(),
-        // More than any generator reaches, three steps long.
-        guard: GuardSettings {
-            steps: 3,
-            least_diversity: 1.0,
-            ..GuardSettings::default()
-        },
-        ..SynthesizerConfig::default()
+    // More than any generator reaches, three steps long.
+    let guard = GuardSettings {
+        steps: 3,
+        least_diversity: 1.0,
+        ..GuardSettings::default()
     };
-    config.optimizer.warmup = 1;
+    let config = SynthesizerConfig {
+        guard,
+        ..synthesizer_config(40)
+    };
     let error = train_synthesizer(&config, critic.path(), &mut job(&store, out.path(), false, &mut Quiet)).unwrap_err();
     assert!(matches!(error, LearnError::Guard { steps: 3, .. }), "{error}");
     let report = std::fs::read(out.path().join("synthesizer.broken_off.json")).unwrap();
