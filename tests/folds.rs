@@ -88,6 +88,12 @@ fn every_fold_has_a_bundle_that_never_saw_it() {
         };
         let (_, held_out) = split.divide(&store).unwrap();
         assert!(!held_out.is_empty());
+        // Labelled hosts have a judge that never saw them, either.
+        for inner in 0..3 {
+            let inner = load_manifest(&dir.join(format!("m/fold-{fold}/inner-{inner}")), Role::Critic).unwrap();
+            let inner = inner.training.unwrap().source_hashes;
+            assert!(inner.len() < seen.len() && inner.iter().all(|hash| seen.contains(hash)));
+        }
         for case in held_out {
             assert!(
                 !seen.contains(&store.records()[case].source_hash),
@@ -115,7 +121,9 @@ fn every_fold_has_a_bundle_that_never_saw_it() {
     std::fs::write(&critic, std::fs::read(&critic).unwrap()).unwrap();
     assert!(passed_over(&train, 1) && !passed_over(&synthesizer, 1));
     assert!(passed_over(&synthesizer, 1), "it is newer now");
-    // What another configuration came to is not.
+    // Without critics of inner folds it is another configuration's, as is what follows.
+    let without = freetumor(dir, &[&train[..], &["--resume", "--no-inner-folds"]].concat());
+    assert!(!without.status.success());
     std::fs::write(
         dir.join("c.toml"),
         CONFIG.to_string() + "\n[critic.optimizer]\nlearning_rate = 0.002\n",

@@ -27,7 +27,7 @@ use crate::store::Cases;
 ///   freetumor train segmentor   --config configs/demo.toml --store store --out models
 ///
 /// SIGTERM saves and stops; --resume goes on from the last checkpoint, to the same weights on the CPU.
-/// --folds 5 makes five bundles, of which each never saw a fifth of the cases.
+/// --folds 5 makes five bundles, of which each never saw a fifth of the cases; labelled hosts are judged by critics of inner folds.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {
@@ -61,6 +61,9 @@ struct StageArgs {
     /// Train once for each of so many folds, into fold-0, fold-1, ... under --out: no model of a folder saw its fold
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(2..=100))]
     folds: Option<u16>,
+    /// Leave out the critics of inner folds, which --folds trains too: then labelled hosts are judged by critics that saw them
+    #[arg(long, requires = "folds")]
+    no_inner_folds: bool,
     /// Serve Prometheus metrics of the run on this address, such as 127.0.0.1:9400; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
@@ -89,6 +92,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// How many critics of inner folds `--folds` trains where `critic.inner_folds` asks for none.
+const INNER_FOLDS: usize = 3;
+
 fn report<R: Serialize>(report: R) -> anyhow::Result<Value> {
     Ok(serde_json::to_value(report)?)
 }
@@ -97,7 +103,7 @@ type Run<'a> = &'a dyn Fn(&Config, &mut Job) -> anyhow::Result<Value>;
 
 /// Runs a stage once, or once per fold, each in a folder of its own; with `--resume`, folds that are done are passed over.
 fn train(args: &StageArgs, stage: &str, run: Run) -> anyhow::Result<ExitCode> {
-    let config = args.config.load()?;
+    let mut config = args.config.load()?;
     args.metrics.map_or(Ok(()), metrics::serve)?;
     let Some(folds) = args.folds.map(usize::from) else {
         return match train_in(args, (&config, stage), &args.out, run)? {
@@ -105,11 +111,11 @@ fn train(args: &StageArgs, stage: &str, run: Run) -> anyhow::Result<ExitCode> {
             None => Ok(ExitCode::SUCCESS),
         };
     };
-    if stage == "critic" && config.critic.inner_folds == 0 {
-        say_error(
-            "critic.inner_folds is 0: where labelled patients host lesions, a critic that learnt from them judges; \
-             set it to 3 or more for a gate that did not",
-        );
+    if stage == "critic" && config.critic.inner_folds == 0 && !args.no_inner_folds {
+        config.critic.inner_folds = INNER_FOLDS;
+        say_error(&format!(
+            "each fold also trains {INNER_FOLDS} critics of inner folds, which judge its labelled hosts; --no-inner-folds leaves them out"
+        ));
     }
     let snapshot = open_store(&args.store, &config)?.snapshot();
     let mut reports = Vec::new();

@@ -15,7 +15,7 @@ use super::painting::{Brush, score_painting};
 use super::rivals::{Rivals, seen};
 use super::synthesizer::{Made, StageTwo};
 use super::synthesizer_settings::{LossWeights, SynthesizerConfig};
-use super::texture::{Textures, diversity, per_lesion, roughness, strength};
+use super::texture::{Texture, Textures, diversity, edge, per_lesion, roughness, strength};
 use crate::checkpoint::{Architecture, Bundle, Role, Weights, fill};
 use crate::nn::{Generator, GeneratorConfig, Network, REAL, Unet, UnetConfig, weighted_cross_entropy};
 use crate::rng::{Purpose, Rng};
@@ -64,15 +64,23 @@ impl ConditionalTrainee<'_> {
         (recall + self.config.recall_margin).clamp(self.config.least_recall, 0.95) as f32
     }
 
-    /// Draws the strength of every host's texture from real lesions; neighbours share one.
-    fn wanted_textures(&self, step: u64, hosts: &[Host]) -> Tensor<1> {
+    /// Draws strength and edge of every host's texture from real lesions, and 1 where there is an edge, else 0; neighbours share one.
+    fn wanted_textures(&self, step: u64, hosts: &[Host]) -> [Tensor<1>; 3] {
         let draw = |slot: usize| {
             let mut rng = Rng::keyed(self.config.seed, step, 2000 + slot as u64 / 2, Purpose::Training);
             let host = &hosts[slot];
-            self.textures.draw(&mut rng, host.organ, host.size()).unwrap_or(0.0)
+            self.textures.draw(&mut rng, host.organ, host.size())
         };
-        let wanted: Vec<f32> = (0..hosts.len()).map(draw).collect();
-        Tensor::from_data(TensorData::new(wanted, [hosts.len()]), &self.rivals.device)
+        let wanted: Vec<Option<Texture>> = (0..hosts.len()).map(draw).collect();
+        let of = |of: fn(Texture) -> f32| {
+            let values: Vec<f32> = wanted.iter().map(|texture| texture.map_or(0.0, of)).collect();
+            Tensor::from_data(TensorData::new(values, [hosts.len()]), &self.rivals.device)
+        };
+        [
+            of(|texture| texture.strength),
+            of(|texture| texture.edge.unwrap_or(0.0)),
+            of(|texture| f32::from(u8::from(texture.edge.is_some()))),
+        ]
     }
 
     /// Returns the critic's losses: recall below the wanted one, and tumour around the lesion that was not there before.
@@ -121,8 +129,10 @@ impl ConditionalTrainee<'_> {
             class_weights(&classes, share)
         });
         let weights = self.weights_tensor(real.collect(), fake.dims());
-        let wanted = self.wanted_textures(step, hosts);
-        let strength = strength(batch.image_hu.clone() + residual.clone(), batch.lesion.clone());
+        let [wanted, wanted_edge, has_edge] = self.wanted_textures(step, hosts);
+        let painted_hu = batch.image_hu.clone() + residual.clone();
+        let strength = strength(painted_hu.clone(), batch.lesion.clone());
+        let [edge, has_core] = edge(painted_hu, batch.lesion.clone());
         let diversity = diversity(batch, residual.clone(), wanted.clone());
         let losses = GeneratorLosses {
             recall,
@@ -130,6 +140,7 @@ impl ConditionalTrainee<'_> {
             adversarial: weighted_cross_entropy(frozen.forward(fake.clone(), None), weights),
             roughness: roughness(batch, residual.clone()),
             texture: (strength - wanted).abs().mean() / 10.0,
+            edge: ((edge - wanted_edge).abs() * has_core * has_edge).mean() / 10.0,
             sameness: activation::relu(diversity.clone().neg() + self.config.diversity).mean(),
         };
         (losses, scalar(diversity.mean()))
@@ -217,6 +228,7 @@ struct GeneratorLosses {
     adversarial: Tensor<1>,
     roughness: Tensor<1>,
     texture: Tensor<1>,
+    edge: Tensor<1>,
     sameness: Tensor<1>,
 }
 
@@ -227,6 +239,7 @@ impl GeneratorLosses {
             + self.adversarial.clone() * weights.adversarial
             + self.roughness.clone() * weights.roughness
             + self.texture.clone() * weights.texture
+            + self.edge.clone() * weights.edge
             + self.sameness.clone() * weights.sameness
     }
 
@@ -237,6 +250,7 @@ impl GeneratorLosses {
             ("adversarial", scalar(self.adversarial)),
             ("roughness", scalar(self.roughness)),
             ("texture", scalar(self.texture)),
+            ("edge", scalar(self.edge)),
             ("sameness", scalar(self.sameness)),
         ])
     }

@@ -10,7 +10,7 @@ use super::cubes::{Catalogue, normalise, read_cube, side_of, stack};
 use super::guard::area;
 use super::numbers::{mean, metrics};
 use super::painted::{Host, Wanted};
-use super::texture::{Textures, strength};
+use super::texture::{Textures, edge, strength};
 use super::{LearnError, Metrics, SynthesizerConfig};
 use crate::checkpoint::{Bundle, Realism, Thresholds};
 use crate::evaluate::{argmax, forward};
@@ -49,6 +49,10 @@ pub struct PaintingScore {
     pub texture_hu: f64,
     /// The same of the hosts' organs' real lesions.
     pub real_texture_hu: f64,
+    /// By how much the outermost voxels are brighter than those inside, in HU, of lesions that have some inside.
+    pub edge_hu: f64,
+    /// The same of the hosts' organs' real lesions.
+    pub real_edge_hu: f64,
     /// Area under the trained discriminator's curve, real lesions of these cases against painted ones.
     pub discriminator_auc: f64,
     /// Noise inside over noise of the organ around, from differences of neighbouring voxels.
@@ -69,6 +73,8 @@ impl PaintingScore {
             ("diversity_hu", self.diversity_hu),
             ("texture_hu", self.texture_hu),
             ("real_texture_hu", self.real_texture_hu),
+            ("edge_hu", self.edge_hu),
+            ("real_edge_hu", self.real_edge_hu),
             ("discriminator_auc", self.discriminator_auc),
             ("noise_ratio", self.noise_ratio),
         ])
@@ -102,7 +108,9 @@ struct Measure {
     realised_hu: Option<f64>,
     diversity_hu: f64,
     texture_hu: f64,
-    real_texture_hu: Option<f64>,
+    edge_hu: Option<f64>,
+    /// Strength and edge.
+    real_texture_hu: [Option<f64>; 2],
     odds: f32,
     noise_ratio: Option<f64>,
 }
@@ -196,7 +204,9 @@ impl Painter<'_> {
         let ring = self.ring(host, organ, spacing_mm);
         let [image, lesion] =
             [painted[0].clone(), host.lesion.mapv(f32::from)].map(|a| stack(std::iter::once(&a), self.device));
+        let [edge_hu, has_core] = edge(image.clone(), lesion.clone()).map(|x| f64::from(x.into_scalar::<f32>()));
         Measure {
+            edge_hu: (has_core > 0.0).then_some(edge_hu),
             texture_hu: f64::from(strength(image, lesion).into_scalar::<f32>()),
             real_texture_hu: self.textures.mean(host.organ),
             odds: self.odds(brush, &painted[0], &host.lesion),
@@ -323,7 +333,9 @@ pub(super) fn score_painting(painter: &Painter, brush: &Brush) -> Result<Paintin
         contrast_r2,
         diversity_hu: average(&|m| m.diversity_hu),
         texture_hu: average(&|m| m.texture_hu),
-        real_texture_hu: mean(measures.iter().filter_map(|m| m.real_texture_hu)),
+        real_texture_hu: mean(measures.iter().filter_map(|m| m.real_texture_hu[0])),
+        edge_hu: mean(measures.iter().filter_map(|m| m.edge_hu)),
+        real_edge_hu: mean(measures.iter().filter_map(|m| m.real_texture_hu[1])),
         discriminator_auc: area(
             &painter.real_odds(brush)?,
             &measures.iter().map(|m| m.odds).collect::<Vec<_>>(),

@@ -29,8 +29,16 @@ pub struct LossWeights {
     pub roughness: f64,
     /// Its texture is stronger or weaker than a real lesion's.
     pub texture: f64,
+    /// Its outermost voxels are brighter or darker against its core than a real lesion's; 0 for no such loss.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub edge: f64,
     /// Two noise fields give the same texture.
     pub sameness: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(weight: &f64) -> bool {
+    *weight == 0.0
 }
 
 impl LossWeights {
@@ -42,6 +50,7 @@ impl LossWeights {
             adversarial,
             roughness,
             texture,
+            edge,
             sameness,
         } = *self;
         let weights = [
@@ -50,6 +59,7 @@ impl LossWeights {
             ("adversarial", adversarial),
             ("roughness", roughness),
             ("texture", texture),
+            ("edge", edge),
             ("sameness", sameness),
         ];
         weights.into_iter().try_for_each(|(name, weight)| {
@@ -67,6 +77,7 @@ impl Default for LossWeights {
             adversarial: 0.2,
             roughness: 0.1,
             texture: 0.5,
+            edge: 0.0,
             sameness: 0.5,
         }
     }

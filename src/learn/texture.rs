@@ -1,11 +1,12 @@
-//! What a lesion's texture shall be: as strong as real lesions' textures are, another one for other noise, and smooth.
+//! What a lesion's texture shall be: as strong as real lesions' textures are, as bright or dark at its edge, another one for other noise,
+//! and smooth.
 //!
 //! Strength is the standard deviation over the lesion of means over 3 x 3 x 3 voxels. Means, because single voxels are mostly
 //! the scanner's noise, which a painted lesion has from its host already.
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::LearnError;
 use super::augment::Look;
@@ -50,6 +51,24 @@ pub(super) fn strength(image_hu: Tensor<5>, lesion: Tensor<5>) -> Tensor<1> {
     (per_lesion(squares) / size + LEAST_VARIANCE).sqrt()
 }
 
+/// Returns by how much a lesion's outermost voxels are brighter than those inside, in HU, and 1 where it has some inside, else 0 and 0.
+/// Outermost are those that have one of their six neighbours outside.
+///
+/// # Shape
+/// image in HU and lesion (1 inside) `[B, 1, D, H, W]` -> twice `[B]`.
+pub(super) fn edge(image_hu: Tensor<5>, lesion: Tensor<5>) -> [Tensor<1>; 2] {
+    let device = lesion.device();
+    // A voxel and its six neighbours in 3 x 3 x 3.
+    let cross = (0..27).map(|at: i32| f32::from((at / 9 - 1).abs() + (at / 3 % 3 - 1).abs() + (at % 3 - 1).abs() <= 1));
+    let cross = Tensor::from_data(TensorData::new(cross.collect::<Vec<f32>>(), [1, 1, 3, 3, 3]), &device);
+    let around = kernel::conv3d(lesion.clone(), cross, Tensor::zeros([1], &device), 1);
+    let core = around.greater_elem(6.5).float() * lesion.clone();
+    let outer = lesion - core.clone();
+    let mean = |mask: Tensor<5>| per_lesion(image_hu.clone() * mask.clone()) / per_lesion(mask).clamp_min(1.0);
+    let has_core = per_lesion(core.clone()).clamp_max(1.0);
+    [(mean(outer) - mean(core)) * has_core.clone(), has_core]
+}
+
 /// Returns by how much neighbours differ, which share all but their noise, over the wanted strength: one number per pair.
 pub(super) fn diversity(batch: &HostBatch, residual: Tensor<5>, wanted: Tensor<1>) -> Tensor<1> {
     let [b, ..] = residual.dims();
@@ -80,32 +99,43 @@ pub(super) fn roughness(batch: &HostBatch, residual: Tensor<5>) -> Tensor<1> {
     (change(2, d) + change(3, h) + change(4, w)) / (3.0 * 100.0)
 }
 
-/// The strengths of real lesions' textures by organ and size.
+/// A real lesion's texture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Texture {
+    /// See [`strength`].
+    pub strength: f32,
+    /// See [`edge`]; nothing where nothing lies inside.
+    pub edge: Option<f32>,
+}
+
+/// The textures of real lesions by organ and size.
 pub(super) struct Textures {
-    of: BTreeMap<(usize, SizeClass), Vec<f32>>,
+    of: BTreeMap<(usize, SizeClass), Vec<Texture>>,
 }
 
 impl Textures {
     /// Measures every real lesion of a catalogue.
     pub fn measure(catalogue: &Catalogue, max_cube: usize, device: &Device) -> Result<Self, LearnError> {
-        let mut of: BTreeMap<_, Vec<f32>> = BTreeMap::new();
+        let mut of: BTreeMap<_, Vec<Texture>> = BTreeMap::new();
         for (case, organ, tumour) in catalogue.all_tumours() {
             let size = SizeClass::of_diameter(f64::from(tumour.diameter_mm));
             let side = side_of(size, max_cube);
             let cube = read_cube(catalogue.cases, case, tumour.centre, side, &Look::none())?;
             let lesion = cube.labels.mapv(|id| f32::from(u8::from(id == tumour.id)));
             let [image, lesion] = [&cube.image, &lesion].map(|array| stack(std::iter::once(array), device));
-            of.entry((organ, size))
-                .or_default()
-                .push(strength(image, lesion).into_scalar::<f32>());
+            let [edge, has_core] = edge(image.clone(), lesion.clone()).map(|x| x.into_scalar::<f32>());
+            of.entry((organ, size)).or_default().push(Texture {
+                strength: strength(image, lesion).into_scalar(),
+                edge: (has_core > 0.0).then_some(edge),
+            });
         }
         Ok(Self { of })
     }
 
-    /// Draws the strength of a real lesion: of the organ and the size, else of the organ, else of the size, else of any. A store without
+    /// Draws a real lesion's: of the organ and the size, else of the organ, else of the size, else of any. A store without
     /// real lesions has none.
-    pub fn draw(&self, rng: &mut Rng, organ: usize, size: SizeClass) -> Option<f32> {
-        let alike = |same_organ: bool, same_size: bool| -> Vec<f32> {
+    pub fn draw(&self, rng: &mut Rng, organ: usize, size: SizeClass) -> Option<Texture> {
+        let alike = |same_organ: bool, same_size: bool| -> Vec<Texture> {
             let kept =
                 (self.of.iter()).filter(|((o, s), _)| (!same_organ || *o == organ) && (!same_size || *s == size));
             kept.flat_map(|(_, values)| values).copied().collect()
@@ -116,20 +146,20 @@ impl Textures {
         Some(values[rng.below(values.len())])
     }
 
-    /// Returns the mean strength over an organ's real lesions; nothing where it has none.
-    pub fn mean(&self, organ: usize) -> Option<f64> {
-        let values: Vec<f64> = (self.of.iter())
-            .filter(|((o, _), _)| *o == organ)
-            .flat_map(|(_, values)| values.iter().map(|value| f64::from(*value)))
-            .collect();
-        (!values.is_empty()).then(|| super::numbers::mean(values))
+    /// Returns the mean strength and edge over an organ's real lesions; nothing where none has one.
+    pub fn mean(&self, organ: usize) -> [Option<f64>; 2] {
+        let of_organ = (self.of.iter()).filter(|((o, _), _)| *o == organ);
+        let textures: Vec<Texture> = of_organ.flat_map(|(_, textures)| textures.iter().copied()).collect();
+        let mean = |of: fn(&Texture) -> Option<f32>| {
+            let values: Vec<f64> = textures.iter().filter_map(of).map(f64::from).collect();
+            (!values.is_empty()).then(|| super::numbers::mean(values))
+        };
+        [mean(|texture| Some(texture.strength)), mean(|texture| texture.edge)]
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
-
     use super::*;
     use crate::rng::Purpose;
 
@@ -154,13 +184,40 @@ mod tests {
     }
 
     #[test]
+    fn an_edge_is_the_outermost_layer() {
+        // A cube of 4 voxels: 8 of its 64 are inside. One of 2 is all outermost.
+        let is_in = |at: usize, least: usize, most: usize| {
+            [at / 64, at / 8 % 8, at % 8].iter().all(|x| (least..most).contains(x))
+        };
+        let cube = |least, most, inside: f32, outside: f32| -> Tensor<5> {
+            let value = |at| if is_in(at, least, most) { inside } else { outside };
+            field((0..512).map(value).collect(), 8)
+        };
+        let image = cube(3, 5, 20.0, 50.0);
+        let of = |least, most| {
+            let lesion = cube(least, most, 1.0, 0.0);
+            edge(image.clone(), lesion).map(|x| x.into_scalar::<f32>())
+        };
+        assert_eq!(of(2, 6), [30.0, 1.0]);
+        assert_eq!(of(3, 5), [0.0, 0.0]);
+    }
+
+    #[test]
     fn an_organ_without_real_lesions_borrows_from_those_of_others() {
-        let of = [((0, SizeClass::Small), vec![4.0]), ((0, SizeClass::Large), vec![9.0])];
+        let [weak, strong] = [4.0, 9.0].map(|strength| Texture { strength, edge: None });
+        let of = [
+            ((0, SizeClass::Small), vec![weak]),
+            ((0, SizeClass::Large), vec![strong]),
+        ];
         let textures = Textures { of: of.into() };
         let draw = |organ, size| textures.draw(&mut Rng::keyed(1, 0, 0, Purpose::Test), organ, size);
-        assert_eq!(draw(0, SizeClass::Large), Some(9.0));
-        assert_eq!(draw(1, SizeClass::Large), Some(9.0));
-        assert!([Some(4.0), Some(9.0)].contains(&draw(1, SizeClass::Tiny)));
+        assert_eq!(draw(0, SizeClass::Large), Some(strong));
+        assert_eq!(draw(1, SizeClass::Large), Some(strong));
+        assert!([Some(weak), Some(strong)].contains(&draw(1, SizeClass::Tiny)));
+        assert_eq!(
+            [0, 1].map(|organ| textures.mean(organ)),
+            [[Some(6.5), None], [None, None]]
+        );
         let none = Textures { of: BTreeMap::new() };
         assert_eq!(
             none.draw(&mut Rng::keyed(1, 0, 0, Purpose::Test), 0, SizeClass::Tiny),

@@ -15,11 +15,14 @@ pub struct PhantomSettings {
     pub plain_every: usize,
     /// Tumours by organ (`liver`, `pancreas`, `kidney`); organs that are not named grow none.
     pub tumours: BTreeMap<String, LesionLaw>,
-    /// How much tumours and nodules differ from their organs.
+    /// How much tumours differ from their organs.
     pub contrast: ContrastLaw,
-    /// Benign nodules by organ, labelled as the organ: grown as tumours are, of the same contrasts, but even inside.
+    /// Benign nodules by organ, labelled as the organ: grown as tumours are, but even inside.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub nodules: BTreeMap<String, LesionLaw>,
+    /// How much nodules differ from their organs; as tumours do where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodule_contrast: Option<ContrastLaw>,
     /// The tumours' bright rims.
     #[serde(skip_serializing_if = "RimLaw::is_default")]
     pub rim: RimLaw,
@@ -86,6 +89,7 @@ impl Default for PhantomSettings {
                 .into(),
             contrast: ContrastLaw::default(),
             nodules: BTreeMap::new(),
+            nodule_contrast: None,
             rim: RimLaw::default(),
         }
     }
@@ -123,17 +127,12 @@ impl PhantomSettings {
                 Some(refuse(&format!("{kind}.{organ}"), law.refusal()?, format!("{law:?}")))
             })
         };
-        let contrast = || {
-            Some(refuse(
-                "contrast",
-                self.contrast.refusal()?,
-                format!("{:?}", self.contrast),
-            ))
-        };
+        let contrast = |key: &str, law: &ContrastLaw| Some(refuse(key, law.refusal()?, format!("{law:?}")));
         let rim = || Some(refuse("rim", self.rim.refusal()?, format!("{:?}", self.rim)));
         of_kind("tumours", &self.tumours)
             .or_else(|| of_kind("nodules", &self.nodules))
-            .or_else(contrast)
+            .or_else(|| contrast("contrast", &self.contrast))
+            .or_else(|| contrast("nodule_contrast", self.nodule_contrast.as_ref()?))
             .or_else(rim)
     }
 }
@@ -238,5 +237,6 @@ mod tests {
         assert!(refused("[rim]\nshare = 2.0").contains("rim: expected a share"));
         assert!(refused("[contrast]\niso = 0.7\nbright = 0.7").contains("contrast: expected shares"));
         assert!(refused("[contrast]\ndark_hu = [7, 3]").contains("contrast: expected ranges"));
+        assert!(refused("[nodule_contrast]\niso_hu = 0.0").contains("nodule_contrast: expected iso_hu"));
     }
 }

@@ -279,6 +279,35 @@ fn nodules_are_labelled_as_their_organ_and_twins_share_them() {
 }
 
 #[test]
+fn nodules_may_differ_from_their_organ_in_another_way_than_tumours() {
+    let spec = PhantomSpec {
+        with_tumours: false,
+        spacing_mm: [4.0; 3],
+        ..cohort(5, 1, 0).remove(0)
+    };
+    let mut settings = look_alikes(false, 0.0);
+    let without = generate_with(&settings, &spec);
+    settings.nodules = look_alikes(true, 0.0).nodules;
+    let change = |bright: f64| {
+        let law = ContrastLaw {
+            iso: 0.0,
+            bright,
+            ..ContrastLaw::default()
+        };
+        let settings = PhantomSettings {
+            nodule_contrast: Some(law),
+            ..settings.clone()
+        };
+        let with = generate_with(&settings, &spec);
+        let hu = |(a, b): (&i16, &i16)| i64::from(*a) - i64::from(*b);
+        with.image.iter().zip(&without.image).map(hu).sum::<i64>()
+    };
+    // Two of about 30 mm are 440 voxels of 4 mm, at least 22 HU off.
+    let [dark, bright] = [0.0, 1.0].map(change);
+    assert!(dark < -5000 && bright > 5000, "{dark} {bright}");
+}
+
+#[test]
 fn rims_are_brighter_than_cores() {
     let spec = PhantomSpec {
         spacing_mm: [2.0; 3],

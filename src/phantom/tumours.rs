@@ -60,7 +60,7 @@ pub(super) fn paint_tumours(
     tumours
 }
 
-/// Grows and paints a patient's benign nodules: what tumours are but for their inside and their label.
+/// Grows and paints a patient's benign nodules: what tumours are but for their inside, their label and maybe their contrast.
 pub(super) fn paint_nodules(
     canvas: &mut Canvas,
     hu: &mut [f32],
@@ -70,7 +70,8 @@ pub(super) fn paint_nodules(
 ) {
     for (organ, law) in plan(&settings.nodules, rng) {
         let diameter = law.draw_mm(rng);
-        let contrast = (settings.contrast.draw(rng) * strength(organ, phase)) as f32;
+        let law = settings.nodule_contrast.as_ref().unwrap_or(&settings.contrast);
+        let contrast = (law.draw(rng) * strength(organ, phase)) as f32;
         if let Some(mut voxels) = grow(canvas, organ, diameter, rng) {
             // A kidney's tumours may grow into the fat around it; what is labelled as the organ must not.
             voxels.retain(|i| canvas.labels[*i] == organ);
