@@ -121,6 +121,10 @@ fn every_fold_has_a_bundle_that_never_saw_it() {
     std::fs::write(&critic, std::fs::read(&critic).unwrap()).unwrap();
     assert!(passed_over(&train, 1) && !passed_over(&synthesizer, 1));
     assert!(passed_over(&synthesizer, 1), "it is newer now");
+    // A fold that lacks one of its inner critics is not done.
+    std::fs::remove_dir_all(dir.join("m/fold-2/inner-1")).unwrap();
+    assert!(!passed_over(&train, 2) && passed_over(&train, 2));
+    assert!(dir.join("m/fold-2/inner-1/critic.json").exists());
     // Without critics of inner folds it is another configuration's, as is what follows.
     let without = freetumor(dir, &[&train[..], &["--resume", "--no-inner-folds"]].concat());
     assert!(!without.status.success());
@@ -205,4 +209,48 @@ fn a_training_that_is_told_to_stop_saves_says_so_and_goes_on_later() {
     let steps = text.lines().map(step_of);
     assert!(steps.eq(1..=stopped_after));
     assert!(dir.join("m/critic.config.toml").exists());
+}
+
+/// Whether the signal comes while the first fold's cases are scored or when the second one trains: the run ends.
+#[test]
+fn a_run_over_folds_that_is_told_to_stop_after_the_first_does_not_train_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("c.toml"), CONFIG.replace("steps = 2", "steps = 20")).unwrap();
+    make_store(dir, "4");
+    let train = [
+        "train",
+        "critic",
+        "--config",
+        "c.toml",
+        "--store",
+        "s",
+        "--out",
+        "m",
+        "--folds",
+        "2",
+        "--no-inner-folds",
+    ];
+    let child = Command::new(env!("CARGO_BIN_EXE_freetumor"))
+        .current_dir(dir)
+        .args(train)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for_steps(&dir.join("m/fold-0/critic.metrics.jsonl"), 20);
+    Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status()
+        .unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(0), "{said}");
+    assert!(
+        said.contains("go on with --resume") && ended.stdout.is_empty(),
+        "{said}"
+    );
+    let reports = ok(&freetumor(dir, &[&train[..], &["--resume"]].concat()));
+    let reports: serde_json::Value = serde_json::from_str(&reports).unwrap();
+    assert_eq!(reports.as_array().unwrap().len(), 2);
 }

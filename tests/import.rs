@@ -75,6 +75,7 @@ fn request<'a>(role: Role, plan: &'a Plan, nnunet: Option<&'a NnunetPlans>) -> I
         plan,
         classes: None,
         merging: Merging::Released,
+        strides: None,
         activation: OutputActivation::Tanh,
         nnunet,
     }
@@ -166,10 +167,20 @@ fn monai_unets_compute_what_monai_computes() {
         labels: three_classes(),
         ..Plan::default()
     };
-    for name in ["monai_residual", "monai_plain"] {
+    let cases: [(&str, Option<&[usize]>); 4] = [
+        ("monai_residual", None),
+        ("monai_residual", Some(&[2, 2])),
+        ("monai_plain", None),
+        ("monai_strides", Some(&[1, 2])),
+    ];
+    for (name, strides) in cases {
         let golden = read(&folder().join(format!("{name}.safetensors")));
         let file = folder().join(format!("{name}.pt"));
-        let (manifest, weights) = import_pytorch(&file, &request(Role::Segmentor, &plan, None)).unwrap();
+        let request = ImportRequest {
+            strides,
+            ..request(Role::Segmentor, &plan, None)
+        };
+        let (manifest, weights) = import_pytorch(&file, &request).unwrap();
         assert_eq!(manifest.architecture.parameters() as f32, golden["parameters"].1[0]);
         let saved = tempfile::tempdir().unwrap();
         save_model(saved.path(), manifest, &weights, Precision::Single).unwrap();
@@ -336,6 +347,28 @@ fn damaged_files_are_errors_that_name_the_file() {
             assert!(changed == 0 || renamed, "byte {at} changed {changed} tensors");
         }
     }
+}
+
+#[test]
+fn strides_that_cannot_be_are_refused() {
+    let plan = Plan {
+        labels: three_classes(),
+        ..Plan::default()
+    };
+    let refused = |file: &str, strides: &[usize]| {
+        let request = ImportRequest {
+            strides: Some(strides),
+            ..request(Role::Segmentor, &plan, None)
+        };
+        import_pytorch(&folder().join(file), &request)
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    assert!(refused("monai_plain.pt", &[2]).contains("strides: expected 2 numbers, got [2]"));
+    assert!(refused("monai_plain.pt", &[2, 3]).contains("strides: expected 1 or 2, got 3"));
+    assert!(refused("monai_residual.pt", &[1, 2]).contains("strides: its weights are of [2, 2], got [1, 2]"));
+    assert!(refused("plain.pth", &[2, 2]).contains("strides: expected none"));
 }
 
 #[test]

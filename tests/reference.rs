@@ -93,12 +93,157 @@ fn presets() {
     compare_part("ingest.md", "presets", &format!("\n{table}\n"));
 }
 
+/// Keys that are absent by default: section, an example, and what it means.
+const ABSENT: &[(&str, &str, &str)] = &[
+    (
+        "server",
+        r#"read_keys = ["16 characters or more"]"#,
+        "secrets of which a request must bring one; or read_keys_file",
+    ),
+    (
+        "server",
+        r#"read_keys_file = "read.keys""#,
+        "a file with one or two such secrets, one a line",
+    ),
+    (
+        "server",
+        r#"admin_keys = ["16 characters or more"]"#,
+        "secrets for the routes that change the server; or admin_keys_file",
+    ),
+    (
+        "server",
+        r#"admin_keys_file = "admin.keys""#,
+        "a file with one or two such secrets, one a line",
+    ),
+    (
+        "server",
+        r#"tls_certificate = "chain.pem""#,
+        "with it the server speaks TLS only; needs tls_key",
+    ),
+    ("server", r#"tls_key = "key.pem""#, "the certificate's private key"),
+    (
+        "server",
+        "max_stream_age_seconds = 3600",
+        "streams end with rebalance then, so that new replicas get load",
+    ),
+    (
+        "phantom.nodules.liver",
+        "counts = [0.5, 0.5]\nln_mean = 3.0\nln_sd = 0.3\nrange_mm = [10.0, 40.0]",
+        "benign nodules, by organ",
+    ),
+    (
+        "phantom.nodule_contrast",
+        "bright = 0.5",
+        "how nodules differ from their organ; as tumours do where absent",
+    ),
+    ("phantom.rim", "share = 1.0\nhu = 60.0", "tumours' bright rims"),
+    (
+        "ingest",
+        "volume = 0",
+        "which volume of a file that holds several; such a file is refused where absent",
+    ),
+    (
+        "recipe",
+        r#"bundle = "models-2""#,
+        "the models, by name or hash; the active ones where absent",
+    ),
+    (
+        "recipe",
+        r#"synthesizer = "analytic""#,
+        "the generator's where models hold one, else analytic",
+    ),
+    (
+        "recipe",
+        "pools = { labelled_real = 1.0 }",
+        "all that exist, equally, where absent",
+    ),
+    (
+        "recipe",
+        "organs = { liver = 1.0 }",
+        "all that the store can host, equally, where absent",
+    ),
+    (
+        "recipe",
+        r#"unlabelled_negatives = "trust""#,
+        "critic where there is one, else trust",
+    ),
+    ("recipe", "patch = [64, 64, 64]", "the plan's where absent"),
+    ("recipe", "patches_per_epoch = 1000", "the number of hosts where absent"),
+    (
+        "recipe.select",
+        r#"cases = ["a"]"#,
+        "only these cases; all where absent",
+    ),
+    (
+        "recipe.select",
+        r#"hold_out_hashes = ["0000000000000000000000000000000000000000000000000000000000000000"]"#,
+        "never scans of these source hashes",
+    ),
+    (
+        "recipe.gate",
+        "realism = 0.2",
+        "refuse lesions that look less real than this share of real ones; the gate of segmentor.recipe, too",
+    ),
+    (
+        "recipe.augment",
+        "blur = 0.2",
+        "probability of a blur by one voxel; the augmentation of segmentor.recipe, too",
+    ),
+    (
+        "recipe.augment",
+        "noise_hu = 10.0",
+        "largest standard deviation of added noise; likewise",
+    ),
+    (
+        "critic",
+        r#"network = { swin_unetr = { feature_size = 48 } }"#,
+        "another network than the plain U-Net of `widths`; of the segmentor, too",
+    ),
+    (
+        "critic",
+        "inner_folds = 3",
+        "critics of inner folds, which judge labelled hosts",
+    ),
+    (
+        "critic.split",
+        r#"file = "splits_final.json""#,
+        "folds in a file, as nnU-Net keeps them; of the other stages, too",
+    ),
+    (
+        "critic.split",
+        "allow_straddling = true",
+        "whether such a file may part a patient's scans; likewise",
+    ),
+    (
+        "synthesizer",
+        r#"method = "published""#,
+        "the paper's networks and losses",
+    ),
+    (
+        "synthesizer.published",
+        "width = 32\nadversarial = 0.5",
+        "what the published method is told",
+    ),
+    ("synthesizer.loss", "edge = 1.0", "weight of a loss for lesions' edges"),
+];
+
 #[test]
 fn configuration_keys_and_defaults() {
     let said = run(&["check-config"]);
     assert_eq!(said.code, Some(0), "{}", said.text);
-    let head = "# Every key with its default. Generated from the program by `tests/reference.rs`.\n\n";
-    compare("defaults.toml", &format!("{head}{}", said.text));
+    let head = "# Every key with its default, and at the end those that are absent by default. Generated from the program by \
+                `tests/reference.rs`.\n\n";
+    let mut text = format!("{head}{}\n# Absent by default:\n", said.text);
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let file = folder.path().join("config.toml");
+    for (section, example, meaning) in ABSENT {
+        std::fs::write(&file, format!("[{section}]\n{example}\n")).expect("the file is ours to write");
+        let path = file.to_str().expect("a folder of plain letters");
+        let taken = run(&["check-config", "--config", path]);
+        assert_eq!(taken.code, Some(0), "{section}: {}", taken.text);
+        text += &format!("\n# {meaning}\n# [{section}]\n# {}\n", example.replace('\n', "\n# "));
+    }
+    compare("defaults.toml", &text);
 }
 
 #[test]

@@ -48,6 +48,9 @@ pub(super) struct Args {
     /// How a SwinUNETR merges tokens; its weights do not tell
     #[arg(long, value_enum, default_value = "released")]
     merging: MergingArg,
+    /// Strides of MONAI's UNet, finest first, such as 1,2,2; without residual units its weights do not tell, and 2 is assumed
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    strides: Option<Vec<usize>>,
     /// What the output of the published generator goes through
     #[arg(long, value_enum, default_value = "tanh")]
     activation: ActivationArg,
@@ -130,6 +133,7 @@ fn request<'a>(args: &'a Args, plan: &'a Plan, nnunet: Option<&'a NnunetPlans>) 
             MergingArg::Released => Merging::Released,
             MergingArg::Corrected => Merging::Corrected,
         },
+        strides: args.strides.as_deref(),
         activation: match args.activation {
             ActivationArg::Tanh => OutputActivation::Tanh,
             ActivationArg::Sigmoid => OutputActivation::Sigmoid,

@@ -95,6 +95,8 @@ fn short(metrics: &Metrics) -> String {
 impl Progress for Training {
     fn on_step(&mut self, stage: &str, step: u64, steps: u64, metrics: &Metrics) {
         let bar = self.bar.get_or_insert_with(|| bar(steps));
+        // One after the other, runs may be of different lengths.
+        bar.set_length(steps);
         bar.set_position(step);
         bar.set_message(format!("{stage}  {}", short(metrics)));
         let due = self.said.is_none_or(|said| said.elapsed() >= LINE_EVERY) || step == steps;

@@ -13,10 +13,10 @@ use super::device::{Compute, DeviceArgs};
 use super::models::{open_models, open_store, start_service};
 use super::progress::Training;
 use super::{ConfigArgs, metrics, say_error, say_json};
-use crate::checkpoint::{Role, load_manifest, write_atomically};
+use crate::checkpoint::{Role, inner_folder, load_manifest, write_atomically};
 use crate::config::Config;
 use crate::digest::Digest;
-use crate::learn::{Job, LearnError, train_critic, train_segmentor, train_synthesizer};
+use crate::learn::{Job, LearnError, Progress, train_critic, train_segmentor, train_synthesizer};
 use crate::store::Cases;
 
 /// Train the critic (stage 1), the synthesizer (stage 2) or the segmentor (stage 3)
@@ -38,11 +38,21 @@ pub(super) struct Args {
 #[derive(Subcommand)]
 enum Stage {
     /// Stage 1: the segmentor that recognises tumours, and the gate's calibration
-    Critic(StageArgs),
+    Critic(CriticArgs),
     /// Stage 2: generator against critic and discriminator; needs the critic in --out
     Synthesizer(StageArgs),
     /// Stage 3: the segmentor on real and gated synthetic tumours; needs stages 1 and 2 in --out
     Segmentor(StageArgs),
+}
+
+#[derive(clap::Args)]
+struct CriticArgs {
+    #[command(flatten)]
+    stage: StageArgs,
+    /// Leave out the critics of inner folds, of which --folds trains 3 for each fold, at the cost of the fold's own critic each:
+    /// without them, lesions in a patient are judged by a critic that learnt from that patient
+    #[arg(long)]
+    no_inner_folds: bool,
 }
 
 #[derive(clap::Args)]
@@ -61,9 +71,6 @@ struct StageArgs {
     /// Train once for each of so many folds, into fold-0, fold-1, ... under --out: no model of a folder saw its fold
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(2..=100))]
     folds: Option<u16>,
-    /// Leave out the critics of inner folds, which --folds trains too: then labelled hosts are judged by critics that saw them
-    #[arg(long, requires = "folds")]
-    no_inner_folds: bool,
     /// Serve Prometheus metrics of the run on this address, such as 127.0.0.1:9400; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
@@ -73,14 +80,18 @@ struct StageArgs {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.stage {
-        Stage::Critic(stage) => train(stage, "critic", &|config, job| {
-            report(train_critic(&config.critic, job)?)
-        }),
-        Stage::Synthesizer(stage) => train(stage, "synthesizer", &|config, job| {
+        Stage::Critic(critic) => {
+            let mut config = critic.stage.config.load()?;
+            critic.inner_folds(&mut config);
+            train((&critic.stage, config), "critic", &|config, job| {
+                report(train_critic(&config.critic, job)?)
+            })
+        }
+        Stage::Synthesizer(stage) => train((stage, stage.config.load()?), "synthesizer", &|config, job| {
             let critic = job.out;
             report(train_synthesizer(&config.synthesizer, critic, job)?)
         }),
-        Stage::Segmentor(stage) => train(stage, "segmentor", &|config, job| {
+        Stage::Segmentor(stage) => train((stage, stage.config.load()?), "segmentor", &|config, job| {
             let compute = Compute {
                 device: job.device.clone(),
                 dtype: job.dtype,
@@ -95,6 +106,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// How many critics of inner folds `--folds` trains where `critic.inner_folds` asks for none.
 const INNER_FOLDS: usize = 3;
 
+impl CriticArgs {
+    /// Sets how many critics of inner folds are trained.
+    fn inner_folds(&self, config: &mut Config) {
+        if self.no_inner_folds {
+            config.critic.inner_folds = 0;
+        } else if self.stage.folds.is_some() && config.critic.inner_folds == 0 {
+            config.critic.inner_folds = INNER_FOLDS;
+            say_error(&format!(
+                "each fold also trains {INNER_FOLDS} critics of inner folds, which judge its labelled hosts; --no-inner-folds leaves them out"
+            ));
+        }
+    }
+}
+
 fn report<R: Serialize>(report: R) -> anyhow::Result<Value> {
     Ok(serde_json::to_value(report)?)
 }
@@ -102,24 +127,23 @@ fn report<R: Serialize>(report: R) -> anyhow::Result<Value> {
 type Run<'a> = &'a dyn Fn(&Config, &mut Job) -> anyhow::Result<Value>;
 
 /// Runs a stage once, or once per fold, each in a folder of its own; with `--resume`, folds that are done are passed over.
-fn train(args: &StageArgs, stage: &str, run: Run) -> anyhow::Result<ExitCode> {
-    let mut config = args.config.load()?;
+fn train((args, config): (&StageArgs, Config), stage: &str, run: Run) -> anyhow::Result<ExitCode> {
     args.metrics.map_or(Ok(()), metrics::serve)?;
+    let mut progress = Training::new()?;
     let Some(folds) = args.folds.map(usize::from) else {
-        return match train_in(args, (&config, stage), &args.out, run)? {
+        return match train_in(args, (&config, stage), (&args.out, &mut progress), run)? {
             Some(report) => say_json(&report).map(|()| ExitCode::SUCCESS),
             None => Ok(ExitCode::SUCCESS),
         };
     };
-    if stage == "critic" && config.critic.inner_folds == 0 && !args.no_inner_folds {
-        config.critic.inner_folds = INNER_FOLDS;
-        say_error(&format!(
-            "each fold also trains {INNER_FOLDS} critics of inner folds, which judge its labelled hosts; --no-inner-folds leaves them out"
-        ));
-    }
     let snapshot = open_store(&args.store, &config)?.snapshot();
     let mut reports = Vec::new();
     for fold in 0..folds {
+        // Told so after a fold's last step, which needs no saving.
+        if progress.should_stop() {
+            say_error(&format!("stopped before fold {fold}; go on with --resume"));
+            return Ok(ExitCode::SUCCESS);
+        }
         let out = args.out.join(format!("fold-{fold}"));
         let config = of_fold(config.clone(), folds, fold)?;
         let done = out.join(format!("{stage}.report.json"));
@@ -129,7 +153,7 @@ fn train(args: &StageArgs, stage: &str, run: Run) -> anyhow::Result<ExitCode> {
             continue;
         }
         say_error(&format!("fold {fold} of {folds}, in {}", out.display()));
-        match train_in(args, (&config, stage), &out, run)? {
+        match train_in(args, (&config, stage), (&out, &mut progress), run)? {
             Some(report) => reports.push(report),
             None => return Ok(ExitCode::SUCCESS),
         }
@@ -156,7 +180,10 @@ fn is_result_of(out: &Path, stage: &str, (config, snapshot): (&Config, Digest)) 
     let Some(training) = load_manifest(out, role)?.training else {
         return Ok(false);
     };
-    if made_with.iter().any(|other| is_newer(out, *other, role)) {
+    let lacks = |fold: usize| !out.join(inner_folder(fold)).join("critic.json").exists();
+    if made_with.iter().any(|other| is_newer(out, *other, role))
+        || (role == Role::Critic && (0..config.critic.inner_folds).any(lacks))
+    {
         return Ok(false);
     }
     // A segmentor's stands beside the cursor at which its stream ended.
@@ -195,7 +222,12 @@ fn of_fold(mut config: Config, folds: usize, fold: usize) -> anyhow::Result<Conf
 }
 
 /// Trains into a folder; nothing where the run was asked to stop.
-fn train_in(args: &StageArgs, (config, stage): (&Config, &str), out: &Path, run: Run) -> anyhow::Result<Option<Value>> {
+fn train_in(
+    args: &StageArgs,
+    (config, stage): (&Config, &str),
+    (out, progress): (&Path, &mut Training),
+    run: Run,
+) -> anyhow::Result<Option<Value>> {
     let store = open_store(&args.store, config)?;
     let compute = args.device.open()?;
     fs_err::create_dir_all(out)?;
@@ -211,7 +243,7 @@ fn train_in(args: &StageArgs, (config, stage): (&Config, &str), out: &Path, run:
         resume: args.resume,
         device: &compute.device,
         dtype: compute.dtype,
-        progress: &mut Training::new()?,
+        progress,
     };
     match run(config, &mut job) {
         Ok(report) => Ok(Some(report)),

@@ -91,7 +91,17 @@ pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, Stri
 }
 
 /// Tables whose keys are data: a file that names one means all of it.
-const WHOLE_TABLES: [&str; 6] = ["labels", "pools", "organs", "sizes", "contrasts", "cube_mix"];
+const WHOLE_TABLES: [&str; 9] = [
+    "labels",
+    "pools",
+    "organs",
+    "sizes",
+    "contrasts",
+    "centres",
+    "cube_mix",
+    "tumours",
+    "nodules",
+];
 
 /// Lays a table over another, section by section. A key that a section leaves out keeps its default there, which may
 /// differ from the default of the same kind of section elsewhere (`critic.look` and `synthesizer.look`).
@@ -177,6 +187,10 @@ mod tests {
         assert_eq!(config.synthesizer.look.noise_hu, defaults.synthesizer.look.noise_hu);
         assert_ne!(config.synthesizer.look.noise_hu, defaults.critic.look.noise_hu);
         assert_eq!((config.synthesizer.look.scale, config.recipe.sizes.len()), (0.05, 1));
+        let law = "counts = [1.0]\nln_mean = 3.0\nln_sd = 0.3\nrange_mm = [10.0, 40.0]\n";
+        let file = format!("[phantom.tumours.liver]\n{law}[critic.centres]\ntumour = 1.0\n");
+        let config = with(Some(&file), &[]).unwrap();
+        assert_eq!((config.phantom.tumours.len(), config.critic.centres.len()), (1, 1));
     }
 
     #[test]

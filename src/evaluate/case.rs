@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dice::{ClassMasks, Overlap};
 use super::lesion_level::{LesionScore, lesion_level};
-use super::surface::SurfaceDistances;
+use super::surface::{SurfaceDistances, SurfaceOverlap};
 use super::tolerance::Tolerances;
 use crate::volume::{Annotation, BACKGROUND, LabelError, LabelMap, Organ};
 
@@ -20,6 +20,8 @@ const HD95_SHARE: f64 = 0.95;
 pub struct ClassMeasures {
     /// Voxels.
     pub overlap: Overlap,
+    /// Surfaces within the class's tolerance.
+    pub surface: SurfaceOverlap,
     /// Volume of the truth in ml.
     pub truth_ml: f64,
     /// Volume of the prediction in ml.
@@ -95,13 +97,15 @@ impl Comparison<'_> {
     fn class(&self, masks: &ClassMasks, tolerance_mm: f64) -> ClassMeasures {
         let overlap = masks.overlap();
         let surfaces = SurfaceDistances::between(masks.prediction.view(), masks.truth.view(), self.spacing_mm);
+        let surface = surfaces.within(tolerance_mm);
         let ml = |voxels: u64| voxels as f64 * self.spacing_mm.iter().product::<f64>() / 1000.0;
         ClassMeasures {
             overlap,
+            surface,
             truth_ml: ml(overlap.truth),
             predicted_ml: ml(overlap.predicted),
             dice: overlap.dice(),
-            nsd: surfaces.dice_at(tolerance_mm),
+            nsd: surface.dice(),
             hd95_mm: surfaces.robust_hausdorff_mm(HD95_SHARE),
         }
     }

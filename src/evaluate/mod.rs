@@ -31,7 +31,7 @@ pub(crate) use sliding_window::forward;
 pub use sliding_window::{Blending, FlipAxis, Predictor, SlidingWindow, argmax, predict};
 pub use statistics::{Bootstrap, Summary};
 pub use summary::{ClassScore, FalsePositives, LesionRates, OrganLesions, Rate};
-pub use surface::SurfaceDistances;
+pub use surface::{SurfaceDistances, SurfaceOverlap};
 pub use tolerance::Tolerances;
 
 /// Why a case cannot be scored.

@@ -93,6 +93,7 @@ fn classes(scores: &HeldOut) -> String {
             shown(&score.dice_by_patient),
             format!("{}{}", number(score.pooled_dice), brackets(score.pooled_dice_interval)),
             shown(&score.nsd),
+            format!("{}{}", number(score.pooled_nsd), brackets(score.pooled_nsd_interval)),
             format!("{} mm", score.tolerance_mm),
             shown(&score.hd95_mm),
             score.hd95_undefined.to_string(),
@@ -105,6 +106,7 @@ fn classes(scores: &HeldOut) -> String {
         "Dice",
         "pooled",
         "NSD",
+        "pooled",
         "tolerance",
         "HD95 in mm",
         "undefined",
@@ -343,6 +345,9 @@ mod tests {
         // Together 2 T / (2 T + T); of the four draws of two patients one has the missed tumour twice, one the found one.
         assert_eq!(tumour.pooled_dice, Some(2.0 / 3.0));
         assert_eq!(tumour.pooled_dice_interval, Some([0.0, 1.0]));
+        // The missed tumour has a surface of A, the found one two: 2 A of 3 A are near.
+        assert!((tumour.pooled_nsd.unwrap() - 2.0 / 3.0).abs() < 1e-12);
+        assert_eq!(tumour.pooled_nsd_interval, Some([0.0, 1.0]));
         assert_eq!(held_out.lesions["liver"].all.sensitivity.pooled, Some(0.5));
         assert_eq!(held_out.lesions["liver"].tumour_free.cases, 0);
     }

@@ -8,6 +8,7 @@ use super::case::{CaseScore, ClassMeasures};
 use super::dice::Overlap;
 use super::lesion_level::{LesionCounts, LesionScore};
 use super::statistics::{Bootstrap, Summary, mean};
+use super::surface::SurfaceOverlap;
 use super::tolerance::Tolerances;
 use crate::volume::{LabelMap, SizeClass};
 
@@ -32,6 +33,10 @@ pub struct ClassScore {
     pub tolerance_mm: f64,
     /// Normalised surface Dice over patients, of the cases that hold the class; 0 where it is not predicted.
     pub nsd: Summary,
+    /// Normalised surface Dice of all cases' surfaces together.
+    pub pooled_nsd: Option<f64>,
+    /// 95 % bootstrap interval of the pooled one, patients drawn with all their cases.
+    pub pooled_nsd_interval: Option<[f64; 2]>,
     /// Robust Hausdorff distance in mm over patients, of the cases that hold the class and where it is predicted.
     pub hd95_mm: Summary,
     /// Cases that hold the class where it is not predicted, so that no distance is defined.
@@ -117,16 +122,14 @@ pub(super) fn class_score(
         )
     };
     let dice: Vec<f64> = present().filter_map(|(_, measures)| measures.dice).collect();
-    let mut of_patients: BTreeMap<&str, Overlap> = BTreeMap::new();
-    of_class().for_each(|(patient, measures)| of_patients.entry(patient).or_default().add(&measures.overlap));
-    let of_patients: Vec<Overlap> = of_patients.into_values().collect();
+    let (voxels, areas) = by_patient(of_class());
     let is_false_alarm = |measures: &ClassMeasures| measures.overlap.truth == 0 && measures.overlap.predicted > 0;
     ClassScore {
         dice: mean(&dice),
         cases: dice.len(),
         false_alarms: of_class().filter(|(_, measures)| is_false_alarm(measures)).count(),
-        pooled_dice: Overlap::sum(&of_patients).dice(),
-        pooled_dice_interval: bootstrap.interval(&of_patients, |drawn| Overlap::sum(drawn).dice()),
+        pooled_dice: Overlap::sum(&voxels).dice(),
+        pooled_dice_interval: bootstrap.interval(&voxels, |drawn| Overlap::sum(drawn).dice()),
         dice_by_patient: summary(&|measures| measures.dice),
         // Dice is 0 for false alarms and undefined where the class is neither there nor predicted.
         dice_with_false_alarms: Summary::of(
@@ -135,9 +138,22 @@ pub(super) fn class_score(
         ),
         tolerance_mm: tolerances.of(class),
         nsd: summary(&|measures| measures.nsd),
+        pooled_nsd: SurfaceOverlap::sum(&areas).dice(),
+        pooled_nsd_interval: bootstrap.interval(&areas, |drawn| SurfaceOverlap::sum(drawn).dice()),
         hd95_mm: summary(&|measures| measures.hd95_mm),
         hd95_undefined: present().filter(|(_, measures)| measures.hd95_mm.is_none()).count(),
     }
+}
+
+/// Returns every patient's voxels and surfaces, of all cases together.
+fn by_patient<'a>(measures: impl Iterator<Item = (&'a str, &'a ClassMeasures)>) -> (Vec<Overlap>, Vec<SurfaceOverlap>) {
+    let mut of_patients: BTreeMap<&str, (Overlap, SurfaceOverlap)> = BTreeMap::new();
+    for (patient, measures) in measures {
+        let (voxels, areas) = of_patients.entry(patient).or_default();
+        voxels.add(&measures.overlap);
+        areas.add(&measures.surface);
+    }
+    of_patients.into_values().unzip()
 }
 
 /// Summarises the lesions of every organ that somebody looked at for tumours.

@@ -12,6 +12,7 @@
 use std::sync::LazyLock;
 
 use ndarray::{Array3, ArrayView3};
+use serde::{Deserialize, Serialize};
 
 use crate::volume::{Region, Shape, squared_distance_mm};
 
@@ -24,6 +25,36 @@ struct Element {
     /// From the element to the nearest one of the other surface; infinite where there is none.
     distance_mm: f64,
     area_mm2: f64,
+}
+
+/// How much of two surfaces lies within a tolerance of each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SurfaceOverlap {
+    /// Area of both surfaces within the tolerance of the other.
+    pub near_mm2: f64,
+    /// Area of both surfaces.
+    pub total_mm2: f64,
+}
+
+impl SurfaceOverlap {
+    /// Returns the normalised surface Dice (NSD), the share within the tolerance; nothing where there is no surface.
+    pub fn dice(&self) -> Option<f64> {
+        (self.total_mm2 > 0.0).then(|| self.near_mm2 / self.total_mm2)
+    }
+
+    /// Returns the areas of several together.
+    pub fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        parts.into_iter().fold(Self::default(), |mut sum, part| {
+            sum.add(part);
+            sum
+        })
+    }
+
+    /// Adds other areas.
+    pub fn add(&mut self, other: &Self) {
+        self.near_mm2 += other.near_mm2;
+        self.total_mm2 += other.total_mm2;
+    }
 }
 
 /// How far the surfaces of a prediction and of the truth lie from each other.
@@ -62,14 +93,21 @@ impl SurfaceDistances {
         Self { elements }
     }
 
+    /// Returns how much of both surfaces lies within a tolerance of the other.
+    pub fn within(&self, tolerance_mm: f64) -> SurfaceOverlap {
+        let limit = tolerance_mm * (1.0 + ROUNDING);
+        let all = || self.elements.iter().flatten();
+        let near = all().filter(|element| element.distance_mm <= limit);
+        SurfaceOverlap {
+            near_mm2: near.map(|element| element.area_mm2).sum(),
+            total_mm2: all().map(|element| element.area_mm2).sum(),
+        }
+    }
+
     /// Returns the normalised surface Dice (NSD): the share of both surfaces within a tolerance of the other; nothing where
     /// both masks are empty, 0 where one is.
     pub fn dice_at(&self, tolerance_mm: f64) -> Option<f64> {
-        let limit = tolerance_mm * (1.0 + ROUNDING);
-        let all = || self.elements.iter().flatten();
-        let total: f64 = all().map(|element| element.area_mm2).sum();
-        let near = all().filter(|element| element.distance_mm <= limit);
-        (total > 0.0).then(|| near.map(|element| element.area_mm2).sum::<f64>() / total)
+        self.within(tolerance_mm).dice()
     }
 
     /// Returns the robust Hausdorff distance in mm: of each surface the distance within which `share` of its area lies, and

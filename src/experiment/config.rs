@@ -13,7 +13,7 @@ use crate::stream::recipe::Recipe;
 use crate::volume::Plan;
 
 /// Raised whenever the same configuration would mean other arms: runs of before do not count then.
-const EXPERIMENT_REVISION: u32 = 4;
+const EXPERIMENT_REVISION: u32 = 5;
 /// The stream's revision at which arms last changed; 6 changed bundles with inner folds alone, which no arm has.
 const STREAM_REVISION: u32 = 5;
 /// The most patients of one kind.

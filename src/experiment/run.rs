@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use super::arm::Hosts;
 use super::cohort::{Cohort, test_specs};
 use super::results::mean;
-use super::{Arm, ExperimentError, Results, RunKey, RunRecord, Setting, identity};
+use super::{Arm, ExperimentConfig, ExperimentError, Results, RunKey, RunRecord, Setting, identity};
 use crate::checkpoint::{Bundle, load_segmentor};
 use crate::evaluate::{EvaluateError, Examination, HeldOut, HeldOutSettings, Overlap, score_held_out};
 use crate::ingest::nifti::write_labels;
@@ -20,10 +20,11 @@ use crate::learn::{CriticConfig, Job, LearnError, Progress, SegmentorConfig, Spl
 use crate::learn::{train_critic, train_segmentor, train_synthesizer};
 use crate::phantom::{PhantomSpec, case_id, write_cohort};
 use crate::sampler::Pool;
-use crate::store::{Cases, Store, StoreConfig};
+use crate::store::{CaseRecord, Cases, Store, StoreConfig};
 use crate::stream::delivery::Delivery;
 use crate::stream::patch::Outcome;
 use crate::stream::{BinCounts, PatchService, StatsSnapshot, StreamConfig, Streams};
+use crate::volume::Organ;
 
 /// What a run that was cut short goes on from.
 const STATE: &str = "segmentor.state.safetensors";
@@ -61,18 +62,18 @@ impl<'a> Experiment<'a> {
         setting.experiment.check()?;
         let (config, plan) = (setting.experiment, setting.plan);
         let organs = plan.labels.organs();
-        if organs.iter().all(|organ| organ.name != config.organ) {
+        let Some(organ) = organs.iter().find(|organ| organ.name == config.organ) else {
             let names: Vec<&str> = organs.iter().map(|organ| organ.name.as_str()).collect();
             return Err(ExperimentError::Config {
                 key: "organ",
                 expected: "an organ of the plan that has a tumour class",
                 got: format!("{:?}; there are {}", config.organ, names.join(", ")),
             });
-        }
+        };
         identity::claim(place.out, setting.digest(), setting.own_digests())?;
         let specs = test_specs(setting.phantom, config.cohort_seed, config.test, plan.spacing_mm);
         let test = store_of(&setting, &place, &place.out.join("test"), &specs)?;
-        let cases = test.records().iter().map(|record| record.id.clone()).collect();
+        let cases = scored_cases(config, organ, &test)?;
         let mut results = Results::new(setting.digest(), setting.own_digests(), cases);
         results.take_over(&place.out.join("results.json"))?;
         Ok(Self {
@@ -152,8 +153,10 @@ impl<'a> Experiment<'a> {
         let sum = |count: fn(&Overlap) -> u64| of(&tumour).map(|m| count(&m.overlap)).sum::<u64>() as f64;
         RunRecord {
             key,
-            // Every test patient has tumours, so that none is undefined; a class that was not scored counts as missed.
-            tumour_dsc: of(&tumour).map(|measures| measures.dice.unwrap_or(0.0)).collect(),
+            tumour_dsc: of(&tumour)
+                .filter(|measures| measures.overlap.truth > 0)
+                .filter_map(|measures| measures.dice)
+                .collect(),
             organ_dsc: mean(of(organ).filter_map(|measures| measures.dice)).unwrap_or(0.0),
             predicted_over_true: sum(|overlap| overlap.predicted) / sum(|overlap| overlap.truth).max(1.0),
             hosts_share: 0.0,
@@ -350,6 +353,22 @@ impl<'a> Experiment<'a> {
         }
         Ok(folder)
     }
+}
+
+/// Returns the test patients that have a tumour of the organ: of the others no Dice is defined.
+fn scored_cases(config: &ExperimentConfig, organ: &Organ, test: &Store) -> Result<Vec<String>, ExperimentError> {
+    let has_tumour = |record: &&CaseRecord| record.tumours.iter().any(|tumour| tumour.id == organ.tumour_id);
+    let cases: Vec<String> = (test.records().iter().filter(has_tumour))
+        .map(|record| record.id.clone())
+        .collect();
+    if cases.is_empty() {
+        return Err(ExperimentError::Config {
+            key: "organ",
+            expected: "an organ of which test patients grow tumours (phantom.tumours)",
+            got: format!("{:?}", config.organ),
+        });
+    }
+    Ok(cases)
 }
 
 /// The segmentor learns from every patient of its store: it is tested on others.

@@ -5,12 +5,12 @@ use ndarray::{Array3, Zip};
 
 use super::LearnError;
 use super::augment::Look;
-use super::cubes::{Catalogue, read_cube, side_of};
+use super::cubes::{Catalogue, lesion_of, read_cube, side_of};
 use crate::checkpoint::{Calibration, CalibrationEntry, Thresholds};
 use crate::evaluate::{argmax, forward};
 use crate::nn::VoxelClassifier;
 use crate::synth::gate::{Judged, scores};
-use crate::volume::{Connectivity, ContrastBin, SizeClass, take_component};
+use crate::volume::{ContrastBin, SizeClass};
 
 /// A bin of fewer lesions is pooled with its neighbours.
 const LEAST_LESIONS: usize = 5;
@@ -43,11 +43,7 @@ pub(super) fn judge_real(
         let cube = read_cube(catalogue.cases, case, tumour.centre, side, &Look::none())?;
         let image = cube.image.mapv(|hu| plan.window_hu.normalise(hu as i16));
         let after = argmax(&forward(critic, &image, device));
-        let mut lesion = Array3::zeros(cube.labels.dim());
-        let mut is_tumour = cube.labels.mapv(|id| id == tumour.id);
-        for voxel in take_component(&mut is_tumour, [side / 2; 3], Connectivity::Corners) {
-            lesion[voxel] = 1;
-        }
+        let lesion = lesion_of(&cube, tumour.id);
         let any = |id: u8| catalogue.organs.iter().any(|organ| organ.tumour_id == id);
         let mut others = cube.labels.mapv(|id| u8::from(any(id)));
         Zip::from(&mut others)

@@ -482,4 +482,35 @@ mod tests {
             collect(&both.rivals.discriminator)
         );
     }
+
+    #[test]
+    fn the_edge_is_a_part_of_what_the_generator_learns_from_where_it_is_weighed() {
+        let store = toy::store(4, 2);
+        let bundle = critic(&Device::flex());
+        let step = |edge: f64| {
+            let config = SynthesizerConfig {
+                cube_mix: [(SizeClass::Small, 1.0)].into(),
+                loss: LossWeights {
+                    edge,
+                    ..LossWeights::default()
+                },
+                ..config()
+            };
+            let mut trainee = trainee(&config, &store, &bundle);
+            let hosts = trainee.hosts(0).unwrap();
+            let painted = trainee.generator_step(0, &hosts).unwrap();
+            let measured = |name: &str| painted.measured[name];
+            (
+                [measured("edge"), measured("generator_loss")],
+                collect(&trainee.rivals.generator),
+            )
+        };
+        let (([edge, without], plain), ([same, with], taught)) = (step(0.0), step(2.0));
+        assert!(edge > 0.0 && edge == same, "{edge} {same}");
+        assert!(
+            (with - without - 2.0 * edge).abs() < 1e-5 * with,
+            "{with} {without} {edge}"
+        );
+        assert_ne!(plain, taught);
+    }
 }

@@ -10,7 +10,7 @@ use super::calibrate::{RealScore, calibrate, judge_real};
 use super::check::{MAX_CUBE_LEVELS, Section};
 use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
-use super::fit::{FitSettings, Fitted, Job, Metrics, Trainee, fit};
+use super::fit::{FitSettings, Fitted, Job, Metrics, Trainee, fit, forget_report};
 use super::held_out::{dice_metrics, held_out_scores};
 use super::inner::{forget_inner, inner_folds, train_inner};
 use super::learner::{Course, Learner};
@@ -39,7 +39,7 @@ pub struct CriticConfig {
     pub network: Option<NetworkChoice>,
     /// Optimizer steps.
     pub steps: u64,
-    /// Voxels of a step: as many cubes as fit, at least one.
+    /// Voxels of a step: as many cubes as fit, 1 to 64.
     pub voxels_per_step: usize,
     /// Shares of the size classes whose cubes a step uses.
     pub cube_mix: BTreeMap<SizeClass, f64>,
@@ -296,6 +296,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     }
     let inner = inner_folds(config, job.cases, &labelled)?;
     if !job.resume {
+        forget_report(job.out, "critic")?;
         forget_inner(job.out, 0)?;
     }
     let trained = train_on(config, job, &labelled, &held_out)?;

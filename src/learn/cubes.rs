@@ -10,7 +10,7 @@ use super::augment::Look;
 use crate::nn::{CubeSides, Targets};
 use crate::rng::Rng;
 use crate::store::{Candidate, CaseKind, CaseRecord, Cases, TumourRecord};
-use crate::volume::{ClassSet, HuWindow, Organ, Region, SizeClass};
+use crate::volume::{ClassSet, Connectivity, HuWindow, Organ, Region, SizeClass, take_component};
 
 /// A cube of a case, after augmentation.
 #[derive(Clone, Debug)]
@@ -39,6 +39,18 @@ pub(super) fn read_cube(
     let crop = cases.read(case, Region::centred(centre, [side; 3]))?;
     let (image, labels) = look.apply(crop.image.mapv(f32::from), crop.labels);
     Ok(Cube { case, image, labels })
+}
+
+/// Marks a cube's lesion with 1: the tumour's voxels that hang together with those at its centre. Other tumours of the class may
+/// lie in the cube, too.
+pub(super) fn lesion_of(cube: &Cube, tumour_id: u8) -> Array3<u8> {
+    let (d, h, w) = cube.labels.dim();
+    let mut lesion = Array3::zeros((d, h, w));
+    let mut is_tumour = cube.labels.mapv(|id| id == tumour_id);
+    for voxel in take_component(&mut is_tumour, [d / 2, h / 2, w / 2], Connectivity::Corners) {
+        lesion[voxel] = 1;
+    }
+    lesion
 }
 
 /// Stacks arrays to `[B, 1, D, H, W]`.

@@ -177,6 +177,7 @@ pub fn fit(
         let (began, waited) = (Instant::now(), trainee.data_wait());
         let measured = trainee.step(done);
         let measured = measured.and_then(|metrics| refuse_not_finite(metrics, done));
+        let measured = measured.map_err(counted_from_one);
         let mut metrics = measured.or_else(|error| break_off(settings, (done, &last), error))?;
         spent += began.elapsed();
         Stage::Learn.took(
@@ -233,6 +234,14 @@ fn refuse_not_finite(metrics: Metrics, step: u64) -> Result<Metrics, LearnError>
         }),
         None => Ok(metrics),
     }
+}
+
+/// Counts an error's step as the log does; a stage's own steps count from 0.
+fn counted_from_one(mut error: LearnError) -> LearnError {
+    if let LearnError::NotFinite { step, .. } | LearnError::Guard { step, .. } = &mut error {
+        *step += 1;
+    }
+    error
 }
 
 /// Leaves a report where a run makes no sense any more: the cause, and what was measured last.
@@ -363,8 +372,14 @@ fn take_over_best(settings: &FitSettings) -> Result<(), LearnError> {
 /// Removes the state of an earlier run, which this one begins again; nothing is left to be resumed by mistake. Returns its
 /// first step.
 fn forget(settings: &FitSettings) -> Result<u64, LearnError> {
+    forget_report(settings.out, settings.stage)?;
     remove_if_there(&settings.state_path())?;
     Ok(0)
+}
+
+/// Removes the report of an earlier run, which says that it came to its end.
+pub(super) fn forget_report(out: &Path, stage: &str) -> std::io::Result<()> {
+    remove_if_there(&out.join(format!("{stage}.report.json")))
 }
 
 fn remove_if_there(path: &Path) -> std::io::Result<()> {
@@ -408,9 +423,9 @@ struct Line {
 /// Opens the log of metrics and drops what a resumed run is about to repeat; returns what the last step before measured.
 fn open_log(path: &Path, start: u64) -> Result<(fs_err::File, Metrics), LearnError> {
     let read = |line: &str| serde_json::from_str::<Line>(line).ok();
-    let old = match fs_err::read_to_string(path) {
-        Ok(text) if start > 0 => text,
-        _ => String::new(),
+    let old = match start > 0 && path.exists() {
+        true => fs_err::read_to_string(path)?,
+        false => String::new(),
     };
     let kept: String = old
         .lines()

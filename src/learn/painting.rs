@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::adversary::{lesion_means, log_odds};
 use super::augment::Look;
-use super::cubes::{Catalogue, normalise, read_cube, side_of, stack};
+use super::cubes::{Catalogue, lesion_of, normalise, read_cube, side_of, stack};
 use super::guard::area;
 use super::numbers::{mean, metrics};
 use super::painted::{Host, Wanted};
@@ -17,7 +17,7 @@ use crate::evaluate::{argmax, forward};
 use crate::rng::{Purpose, Rng};
 use crate::store::TumourRecord;
 use crate::synth::gate::{Judged, judge, scores};
-use crate::volume::{Connectivity, ContrastBin, Organ, SizeClass, dilated, take_component};
+use crate::volume::{ContrastBin, Organ, SizeClass, dilated};
 
 /// Noise fields that diversity is measured over.
 const NOISES: u64 = 3;
@@ -236,7 +236,7 @@ impl Painter<'_> {
                 self.config.max_cube,
             );
             let cube = read_cube(self.catalogue.cases, case, tumour.centre, side, &Look::none())?;
-            Ok(self.odds(brush, &cube.image, &cube.labels.mapv(|id| u8::from(id == tumour.id))))
+            Ok(self.odds(brush, &cube.image, &lesion_of(&cube, tumour.id)))
         };
         self.catalogue.all_tumours().into_iter().map(of).collect()
     }
@@ -247,11 +247,7 @@ impl Painter<'_> {
             let size = SizeClass::of_diameter(f64::from(tumour.diameter_mm));
             let side = side_of(size, self.config.max_cube);
             let cube = read_cube(self.catalogue.cases, case, tumour.centre, side, &Look::none())?;
-            let mut lesion = Array3::zeros(cube.labels.dim());
-            let mut is_tumour = cube.labels.mapv(|id| id == tumour.id);
-            for voxel in take_component(&mut is_tumour, [side / 2; 3], Connectivity::Corners) {
-                lesion[voxel] = 1.0;
-            }
+            let lesion = lesion_of(&cube, tumour.id).mapv(f32::from);
             let [image, lesion] = [&cube.image, &lesion].map(|array| stack(std::iter::once(array), self.device));
             let logits = discriminate(normalise(image, &self.bundle.plan.window_hu));
             let real = lesion_means(activation::sigmoid(log_odds(logits)), lesion);

@@ -92,6 +92,28 @@ impl Mix {
     }
 }
 
+/// Reads the mixes that an earlier part of a run has written down.
+fn read_mixes(path: &Path, base: &Recipe) -> Result<Vec<Mix>, LearnError> {
+    let refused = |what: String| LearnError::State {
+        path: path.into(),
+        what,
+    };
+    let text = fs_err::read_to_string(path)?;
+    // A line that a crash cut off was never used.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let read = |line: &str| {
+        let mix: Mix = serde_json::from_str(line).map_err(|error| refused(format!("not a mix: {error}")))?;
+        match mix.recipe == mix.over(base).hash() {
+            true => Ok(mix),
+            false => Err(refused(format!(
+                "mix {} is of another recipe; train in another folder",
+                mix.number
+            ))),
+        }
+    };
+    whole.lines().map(read).collect()
+}
+
 /// A run's mixes, and where they are written down.
 pub(super) struct Steering {
     settings: SteeringSettings,
@@ -105,29 +127,10 @@ impl Steering {
     /// Takes over what an earlier part of the run has written down.
     pub fn new(settings: &SteeringSettings, base: &Recipe, out: &Path, resume: bool) -> Result<Self, LearnError> {
         let path = out.join("segmentor.mixes.jsonl");
-        let mut mixes = Vec::new();
-        match fs_err::read_to_string(&path) {
-            Ok(text) if resume && settings.enabled => {
-                // A line that a crash cut off was never used.
-                let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-                for line in whole.lines() {
-                    let refused = |what: String| LearnError::State {
-                        path: path.clone(),
-                        what,
-                    };
-                    let mix: Mix =
-                        serde_json::from_str(line).map_err(|error| refused(format!("not a mix: {error}")))?;
-                    if mix.recipe != mix.over(base).hash() {
-                        let number = mix.number;
-                        return Err(refused(format!(
-                            "mix {number} is of another recipe; train in another folder"
-                        )));
-                    }
-                    mixes.push(mix);
-                }
-            }
-            _ => {}
-        }
+        let mixes = match resume && settings.enabled && path.exists() {
+            true => read_mixes(&path, base)?,
+            false => Vec::new(),
+        };
         let steering = Self {
             settings: settings.clone(),
             base: base.clone(),

@@ -145,7 +145,7 @@ pub struct SynthesizerConfig {
     pub spread_hu: f64,
     /// Optimizer steps, each of generator and discriminator.
     pub steps: u64,
-    /// Voxels of a step: as many pairs of hosts as fit, at least one; the two share a lesion and differ in noise.
+    /// Voxels of a step: as many pairs of hosts as fit, 1 to 16; the two share a lesion and differ in noise.
     pub voxels_per_step: usize,
     /// Shares of the size classes.
     pub cube_mix: BTreeMap<SizeClass, f64>,

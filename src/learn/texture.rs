@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::LearnError;
 use super::augment::Look;
-use super::cubes::{Catalogue, read_cube, side_of, stack};
+use super::cubes::{Catalogue, lesion_of, read_cube, side_of, stack};
 use super::painted::HostBatch;
 use crate::kernel::{self, total};
 use crate::rng::Rng;
@@ -121,7 +121,7 @@ impl Textures {
             let size = SizeClass::of_diameter(f64::from(tumour.diameter_mm));
             let side = side_of(size, max_cube);
             let cube = read_cube(catalogue.cases, case, tumour.centre, side, &Look::none())?;
-            let lesion = cube.labels.mapv(|id| f32::from(u8::from(id == tumour.id)));
+            let lesion = lesion_of(&cube, tumour.id).mapv(f32::from);
             let [image, lesion] = [&cube.image, &lesion].map(|array| stack(std::iter::once(array), device));
             let [edge, has_core] = edge(image.clone(), lesion.clone()).map(|x| x.into_scalar::<f32>());
             of.entry((organ, size)).or_default().push(Texture {

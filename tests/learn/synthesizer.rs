@@ -127,7 +127,7 @@ fn a_guard_stops_stage_two_and_leaves_a_report_of_why() {
         ..synthesizer_config(40)
     };
     let error = train_synthesizer(&config, critic.path(), &mut job(&store, out.path(), false, &mut Quiet)).unwrap_err();
-    assert!(matches!(error, LearnError::Guard { steps: 3, .. }), "{error}");
+    assert!(matches!(error, LearnError::Guard { step: 3, steps: 3, .. }), "{error}");
     let report = std::fs::read(out.path().join("synthesizer.broken_off.json")).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
     assert_eq!(report["cause"], error.to_string());

@@ -39,6 +39,12 @@ impl Sizes<'_> {
 /// A sentence that names what is missing, or what was found instead.
 pub(super) fn detected(theirs: &Weights, request: &ImportRequest) -> Result<Architecture, String> {
     let sizes = Sizes(theirs);
+    if sizes.has("model.0.conv.unit0.conv.weight") || sizes.has("model.0.conv.weight") {
+        return monai_unet(&sizes, request);
+    }
+    if request.strides.is_some() {
+        return Err("strides: expected none, as the network is not MONAI's UNet".into());
+    }
     if sizes.has("down_tr64.ops.0.conv1.weight") {
         return Ok(Architecture::Published(PublishedConfig {
             width: sizes.of("down_tr64.ops.0.conv1.weight", 0)?,
@@ -52,9 +58,6 @@ pub(super) fn detected(theirs: &Weights, request: &ImportRequest) -> Result<Arch
     }
     if sizes.has("decoder.seg_layers.0.weight") {
         return nnunet(&sizes, request);
-    }
-    if sizes.has("model.0.conv.unit0.conv.weight") || sizes.has("model.0.conv.weight") {
-        return monai_unet(&sizes);
     }
     let names: Vec<&String> = theirs.keys().take(3).collect();
     Err(format!(
@@ -93,7 +96,7 @@ fn nnunet(sizes: &Sizes, request: &ImportRequest) -> Result<Architecture, String
     Ok(Architecture::Nnunet(network))
 }
 
-fn monai_unet(sizes: &Sizes) -> Result<Architecture, String> {
+fn monai_unet(sizes: &Sizes, request: &ImportRequest) -> Result<Architecture, String> {
     let at = |level: usize| format!("model.{}", "1.submodule.".repeat(level));
     let residual_units = sizes.count("model.0.conv.unit", ".conv.weight");
     let conv = if residual_units > 0 {
@@ -113,6 +116,15 @@ fn monai_unet(sizes: &Sizes) -> Result<Architecture, String> {
         strides.push(if residual_units == 0 || residual == Ok(3) { 2 } else { 1 });
     }
     widths.push(sizes.of(&format!("{}{conv}", at(widths.len())), 0)?);
+    if let Some(given) = request.strides {
+        if given.len() != strides.len() || (residual_units > 0 && given != strides) {
+            return Err(match residual_units {
+                0 => format!("strides: expected {} numbers, got {given:?}", strides.len()),
+                _ => format!("strides: its weights are of {strides:?}, got {given:?}"),
+            });
+        }
+        strides = given.to_vec();
+    }
     let out_channels = match residual_units {
         0 => sizes.of("model.2.conv.weight", 1)?,
         _ => sizes.of("model.2.1.conv.unit0.conv.weight", 0)?,

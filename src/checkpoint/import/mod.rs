@@ -42,6 +42,8 @@ pub struct ImportRequest<'a> {
     pub classes: Option<&'a [String]>,
     /// In which order a SwinUNETR merges tokens.
     pub merging: Merging,
+    /// Strides of MONAI's `UNet`, finest first; what its weights tell where absent.
+    pub strides: Option<&'a [usize]>,
     /// What the output of the published generator goes through.
     pub activation: OutputActivation,
     /// What describes an nnU-Net network.

@@ -222,9 +222,8 @@ FULL_RESIDUAL = {
 }
 
 
-def monai_unet(out: Path, name: str, widths: tuple[int, ...], units: int, seed: int) -> None:
+def monai_unet(out: Path, name: str, widths: tuple[int, ...], units: int, seed: int, strides: tuple[int, ...] = (2, 2)) -> None:
     """Saves MONAI's UNet as a trainer of MONAI Core does."""
-    strides = (2,) * (len(widths) - 1)
     net = UNet(spatial_dims=3, in_channels=1, out_channels=3, channels=widths, strides=strides, num_res_units=units)
     net = randomise(net, seed)
     torch.save({"model": net.state_dict()}, out / f"{name}.pt")
@@ -317,6 +316,7 @@ def small() -> None:
     (HERE / "dataset.json").write_text(json.dumps(DATASET, indent=1) + "\n")
     monai_unet(HERE, "monai_residual", (3, 4, 6), 2, 12)
     monai_unet(HERE, "monai_plain", (3, 4, 6), 0, 13)
+    monai_unet(HERE, "monai_strides", (3, 4, 6), 0, 13, strides=(1, 2))
     _, arrays = swin(12, 64, 7, None)
     save_file(arrays, HERE / "swin_unetr.safetensors")
 
