@@ -186,11 +186,15 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
         "{why}"
     );
     std::fs::remove_dir_all(dir.join("out")).unwrap();
-    let anew = said(&experiment(dir, &["--list"]));
+    let refused = experiment(dir, &[]);
+    let why = String::from_utf8_lossy(&refused.stderr);
     assert!(
-        anew.contains("of another configuration") && anew.contains("0 of 9 runs are done"),
-        "{anew}"
+        !refused.status.success() && why.contains("results/r.json: its runs are of another configuration"),
+        "{why}"
     );
+    assert_eq!(results(dir), document, "nothing of it is lost");
+    std::fs::rename(dir.join("results/r.json"), dir.join("results/old.json")).unwrap();
+    assert!(said(&experiment(dir, &["--list"])).contains("0 of 9 runs are done"));
 }
 
 /// Runs the experiment until a run has made steps, and asks it to stop as an operator does.

@@ -97,7 +97,7 @@ fn presets() {
 const ABSENT: &[(&str, &str, &str)] = &[
     (
         "server",
-        r#"read_keys = ["16 characters or more"]"#,
+        r#"read_keys = ["0123456789abcdef"]"#,
         "secrets of which a request must bring one; or read_keys_file",
     ),
     (
@@ -107,7 +107,7 @@ const ABSENT: &[(&str, &str, &str)] = &[
     ),
     (
         "server",
-        r#"admin_keys = ["16 characters or more"]"#,
+        r#"admin_keys = ["0123456789abcdef"]"#,
         "secrets for the routes that change the server; or admin_keys_file",
     ),
     (
@@ -117,10 +117,9 @@ const ABSENT: &[(&str, &str, &str)] = &[
     ),
     (
         "server",
-        r#"tls_certificate = "chain.pem""#,
-        "with it the server speaks TLS only; needs tls_key",
+        "tls_certificate = \"chain.pem\"\ntls_key = \"key.pem\"",
+        "with both the server speaks TLS only",
     ),
-    ("server", r#"tls_key = "key.pem""#, "the certificate's private key"),
     (
         "server",
         "max_stream_age_seconds = 3600",
@@ -195,9 +194,9 @@ const ABSENT: &[(&str, &str, &str)] = &[
         "largest standard deviation of added noise; likewise",
     ),
     (
-        "critic",
+        "segmentor",
         r#"network = { swin_unetr = { feature_size = 48 } }"#,
-        "another network than the plain U-Net of `widths`; of the segmentor, too",
+        "another network than the plain U-Net of widths; of the critic, too",
     ),
     (
         "critic",

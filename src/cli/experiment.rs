@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
+
 use super::device::DeviceArgs;
 use super::progress::Training;
 use super::{ConfigArgs, say, say_error};
@@ -72,10 +74,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.results
         && !experiment.take_over(path)?
     {
-        say_error(&format!(
-            "{} is of another configuration and will be replaced",
+        bail!(
+            "{}: its runs are of another configuration; name another file, or move this one away",
             path.display()
-        ));
+        );
     }
     let runs: Vec<RunKey> = config
         .experiment
