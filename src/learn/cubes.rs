@@ -189,3 +189,26 @@ impl<'a> Catalogue<'a> {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lesion_is_what_hangs_together_at_the_cubes_centre() {
+        let labels = Array3::from_shape_fn((8, 8, 8), |(z, y, x)| match x {
+            3..=4 if z > 2 && y > 2 => 2,
+            7 => 2,
+            _ => 1,
+        });
+        let cube = Cube {
+            case: 0,
+            image: Array3::zeros(labels.dim()),
+            labels,
+        };
+        let lesion = lesion_of(&cube, 2);
+        assert_eq!(lesion.iter().map(|v| usize::from(*v)).sum::<usize>(), 2 * 5 * 5);
+        assert_eq!((lesion[[4, 4, 4]], lesion[[4, 4, 7]]), (1, 0));
+        assert!(lesion_of(&cube, 4).iter().all(|voxel| *voxel == 0));
+    }
+}

@@ -52,7 +52,7 @@ pub(super) fn strength(image_hu: Tensor<5>, lesion: Tensor<5>) -> Tensor<1> {
 }
 
 /// Returns by how much a lesion's outermost voxels are brighter than those inside, in HU, and 1 where it has some inside, else 0 and 0.
-/// Outermost are those that have one of their six neighbours outside.
+/// Outermost are those that have one of their six neighbours outside; beyond the cube is outside, too.
 ///
 /// # Shape
 /// image in HU and lesion (1 inside) `[B, 1, D, H, W]` -> twice `[B]`.
