@@ -165,6 +165,26 @@ fn wait_for_steps(log: &Path, steps: usize) -> u64 {
     panic!("no {steps} steps within a minute");
 }
 
+/// Starts a run, sends SIGTERM when it has logged so many steps, and returns what it said and reported; it must end as done.
+fn told_to_stop(dir: &Path, args: &[&str], (log, steps): (&Path, usize)) -> (String, String) {
+    let child = Command::new(env!("CARGO_BIN_EXE_freetumor"))
+        .current_dir(dir)
+        .args(args)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary was built with this test");
+    wait_for_steps(log, steps);
+    Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status()
+        .expect("a system that knows kill");
+    let ended = child.wait_with_output().expect("its outputs are pipes");
+    let [said, reported] = [&ended.stderr, &ended.stdout].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert_eq!(ended.status.code(), Some(0), "{said}");
+    (said, reported)
+}
+
 #[test]
 fn a_training_that_is_told_to_stop_saves_says_so_and_goes_on_later() {
     let dir = tempfile::tempdir().unwrap();
@@ -177,22 +197,9 @@ fn a_training_that_is_told_to_stop_saves_says_so_and_goes_on_later() {
         let train = [
             "train", "critic", "--config", "c.toml", "--store", "s", "--out", "m", "--resume",
         ];
-        let child = Command::new(env!("CARGO_BIN_EXE_freetumor"))
-            .current_dir(dir)
-            .args([&train[..], &["--metrics", "127.0.0.1:0"]].concat())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
         // Far from a checkpoint (every hundredth step): what was done is saved all the same.
-        wait_for_steps(&log, stopped_after as usize + 3);
-        Command::new("kill")
-            .args(["-TERM", &child.id().to_string()])
-            .status()
-            .unwrap();
-        let ended = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-        assert_eq!(ended.status.code(), Some(0), "{said}");
+        let train = [&train[..], &["--metrics", "127.0.0.1:0"]].concat();
+        let (said, _) = told_to_stop(dir, &train, (&log, stopped_after as usize + 3));
         let step = wait_for_steps(&log, 1);
         assert!(
             said.contains(&format!("saved and stopped after step {step}; go on with --resume")),
@@ -231,25 +238,9 @@ fn a_run_over_folds_that_is_told_to_stop_after_the_first_does_not_train_the_next
         "2",
         "--no-inner-folds",
     ];
-    let child = Command::new(env!("CARGO_BIN_EXE_freetumor"))
-        .current_dir(dir)
-        .args(train)
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    wait_for_steps(&dir.join("m/fold-0/critic.metrics.jsonl"), 20);
-    Command::new("kill")
-        .args(["-TERM", &child.id().to_string()])
-        .status()
-        .unwrap();
-    let ended = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert_eq!(ended.status.code(), Some(0), "{said}");
-    assert!(
-        said.contains("go on with --resume") && ended.stdout.is_empty(),
-        "{said}"
-    );
+    let log = dir.join("m/fold-0/critic.metrics.jsonl");
+    let (said, reported) = told_to_stop(dir, &train, (&log, 20));
+    assert!(said.contains("go on with --resume") && reported.is_empty(), "{said}");
     let reports = ok(&freetumor(dir, &[&train[..], &["--resume"]].concat()));
     let reports: serde_json::Value = serde_json::from_str(&reports).unwrap();
     assert_eq!(reports.as_array().unwrap().len(), 2);
