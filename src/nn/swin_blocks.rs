@@ -196,6 +196,7 @@ impl WindowAttention {
         if let Some(mask) = mask {
             let per_image = mask.dims()[0];
             let mask: Tensor<5> = mask.reshape([1, per_image, 1, n, n]);
+            let mask = mask.cast(logits.dtype());
             let apart: Tensor<5> = logits.reshape([windows / per_image, per_image, heads, n, n]) + mask;
             logits = apart.reshape([windows, heads, n, n]);
         }
@@ -263,7 +264,7 @@ pub fn padded_end(x: Tensor<5>, axis: usize, count: usize) -> Tensor<5> {
     }
     let mut shape = x.dims();
     shape[axis] = count;
-    let zeros = Tensor::zeros(shape, &x.device());
+    let zeros = Tensor::zeros(shape, (&x.device(), x.dtype()));
     Tensor::cat(vec![x, zeros], axis)
 }
 
