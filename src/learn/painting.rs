@@ -11,7 +11,7 @@ use super::guard::area;
 use super::numbers::{mean, metrics};
 use super::painted::{Host, Wanted};
 use super::texture::{Textures, edge, strength};
-use super::{LearnError, Metrics, SynthesizerConfig};
+use super::{LearnError, Metrics, Progress, SynthesizerConfig};
 use crate::checkpoint::{Bundle, Realism, Thresholds};
 use crate::evaluate::{argmax, forward};
 use crate::rng::{Purpose, Rng};
@@ -88,6 +88,8 @@ pub(super) struct Painter<'a> {
     pub textures: Textures,
     pub bundle: &'a Bundle,
     pub device: &'a Device,
+    /// Says when to stop.
+    pub progress: &'a dyn Progress,
 }
 
 /// What paints, and what tells painted from real.
@@ -116,6 +118,16 @@ struct Measure {
 }
 
 impl Painter<'_> {
+    /// Refuses to go on where the run is to stop: the state of its last step is saved, so that a resumed run comes back here.
+    fn go_on(&self) -> Result<(), LearnError> {
+        match self.progress.should_stop() {
+            true => Err(LearnError::Stopped {
+                step: self.config.steps,
+            }),
+            false => Ok(()),
+        }
+    }
+
     fn hosts(&self) -> Result<Vec<Host>, LearnError> {
         let mut hosts = Vec::new();
         for i in 0..self.config.held_out_lesions {
@@ -148,7 +160,8 @@ impl Painter<'_> {
             .map_collect(|hu, change| (hu + change).round())
     }
 
-    fn measure(&self, brush: &Brush, host: &Host, index: u64) -> Measure {
+    fn measure(&self, brush: &Brush, host: &Host, index: u64) -> Result<Measure, LearnError> {
+        self.go_on()?;
         let painted: Vec<_> = (0..NOISES).map(|noise| self.paint(brush, host, index, noise)).collect();
         let organ = &self.catalogue.organs[host.organ];
         let spacing_mm = self.catalogue.record(host.case).grid.spacing_mm();
@@ -205,7 +218,7 @@ impl Painter<'_> {
         let [image, lesion] =
             [painted[0].clone(), host.lesion.mapv(f32::from)].map(|a| stack(std::iter::once(&a), self.device));
         let [edge_hu, has_core] = edge(image.clone(), lesion.clone()).map(|x| f64::from(x.into_scalar::<f32>()));
-        Measure {
+        Ok(Measure {
             edge_hu: (has_core > 0.0).then_some(edge_hu),
             texture_hu: f64::from(strength(image, lesion).into_scalar::<f32>()),
             real_texture_hu: self.textures.mean(host.organ),
@@ -218,7 +231,7 @@ impl Painter<'_> {
             realised_hu: realised_hu(&painted[0], &host.lesion, &ring),
             diversity_hu: mean(differences),
             noise_ratio: noise_ratio(&painted[0], &host.lesion, &ring),
-        }
+        })
     }
 
     /// Returns the discriminator's log odds of real over painted, averaged over a lesion.
@@ -231,6 +244,7 @@ impl Painter<'_> {
     /// Asks the discriminator about every real lesion of the cases.
     fn real_odds(&self, brush: &Brush) -> Result<Vec<f32>, LearnError> {
         let of = |(case, _, tumour): (usize, usize, &TumourRecord)| {
+            self.go_on()?;
             let side = side_of(
                 SizeClass::of_diameter(f64::from(tumour.diameter_mm)),
                 self.config.max_cube,
@@ -244,6 +258,7 @@ impl Painter<'_> {
     /// Returns how real the discriminator finds every real lesion of the cases, as the gate measures it.
     pub fn realism(&self, discriminate: &dyn Fn(Tensor<5>) -> Tensor<5>) -> Result<Realism, LearnError> {
         let of = |(case, _, tumour): (usize, usize, &TumourRecord)| {
+            self.go_on()?;
             let size = SizeClass::of_diameter(f64::from(tumour.diameter_mm));
             let side = side_of(size, self.config.max_cube);
             let cube = read_cube(self.catalogue.cases, case, tumour.centre, side, &Look::none())?;
@@ -312,7 +327,7 @@ pub(super) fn score_painting(painter: &Painter, brush: &Brush) -> Result<Paintin
         .iter()
         .zip(0..)
         .map(|(host, index)| painter.measure(brush, host, index))
-        .collect();
+        .collect::<Result<_, _>>()?;
     let points: Vec<(f64, f64)> = measures
         .iter()
         .filter_map(|measure| Some((measure.requested_hu, measure.realised_hu?)))

@@ -103,7 +103,7 @@ pub(super) struct Made {
 
 impl StageTwo<'_> {
     /// Returns what measures lesions in the hosts of the report.
-    pub fn painter(&self, progress: &mut dyn Progress) -> Result<Painter<'_>, LearnError> {
+    pub fn painter<'a>(&'a self, progress: &'a mut dyn Progress) -> Result<Painter<'a>, LearnError> {
         progress.on_note("painting lesions into held-out hosts");
         let catalogue = Catalogue::new(self.cases, self.hosts);
         Ok(Painter {
@@ -112,6 +112,7 @@ impl StageTwo<'_> {
             catalogue,
             bundle: self.critic,
             device: self.device,
+            progress,
         })
     }
 

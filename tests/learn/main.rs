@@ -33,6 +33,19 @@ impl Progress for StopAfter {
     }
 }
 
+/// Stops once a note begins with some words.
+struct StopAt(&'static str, bool);
+
+impl Progress for StopAt {
+    fn on_step(&mut self, _stage: &str, _step: u64, _steps: u64, _metrics: &Metrics) {}
+    fn on_note(&mut self, note: &str) {
+        self.1 |= note.starts_with(self.0);
+    }
+    fn should_stop(&self) -> bool {
+        self.1
+    }
+}
+
 fn critic_config(steps: u64) -> CriticConfig {
     let mut config = CriticConfig {
         widths: vec![4, 8],

@@ -3,23 +3,10 @@
 use std::path::Path;
 
 use freetumor::checkpoint::{Role, load_manifest};
-use freetumor::learn::{LearnError, Metrics, Progress, Quiet, SegmentorConfig, train_segmentor};
+use freetumor::learn::{LearnError, Progress, Quiet, SegmentorConfig, train_segmentor};
 use freetumor::store::Cases;
 
-use super::{StopAfter, job, toy, toy_service, weights};
-
-/// Asks to stop once the first held-out case is scored.
-struct StopAtScores(bool);
-
-impl Progress for StopAtScores {
-    fn on_step(&mut self, _stage: &str, _step: u64, _steps: u64, _metrics: &Metrics) {}
-    fn on_note(&mut self, note: &str) {
-        self.0 |= note.starts_with("scored");
-    }
-    fn should_stop(&self) -> bool {
-        self.0
-    }
-}
+use super::{StopAfter, StopAt, job, toy, toy_service, weights};
 
 #[test]
 fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
@@ -43,7 +30,7 @@ fn a_resumed_segmentor_has_the_weights_of_an_uninterrupted_one() {
     let report = run(whole.path(), false, &mut Quiet).unwrap();
     run(parts.path(), false, &mut StopAfter(6, 0)).unwrap_err();
     // Told to stop while it scores its cases, it has made all its steps, and comes back to the scores.
-    let stopped = run(parts.path(), true, &mut StopAtScores(false)).unwrap_err();
+    let stopped = run(parts.path(), true, &mut StopAt("scored", false)).unwrap_err();
     assert!(matches!(stopped, LearnError::Stopped { step: 12 }), "{stopped}");
     assert!(!parts.path().join("segmentor.json").exists());
     let resumed = run(parts.path(), true, &mut Quiet).unwrap();

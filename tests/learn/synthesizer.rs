@@ -11,7 +11,7 @@ use freetumor::learn::{
 use freetumor::nn::PublishedConfig;
 use freetumor::volume::SizeClass;
 
-use super::{StopAfter, critic_config, job, toy, weights};
+use super::{StopAfter, StopAt, critic_config, job, toy, weights};
 
 /// A generator of two levels, on cubes of 16 voxels.
 fn synthesizer_config(steps: u64) -> SynthesizerConfig {
@@ -42,7 +42,12 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let report = run(whole.path(), false, &mut Quiet).unwrap();
     run(parts.path(), false, &mut StopAfter(2, 0)).unwrap_err();
-    run(parts.path(), true, &mut Quiet).unwrap();
+    // Told to stop while it paints the report's lesions, it has made all its steps, and comes back to the lesions.
+    let stopped = run(parts.path(), true, &mut StopAt("painting lesions", false)).unwrap_err();
+    assert!(matches!(stopped, LearnError::Stopped { step: 4 }), "{stopped}");
+    assert!(!parts.path().join("synthesizer.report.json").exists());
+    let resumed = run(parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!(resumed.last_step, report.last_step);
     for role in [Role::Generator, Role::Discriminator] {
         assert_eq!(weights(whole.path(), role), weights(parts.path(), role));
     }
