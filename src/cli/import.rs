@@ -48,7 +48,7 @@ pub(super) struct Args {
     /// How a SwinUNETR merges tokens; its weights do not tell
     #[arg(long, value_enum, default_value = "released")]
     merging: MergingArg,
-    /// Strides of MONAI's UNet, finest first, such as 1,2,2; without residual units its weights do not tell, and 2 is assumed
+    /// Strides of MONAI's UNet, finest first, such as 1,2,2; without residual units its weights do not tell, and 2 is taken for granted
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     strides: Option<Vec<usize>>,
     /// What the output of the published generator goes through

@@ -8,6 +8,9 @@ use super::blocks::{Init, LEAKY_SLOPE};
 use super::planned::{AxisConv, AxisUp, ConvNorm, ConvShape};
 use crate::kernel::{self, ComputeDtype};
 
+/// How much coarser the coarsest stage may be along an axis.
+const MAX_REDUCTION: usize = 128;
+
 /// How the encoder is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -156,6 +159,14 @@ impl NnunetConfig {
                      got {stage:?}"
                 ));
             }
+        }
+        let reduced: [usize; 3] =
+            std::array::from_fn(|axis| self.stages.iter().map(|stage| stage.stride[axis]).product());
+        if self.stages[0].stride != [1; 3] || reduced.iter().any(|factor| *factor > MAX_REDUCTION) {
+            return Some(format!(
+                "stages: expected a first stride of 1 and at most {MAX_REDUCTION} along an axis in all, got {:?} and {reduced:?}",
+                self.stages[0].stride
+            ));
         }
         None
     }

@@ -111,7 +111,8 @@ fn monai_unet(sizes: &Sizes, request: &ImportRequest) -> Result<Architecture, St
             break;
         }
         widths.push(sizes.of(&format!("{down}{conv}"), 0)?);
-        // A unit that keeps the resolution projects with a kernel of 1, or not at all.
+        // A unit that keeps the resolution projects with a kernel of 1, or not at all; by how much another one reduces it, its kernel
+        // does not tell.
         let residual = sizes.of(&format!("{down}residual.weight"), 2);
         strides.push(if residual_units == 0 || residual == Ok(3) { 2 } else { 1 });
     }
@@ -120,7 +121,7 @@ fn monai_unet(sizes: &Sizes, request: &ImportRequest) -> Result<Architecture, St
         if given.len() != strides.len() || (residual_units > 0 && given != strides) {
             return Err(match residual_units {
                 0 => format!("strides: expected {} numbers, got {given:?}", strides.len()),
-                _ => format!("strides: its weights are of {strides:?}, got {given:?}"),
+                _ => format!("strides: expected {strides:?}, as its residual projections have it, got {given:?}"),
             });
         }
         strides = given.to_vec();

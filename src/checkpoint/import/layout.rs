@@ -31,12 +31,17 @@ pub(super) fn renamed(
             }
         }
     }
-    let is_unused = |name: &str| UNUSED.contains(&name.rsplit('.').next().unwrap_or_default());
+    // The other layouts have instance norms: there, statistics are those of a batch norm, which has the same parameters.
+    let has_unused = matches!(architecture, Architecture::Published(_));
+    let is_unused = |name: &str| has_unused && UNUSED.contains(&name.rsplit('.').next().unwrap_or_default());
     match theirs.into_iter().find(|(name, _)| !is_unused(name)) {
         None => Ok(out),
         Some((name, weight)) => Err(CheckpointError::Tensor {
+            expected: match name.ends_with("running_mean") || name.ends_with("running_var") {
+                true => "an instance norm, which keeps no statistics".into(),
+                false => "no such tensor".into(),
+            },
             name,
-            expected: "no such tensor".into(),
             got: format!("{:?}", weight.shape),
         }),
     }

@@ -75,6 +75,9 @@ pub fn import_pytorch(path: &Path, request: &ImportRequest) -> Result<(ModelMani
             "expected {needed} parameters of {architecture:?}, there are {held}"
         )));
     }
+    if let Some(what) = unused_option(&architecture, request) {
+        return Err(invalid(what));
+    }
     let weights =
         layout::renamed(&architecture, &shapes(&architecture), theirs).map_err(|error| invalid(error.to_string()))?;
     let manifest = ModelManifest {
@@ -103,6 +106,36 @@ pub fn import_pytorch(path: &Path, request: &ImportRequest) -> Result<(ModelMani
     }
 }
 
+/// Names what is asked for and has no place in that network.
+fn unused_option(architecture: &Architecture, request: &ImportRequest) -> Option<String> {
+    use Architecture::{Nnunet, Published, SwinUnetr};
+    let is_segmenting = matches!(request.role, Role::Critic | Role::Segmentor);
+    let (is_swin, is_published) = (
+        matches!(architecture, SwinUnetr(_)),
+        matches!(architecture, Published(_)),
+    );
+    let asked = [
+        (
+            request.nnunet.is_some() && !matches!(architecture, Nnunet(_)),
+            "plans and dataset: only for nnU-Net's networks",
+        ),
+        (
+            request.merging != Merging::Released && !is_swin,
+            "merging: only for MONAI's SwinUNETR",
+        ),
+        (
+            request.activation != OutputActivation::Tanh && !is_published,
+            "activation: only for the published generator",
+        ),
+        (
+            request.classes.is_some() && !is_segmenting,
+            "classes: only for critics and segmentors",
+        ),
+    ];
+    let refusal = asked.into_iter().find(|(is_unused, _)| *is_unused);
+    refusal.map(|(_, what)| what.into())
+}
+
 /// Takes the network of a role out of a file that may hold several.
 fn part(weights: Weights, role: Role) -> Result<Weights, String> {
     let has = |prefix: &str| weights.keys().any(|name| name.starts_with(prefix));
@@ -119,11 +152,17 @@ fn part(weights: Weights, role: Role) -> Result<Weights, String> {
             role.name()
         ));
     };
-    let inner = weights.into_iter().filter_map(|(name, weight)| {
-        let name = name.strip_prefix(prefix)?;
-        Some((name.strip_prefix("module.").unwrap_or(name).to_string(), weight))
-    });
-    Ok(inner.collect())
+    let mut inner = Weights::new();
+    for (name, weight) in weights {
+        let Some(short) = name.strip_prefix(prefix) else {
+            continue;
+        };
+        let short = short.strip_prefix("module.").unwrap_or(short).to_string();
+        if inner.insert(short.clone(), weight).is_some() {
+            return Err(format!("tensor {name}: there are two of {short}"));
+        }
+    }
+    Ok(inner)
 }
 
 /// Returns the names and shapes of an architecture's parameters.
@@ -161,6 +200,9 @@ fn adapter(architecture: &Architecture, request: &ImportRequest) -> Result<Adapt
         return Err(format!(
             "classes: expected {outputs} names, one per output, got {classes:?}"
         ));
+    }
+    if let Some(again) = (1..classes.len()).find(|i| classes[..*i].contains(&classes[*i])) {
+        return Err(format!("classes: {:?} stands there twice", classes[again]));
     }
     let labels = &request.plan.labels;
     if let Some(unknown) = classes
@@ -221,6 +263,8 @@ mod tests {
             error.contains("expected the generator") && error.contains("netD."),
             "{error}"
         );
+        let twice = part(weights(&["netG.a", "netG.module.a"]), Role::Generator).unwrap_err();
+        assert!(twice.contains("two of a"), "{twice}");
         assert_eq!(
             part(weights(&["conv.weight"]), Role::Critic).unwrap(),
             weights(&["conv.weight"])

@@ -112,6 +112,7 @@ fn network(configuration: &Value) -> Result<NnunetConfig, String> {
             kwargs["conv_bias"]
         )));
     }
+    nonlinearity(kwargs).map_err(in_kwargs)?;
     let blocks = match encoder {
         Encoder::Plain => "n_conv_per_stage",
         Encoder::Residual => "n_blocks_per_stage",
@@ -127,6 +128,18 @@ fn network(configuration: &Value) -> Result<NnunetConfig, String> {
         widths,
     };
     parts.network(encoder).map_err(in_kwargs)
+}
+
+/// Refuses another slope than PyTorch's own, and norms after activations.
+fn nonlinearity(kwargs: &Value) -> Result<(), String> {
+    let slope = &kwargs["nonlin_kwargs"]["negative_slope"];
+    if !slope.is_null() && slope.as_f64() != Some(0.01) {
+        return Err(format!("nonlin_kwargs.negative_slope: expected 0.01, got {slope}"));
+    }
+    match kwargs["nonlin_first"].as_bool() {
+        Some(true) => Err("nonlin_first: expected false, got true".into()),
+        _ => Ok(()),
+    }
 }
 
 /// Reads the keys that plans had before nnU-Net 2.4.

@@ -3,6 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+#[path = "../common/formula.rs"]
+mod formula;
+#[path = "../common/golden.rs"]
+mod golden;
+#[path = "../common/npz.rs"]
+mod npz;
+mod refusals;
+#[path = "../support/mod.rs"]
+mod support;
+mod written;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -10,20 +21,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use freetumor::checkpoint::{
     Architecture, Bundle, ImportRequest, ModelManifest, NnunetPlans, Precision, Role, Weight, Weights, collect, fill,
-    import_pytorch, load_segmentor, read_pytorch, save_model, source_name,
+    import_pytorch, load_segmentor, save_model, source_name,
 };
 use freetumor::ingest::nnunet_plans;
 use freetumor::nn::{Encoder, Merging, OutputActivation, PublishedConfig, SwinUnetr, SwinUnetrConfig};
 use freetumor::volume::{LabelMap, Plan};
-
-#[path = "common/formula.rs"]
-mod formula;
-#[path = "common/golden.rs"]
-mod golden;
-#[path = "common/npz.rs"]
-mod npz;
-mod support;
-
 use golden::{Golden, numbers, tensor};
 
 fn folder() -> PathBuf {
@@ -298,119 +300,6 @@ fn parameters_are_counted_as_their_programs_count() {
     assert_eq!(Architecture::Published(generator).parameters(), 19_073_795);
 }
 
-#[test]
-fn a_pickle_that_calls_something_is_refused_by_name_and_not_run() {
-    let victim = Path::new(env!("CARGO_MANIFEST_DIR")).join("executed");
-    let path = folder().join("hostile.pt");
-    let error = read_pytorch(&path).err().unwrap().to_string();
-    assert!(
-        error.contains("hostile.pt") && error.contains("posix.system"),
-        "{error}"
-    );
-    assert!(!victim.exists());
-    let out = tempfile::tempdir().unwrap();
-    let [from, out] = [path.to_str().unwrap(), out.path().to_str().unwrap()];
-    let said = support::run(&["import", "--from", from, "--as", "critic", "--out", out]);
-    assert!(
-        said.code == Some(1) && said.text.contains("posix.system"),
-        "{}",
-        said.text
-    );
-    assert!(!victim.exists());
-}
-
-#[test]
-fn damaged_files_are_errors_that_name_the_file() {
-    let whole = std::fs::read(folder().join("plain.pth")).unwrap();
-    let out = tempfile::tempdir().unwrap();
-    let path = out.path().join("damaged.pth");
-    let refused = |bytes: &[u8]| {
-        std::fs::write(&path, bytes).unwrap();
-        read_pytorch(&path).err().map(|error| error.to_string())
-    };
-    for length in [0, 4, 100, whole.len() / 2, whole.len() - 1] {
-        let error = refused(&whole[..length]).unwrap_or_else(|| panic!("{length} bytes were read"));
-        assert!(error.contains("damaged.pth"), "{error}");
-    }
-    // A flipped byte may lie where nothing is read; it must never panic, and never change a number unnoticed.
-    let original = read_pytorch(&folder().join("plain.pth")).unwrap().weights;
-    for at in (0..whole.len()).step_by(509) {
-        let mut bytes = whole.clone();
-        bytes[at] ^= 0x10;
-        std::fs::write(&path, &bytes).unwrap();
-        if let Ok(file) = read_pytorch(&path) {
-            let changed = original
-                .iter()
-                .filter(|(name, weight)| file.weights.get(*name) != Some(*weight))
-                .count();
-            let renamed = file.weights.keys().any(|name| !original.contains_key(name));
-            assert!(changed == 0 || renamed, "byte {at} changed {changed} tensors");
-        }
-    }
-}
-
-#[test]
-fn strides_that_cannot_be_are_refused() {
-    let plan = Plan {
-        labels: three_classes(),
-        ..Plan::default()
-    };
-    let refused = |file: &str, strides: &[usize]| {
-        let request = ImportRequest {
-            strides: Some(strides),
-            ..request(Role::Segmentor, &plan, None)
-        };
-        import_pytorch(&folder().join(file), &request)
-            .err()
-            .unwrap()
-            .to_string()
-    };
-    assert!(refused("monai_plain.pt", &[2]).contains("strides: expected 2 numbers, got [2]"));
-    assert!(refused("monai_plain.pt", &[2, 3]).contains("strides: expected 1 or 2, got 3"));
-    assert!(refused("monai_residual.pt", &[1, 2]).contains("strides: its weights are of [2, 2], got [1, 2]"));
-    assert!(refused("plain.pth", &[2, 2]).contains("strides: expected none"));
-}
-
-#[test]
-fn what_does_not_fit_is_refused_by_key() {
-    let plan = Plan {
-        labels: three_classes(),
-        ..Plan::default()
-    };
-    let file = folder().join("plain.pth");
-    let refused = |plans: &NnunetPlans, plan: &Plan, classes: Option<&[String]>| {
-        let request = ImportRequest {
-            classes,
-            ..request(Role::Segmentor, plan, Some(plans))
-        };
-        import_pytorch(&file, &request).err().unwrap().to_string()
-    };
-    let mut plans = nnunet(&folder(), "plain");
-    plans.network.stages[1].width = 5;
-    let error = refused(&plans, &plan, None);
-    assert!(
-        error.contains("plain.pth") && error.contains("encoder.stages.1.0.convs.0"),
-        "{error}"
-    );
-    let plans = nnunet(&folder(), "plain");
-    let error = refused(&plans, &Plan::default(), Some(&["background".into(), "liver".into()]));
-    assert!(error.contains("expected 3 names"), "{error}");
-    let names = ["background", "liver", "cancer"].map(String::from);
-    let error = refused(&plans, &plan, Some(&names));
-    assert!(error.contains("cancer") && error.contains("--classes"), "{error}");
-    let mut narrow = plan.clone();
-    narrow.window_hu.high = 200.0;
-    let error = refused(&plans, &narrow, None);
-    assert!(
-        error.contains("plan.window_hu") && error.contains("-97 to 214"),
-        "{error}"
-    );
-    let bare = import_pytorch(&file, &request(Role::Segmentor, &plan, None))
-        .err()
-        .unwrap();
-    assert!(bare.to_string().contains("plans.json"), "{bare}");
-}
-
 /// A plan of more classes than the network knows: the others have no chance, the known ones their own logits.
 #[test]
 fn classes_find_their_place_in_a_larger_label_map() {
@@ -473,17 +362,39 @@ fn the_command_imports_what_info_evaluate_and_bundles_open() {
     }
     let said = support::run(&["info", "--models", alone.path().to_str().unwrap(), "--json"]);
     assert!(said.code == Some(0) && said.text.contains("plain.pth"), "{}", said.text);
-    let store = support::phantom_store().to_str().unwrap();
-    let said = support::run(&[
-        "evaluate",
+    // Its voxels are not the store's; with the store's, it is scored.
+    let evaluate = |models: &str| {
+        let store = support::phantom_store().to_str().unwrap();
+        let (config, models) = (["--config", "configs/demo.toml"], ["--models", models, "--json"]);
+        support::run(&[&["evaluate", "--store", store][..], &config, &models].concat())
+    };
+    let said = evaluate(models);
+    assert!(
+        said.code == Some(1)
+            && said
+                .text
+                .contains("segmentor has [0.9, 3.0, 0.7], the store has [3.0, 3.0, 3.0]"),
+        "{}",
+        said.text
+    );
+    let coarse = tempfile::tempdir().unwrap();
+    let [turned, coarser] = ["plans.json", "models"].map(|name| coarse.path().join(name).to_str().unwrap().to_string());
+    let mut text: serde_json::Value = serde_json::from_slice(&std::fs::read(&plans).unwrap()).unwrap();
+    text["configurations"]["3d_fullres"]["spacing"] = serde_json::json!([3.0, 3.0, 3.0]);
+    std::fs::write(&turned, text.to_string()).unwrap();
+    let from = [
+        "import",
+        "--from",
+        &from,
+        "--as",
+        "segmentor",
         "--config",
         "configs/demo.toml",
-        "--store",
-        store,
-        "--models",
-        models,
-        "--json",
-    ]);
+    ];
+    let to = ["--plans", &turned, "--dataset", &dataset, "--out", &coarser];
+    let said = support::run(&[&from[..], &to].concat());
+    assert_eq!(said.code, Some(0), "{}", said.text);
+    let said = evaluate(&coarser);
     assert!(
         said.code == Some(0) && said.text.contains("liver_tumour"),
         "{}",
