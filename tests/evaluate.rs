@@ -4,14 +4,14 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use freetumor::evaluate::{Overlap, overlap};
 use freetumor::ingest::nifti::{read_image, read_labels, write_image, write_labels};
 use freetumor::ingest::orient::orient;
 use freetumor::ingest::write_on_source;
 use freetumor::phantom::{PhantomSpec, cohort, generate};
-use freetumor::store::{SourceGeometry, Store};
+use freetumor::store::{CaseKind, Cases, SourceGeometry, Store};
 use freetumor::volume::{Affine, Annotation, Grid, LabelMap};
 use ndarray::{Array3, Axis};
 use serde_json::Value;
@@ -179,24 +179,23 @@ fn a_prediction_lands_on_its_organs_whatever_the_files_axes() {
     );
 }
 
+/// Makes a store of two labelled phantoms and one without labels.
+fn two_cases(folder: &Path) -> PathBuf {
+    let store = folder.join("store");
+    let counts = ["--labelled", "2", "--unlabelled", "1", "--seed", "93"];
+    let said = run(&[
+        &["phantom", "--config", "configs/demo.toml", "--store", text(&store)][..],
+        &counts,
+    ]
+    .concat());
+    assert_eq!(said.code, Some(0), "{}", said.text);
+    store
+}
+
 #[test]
 fn a_store_is_scored_and_predicted() {
     let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
-    let said = run(&[
-        "phantom",
-        "--config",
-        "configs/demo.toml",
-        "--store",
-        text(&store),
-        "--labelled",
-        "2",
-        "--unlabelled",
-        "1",
-        "--seed",
-        "93",
-    ]);
-    assert_eq!(said.code, Some(0), "{}", said.text);
+    let store = two_cases(folder.path());
     let page = folder.path().join("scores.html");
     let output = freetumor()
         .args([
@@ -254,12 +253,153 @@ fn a_store_is_scored_and_predicted() {
     arguments.extend(MODEL);
     let said = run(&arguments);
     assert_eq!(said.code, Some(0), "{}", said.text);
-    for record in freetumor::store::Cases::records(&Store::open(&store).unwrap()) {
+    for record in Cases::records(&Store::open(&store).unwrap()) {
         let labels = read_labels(&out.join(format!("{}.nii.gz", record.id))).unwrap();
         assert_eq!(labels.affine_xyz, record.source.affine_xyz);
         let (k, j, i) = labels.voxels.dim();
         assert_eq!([i, j, k], record.source.shape_xyz);
     }
+}
+
+/// Flips bits in the middle of a case's file.
+fn damage(store: &Path, id: &str) {
+    let files = std::fs::read_dir(store.join("cases"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut of_case = files.filter(|path| path.file_name().unwrap().to_string_lossy().contains(id));
+    let path = of_case.next().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x55);
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_case_is_named_and_stops_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = two_cases(folder.path());
+    let cases = Store::open(&store).unwrap();
+    let labelled = cases
+        .records()
+        .iter()
+        .filter(|record| record.kind == CaseKind::Labelled);
+    let ids: Vec<&str> = labelled.map(|record| record.id.as_str()).collect();
+    damage(&store, ids[1]);
+    let damaged = freetumor()
+        .args(["evaluate", "--config", "configs/demo.toml", "--json"])
+        .args(["--store", text(&store)])
+        .args(MODEL)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&damaged.stderr);
+    assert!(
+        damaged.status.code() == Some(1) && said.contains(&format!("{}: refused: ", ids[1])),
+        "{said}"
+    );
+    let left: Value = serde_json::from_slice(&damaged.stdout).unwrap();
+    let [scored] = left["scores"].as_array().unwrap().as_slice() else {
+        panic!("one case is whole: {left}");
+    };
+    assert_eq!(scored["case"], ids[0]);
+}
+
+#[test]
+fn what_is_read_is_never_written_over_and_ids_are_no_paths() {
+    let folder = tempfile::tempdir().unwrap();
+    two_files(folder.path());
+    let path = |name: &str| folder.path().join(name);
+    let before = std::fs::read(path("plain.nii.gz")).unwrap();
+    let predict = |what: &str, from: &str, out: &str| {
+        let (from, out) = (path(from), path(out));
+        run(&[&["predict", what, text(&from), "--out", text(&out)][..], &MODEL].concat())
+    };
+    let said = predict("--image", "plain.nii.gz", "plain.nii.gz");
+    assert!(
+        said.code == Some(1) && said.text.contains("is read from"),
+        "{}",
+        said.text
+    );
+    let said = predict("--image", "plain.nii.gz", "missing/labels.nii.gz");
+    assert!(
+        said.text.contains("--out: expected a file in a folder that is there"),
+        "{}",
+        said.text
+    );
+    // Beside the scans; as an official datalist, whose scans to be predicted stand under `test`.
+    let list = serde_json::json!({"training": [{"image": "turned.nii", "id": "../escaped"}], "test": ["plain.nii.gz"]});
+    std::fs::write(path("dataset.json"), list.to_string()).unwrap();
+    let said = predict("--datalist", "dataset.json", ".");
+    assert!(
+        said.code == Some(1) && said.text.contains("is read from"),
+        "{}",
+        said.text
+    );
+    assert_eq!(std::fs::read(path("plain.nii.gz")).unwrap(), before);
+    let said = predict("--datalist", "dataset.json", "labels");
+    assert!(
+        said.code == Some(1) && said.text.contains("../escaped: refused"),
+        "{}",
+        said.text
+    );
+    assert!(path("labels/plain.nii.gz").exists() && !path("escaped.nii.gz").exists());
+}
+
+#[test]
+fn stores_of_another_voxel_size_and_settings_that_say_nothing_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let demo = std::fs::read_to_string("configs/demo.toml").unwrap();
+    let coarser = demo.replacen("[3.0, 3.0, 3.0]", "[4.0, 4.0, 4.0]", 1);
+    std::fs::write(path("coarser.toml"), &coarser).unwrap();
+    let (config, store, out) = (path("coarser.toml"), path("store"), path("out"));
+    let made = run(&[
+        &[
+            "phantom",
+            "--config",
+            text(&config),
+            "--store",
+            text(&store),
+            "--labelled",
+            "1",
+        ][..],
+        &["--unlabelled", "0"],
+    ]
+    .concat());
+    assert_eq!(made.code, Some(0), "{}", made.text);
+    for command in [&["evaluate"][..], &["predict", "--out", text(&out)]] {
+        let said = run(&[command, &["--config", text(&config), "--store", text(&store)], &MODEL].concat());
+        assert!(
+            said.code == Some(1) && said.text.contains("spacing_mm") && said.text.contains("[4.0, 4.0, 4.0]"),
+            "{}",
+            said.text
+        );
+    }
+    let missing = path("missing/scores.html");
+    let said = run(&[
+        &["evaluate", "--store", text(&store), "--report", text(&missing)][..],
+        &MODEL,
+    ]
+    .concat());
+    assert!(
+        said.text
+            .contains("--report: expected a file in a folder that is there"),
+        "{}",
+        said.text
+    );
+    let misspelt = format!("{demo}\n[segmentor.held_out.tolerance.class_mm]\nliver_tumor = 1.5\n");
+    std::fs::write(path("misspelt.toml"), misspelt).unwrap();
+    let config = path("misspelt.toml");
+    let said = run(&[
+        &["evaluate", "--config", text(&config), "--store", text(&store)][..],
+        &MODEL,
+    ]
+    .concat());
+    assert!(
+        said.text
+            .contains("class_mm.liver_tumor: expected a class of the model"),
+        "{}",
+        said.text
+    );
 }
 
 #[test]

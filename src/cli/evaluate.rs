@@ -1,20 +1,18 @@
 //! `freetumor evaluate`: scores a model on the labelled cases of a store, or on scans on their own grids.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use burn::tensor::Device;
 
 use super::device::DeviceArgs;
 use super::models::{Network, Segmenting, WindowArgs, open_store};
 use super::{ConfigArgs, say, say_error, say_json};
-use crate::checkpoint::{ModelManifest, Provenance, check_plan};
-use crate::config::Config;
+use crate::checkpoint::{ModelManifest, Provenance, write_atomically};
 use crate::evaluate::{
     CaseScore, Comparison, Examination, HeldOut, HeldOutSettings, LesionRates, Predictor, ReportHead, Scored, Slice,
-    Summary, html, score_held_out,
+    Summary, html, score_case,
 };
 use crate::ingest::{IngestConfig, LabelledScan, Preset, datalist, labels_on_grid, read_labelled};
 use crate::nn::Network as Net;
@@ -72,6 +70,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let compute = args.device.open()?;
     let network = Segmenting::open(&args.models, args.network, &compute.device)?;
     let held_out = config.segmentor.held_out.clone();
+    let labels = &network.manifest.plan.labels;
+    if let Some(class) = held_out.tolerance.unknown(labels) {
+        let known: Vec<&str> = labels.iter().map(|(name, _)| name).collect();
+        bail!("segmentor.held_out.tolerance.class_mm.{class}: expected a class of the model, one of {known:?}");
+    }
+    if let Some(path) = &args.report {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let is_there = folder.is_none_or(Path::is_dir);
+        ensure!(
+            is_there,
+            "--report: expected a file in a folder that is there, got {}",
+            path.display()
+        );
+    }
     let exam = Exam {
         net: network.net.clone().with_compute_dtype(compute.dtype),
         device: compute.device,
@@ -83,7 +95,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         is_illustrated: args.report.is_some(),
     };
     let done = match (&args.store, &args.datalist, &args.preset) {
-        (Some(store), _, _) => exam.of_store(store, &config)?,
+        (Some(store), _, _) => {
+            let store = open_store(store, &config)?;
+            network.check_store(store.plan())?;
+            exam.of_store(&*store)
+        }
         (_, Some(list), Some(preset)) => exam.of_scans(list, &Preset::open(preset)?, &config.ingest)?,
         _ => bail!("nothing to evaluate on: name --store, or --datalist and --preset"),
     };
@@ -96,18 +112,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if scores.cases.is_empty() {
         bail!("no labelled case in {of_what} that the model was not trained on");
     }
+    if args.json {
+        say_json(&scores)?
+    } else {
+        print(&scores)
+    }
     if let Some(path) = &args.report {
         let model = format!("{} {}", network.manifest.role.name(), network.hash());
         let head = ReportHead {
             model: &model,
             snapshot: &of_what,
         };
-        fs_err::write(path, html(&head, &scores, &slices)).context("cannot write the report")?;
-    }
-    if args.json {
-        say_json(&scores)?
-    } else {
-        print(&scores)
+        let page = html(&head, &scores, &slices);
+        write_atomically(path, page.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(if refused == 0 {
         ExitCode::SUCCESS
@@ -136,11 +153,9 @@ struct Examined {
 }
 
 impl Exam<'_> {
-    fn of_store(&self, dir: &Path, config: &Config) -> anyhow::Result<Examined> {
-        let store = open_store(dir, config)?;
-        let name = self.manifest.role.name();
-        check_plan((name, &self.manifest.plan), ("the store", store.plan()))?;
-        let unseen = unseen_cases(&*store, &Provenance::of(&[self.manifest]));
+    /// Scores cases one after the other on the store's grid; one that is damaged is reported and stops no other.
+    fn of_store(&self, store: &dyn Cases) -> Examined {
+        let unseen = unseen_cases(store, &Provenance::of(&[self.manifest]));
         let is_labelled = |case: &&usize| store.records()[**case].kind == CaseKind::Labelled;
         if unseen.iter().filter(is_labelled).count() > self.settings.cases {
             say_rest_left_out(self.settings.cases);
@@ -148,20 +163,26 @@ impl Exam<'_> {
         let exam = Examination {
             net: &self.net,
             device: &self.device,
-            cases: &*store,
+            cases: store,
             held_out: &unseen,
             settings: &self.settings,
         };
-        let mut slices = Vec::new();
-        Ok(Examined {
-            scores: score_held_out(&exam, &mut |scored| {
-                self.note(scored, &mut slices);
-                ControlFlow::Continue(())
-            })?,
+        let (mut scores, mut slices, mut refused) = (Vec::new(), Vec::new(), 0);
+        for &case in unseen.iter().filter(is_labelled).take(self.settings.cases) {
+            match score_case(&exam, case, &mut |scored| self.note(scored, &mut slices)) {
+                Ok(score) => scores.push(score),
+                Err(error) => {
+                    refused += 1;
+                    say_error(&format!("{}: refused: {error}", store.records()[case].id));
+                }
+            }
+        }
+        Examined {
+            scores: HeldOut::of(scores, &store.plan().labels, &self.settings),
             slices,
             of_what: store.snapshot().to_string(),
-            refused: 0,
-        })
+            refused,
+        }
     }
 
     /// Scores scans one after the other on the grids of their files; one that cannot be read is reported and stops no other.
@@ -170,7 +191,7 @@ impl Exam<'_> {
         preset.resolve(plan)?;
         let provenance = Provenance::of(&[self.manifest]);
         let (mut scores, mut slices) = (Vec::new(), Vec::new());
-        let (mut refused, mut seen) = (0, 0);
+        let (mut refused, mut seen, mut unannotated) = (0, 0, 0);
         for entry in datalist::read(list)? {
             if scores.len() == self.settings.cases {
                 say_rest_left_out(self.settings.cases);
@@ -179,9 +200,12 @@ impl Exam<'_> {
             match read_labelled(&entry, (preset, plan), options) {
                 Ok(Some(scan)) if is_seen(&scan.source_hash, &scan.fingerprint, &provenance) => seen += 1,
                 Ok(Some(scan)) if scan.kind == CaseKind::Labelled => {
+                    for remark in &scan.planned.remarks {
+                        say_error(&format!("{}: warning: {remark}", entry.id));
+                    }
                     scores.push(self.score(&entry.id, &scan, &mut slices)?);
                 }
-                Ok(_) => {}
+                Ok(_) => unannotated += 1,
                 Err(error) => {
                     refused += 1;
                     say_error(&format!("{}: refused: {error}", entry.id));
@@ -189,6 +213,11 @@ impl Exam<'_> {
             }
         }
         say_left_out(seen);
+        if unannotated > 0 {
+            say_error(&format!(
+                "{unannotated} scans left out: nobody looked for tumours in them"
+            ));
+        }
         Ok(Examined {
             scores: HeldOut::of(scores, &plan.labels, &self.settings),
             slices,

@@ -9,12 +9,12 @@ use super::device::{Compute, DeviceArgs};
 use super::models::{Network, Segmenting, open_store};
 use super::progress::Counter;
 use super::{say, say_error, say_json};
-use crate::checkpoint::{CheckpointError, ModelManifest, Role, check_plan};
+use crate::checkpoint::{ModelManifest, Role};
 use crate::config::Config;
 use crate::evaluate::{SlidingWindow, predict};
 use crate::organs::{CaseOutcome, CaseStatus, LabelReport, LabelRequest, OrganReport, OrganVerdict, label_organs};
 use crate::store::{Cases, PSEUDO_PREFIX};
-use crate::volume::{Plan, SizeClass};
+use crate::volume::SizeClass;
 
 /// Label the organs of unlabelled cases with a trained critic or segmentor, so that they can host lesions
 ///
@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let choice = args.network.unwrap_or_else(|| Network::of_folder(&args.model));
     let network = Segmenting::open(&args.model, choice, &device)
         .with_context(|| format!("cannot load a model from {}", args.model.display()))?;
-    check(&network.manifest, open_store(&args.store, &Config::default())?.plan())?;
+    network.check_store(open_store(&args.store, &Config::default())?.plan())?;
     let window = window_of(&network.manifest);
     let labels_by = format!("{PSEUDO_PREFIX}{}", network.hash());
     let net = network.net.with_compute_dtype(dtype);
@@ -80,23 +80,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let whole = report.count(CaseStatus::Refused) == 0 && report.damaged.is_empty();
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Refuses a model of other labels, another window or, because predictions are not resampled here, another grid.
-fn check(manifest: &ModelManifest, store: &Plan) -> Result<(), CheckpointError> {
-    let name = manifest.role.name();
-    check_plan((name, &manifest.plan), ("the store", store))?;
-    let differs = |(a, b): (&f64, &f64)| (a - b).abs() > 1e-6;
-    if !manifest.plan.spacing_mm.iter().zip(&store.spacing_mm).any(differs) {
-        return Ok(());
-    }
-    Err(CheckpointError::PlanMismatch {
-        field: "spacing_mm",
-        left_name: name.into(),
-        left: format!("{:?}", manifest.plan.spacing_mm),
-        right_name: "the store".into(),
-        right: format!("{:?} (ingest at the model's spacing to label organs)", store.spacing_mm),
-    })
 }
 
 /// Returns the window that a network was trained on: a segmentor's patch, a critic's cube for medium lesions.

@@ -24,6 +24,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
@@ -120,6 +121,11 @@ fn say_error(line: &str) {
 
 /// Prints a value as indented JSON.
 fn say_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
-    say(&serde_json::to_string_pretty(value)?);
-    Ok(())
+    let mut out = std::io::stdout().lock();
+    let written = writeln!(out, "{}", serde_json::to_string_pretty(value)?).and_then(|()| out.flush());
+    match written {
+        // Who reads no further wants no more.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot print the result"),
+    }
 }

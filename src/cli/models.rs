@@ -10,7 +10,9 @@ use burn::tensor::Device;
 use clap::ValueEnum;
 
 use super::device::Compute;
-use crate::checkpoint::{Bundle, ModelManifest, Role, load_manifest, load_segmentor, write_atomically};
+use crate::checkpoint::{
+    Bundle, CheckpointError, ModelManifest, Role, check_plan, load_manifest, load_segmentor, write_atomically,
+};
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::evaluate::{FlipAxis, SlidingWindow};
@@ -19,6 +21,7 @@ use crate::store::Store;
 use crate::stream::recipe::Recipe;
 use crate::stream::{Activation, ModelSource, ModelsError, Streams};
 use crate::synth::SynthesizerKind;
+use crate::volume::Plan;
 
 /// Opens a store.
 pub(super) fn open_store(dir: &Path, config: &Config) -> anyhow::Result<Arc<Store>> {
@@ -108,6 +111,23 @@ impl Segmenting {
                     manifest: loaded.manifest,
                 }
             }
+        })
+    }
+
+    /// Refuses a store of other labels, another window or, because predictions are not resampled there, another voxel size.
+    pub(super) fn check_store(&self, store: &Plan) -> Result<(), CheckpointError> {
+        let (name, plan) = (self.manifest.role.name(), &self.manifest.plan);
+        check_plan((name, plan), ("the store", store))?;
+        let differs = |(a, b): (&f64, &f64)| (a - b).abs() > 1e-6;
+        if !plan.spacing_mm.iter().zip(&store.spacing_mm).any(differs) {
+            return Ok(());
+        }
+        Err(CheckpointError::PlanMismatch {
+            field: "spacing_mm",
+            left_name: name.into(),
+            left: format!("{:?}", plan.spacing_mm),
+            right_name: "the store".into(),
+            right: format!("{:?} (ingest at the model's spacing)", store.spacing_mm),
         })
     }
 

@@ -1,18 +1,18 @@
 //! `freetumor predict`: labels by a model for scans, on their own grids.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use super::device::{Compute, DeviceArgs};
 use super::models::{Network, Segmenting, WindowArgs, open_store};
 use super::progress::Counter;
 use super::{ConfigArgs, say, say_error};
-use crate::checkpoint::check_plan;
 use crate::evaluate::Predictor;
 use crate::ingest::{IngestConfig, datalist, labels_on_source, read_planned, write_on_source};
-use crate::store::Cases;
+use crate::store::{Cases, check_id};
 use crate::volume::Region;
 
 /// Predict the labels of scans with a trained critic or segmentor, as NIfTI on the scans' own grids
@@ -40,7 +40,7 @@ pub(super) struct Args {
     /// One scan: a NIfTI file, or the folder of a DICOM series
     #[arg(long, value_name = "PATH")]
     image: Option<PathBuf>,
-    /// Medical Segmentation Decathlon JSON; the images of all its lists are predicted
+    /// Medical Segmentation Decathlon JSON; the images of its lists training, validation, unlabeled and test are predicted
     #[arg(long, value_name = "FILE")]
     datalist: Option<PathBuf>,
     /// All cases of a store, on the grids of the files they came from
@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     say_error(&format!("labels: {}", ids.join(", ")));
     let failed = match (&args.image, &args.datalist, &args.store) {
         (Some(image), _, _) => {
-            check_name(&args.out)?;
+            check_name(&args.out, image)?;
             predict_file(&predictor, image, &args.out, &config.ingest)?;
             say(&args.out.display().to_string());
             0
@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (_, Some(list), _) => predict_list(&predictor, list, &args.out, &config.ingest)?,
         (_, _, Some(store)) => {
             let store = open_store(store, &config)?;
-            check_plan((manifest.role.name(), &manifest.plan), ("the store", store.plan()))?;
+            network.check_store(store.plan())?;
             predict_store(&predictor, &*store, &args.out)?
         }
         _ => bail!("nothing to predict: name --image, --datalist or --store"),
@@ -94,13 +94,33 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Refuses a name that no reader takes for NIfTI.
-fn check_name(out: &Path) -> anyhow::Result<()> {
+/// Refuses a name that no reader takes for NIfTI, a folder that is not there, and the scan itself.
+fn check_name(out: &Path, image: &Path) -> anyhow::Result<()> {
     let name = out.to_string_lossy();
-    if name.ends_with(".nii") || name.ends_with(".nii.gz") {
-        return Ok(());
+    ensure!(
+        name.ends_with(".nii") || name.ends_with(".nii.gz"),
+        "--out: expected a name that ends in .nii or .nii.gz, got {name}"
+    );
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    ensure!(
+        folder.is_none_or(Path::is_dir),
+        "--out: expected a file in a folder that is there, got {name}"
+    );
+    refuse_inputs(&[out.to_path_buf()], &[image])
+}
+
+/// Refuses to write over a file that is read, before anything is predicted.
+fn refuse_inputs(targets: &[PathBuf], inputs: &[&Path]) -> anyhow::Result<()> {
+    // One that is not there yet is none of them.
+    let found = |path: &Path| path.canonicalize().ok();
+    let inputs: HashSet<PathBuf> = inputs.iter().filter_map(|path| found(path)).collect();
+    let over = targets
+        .iter()
+        .find(|path| found(path).is_some_and(|path| inputs.contains(&path)));
+    match over {
+        Some(path) => bail!("--out: {} is read from; choose another folder or name", path.display()),
+        None => Ok(()),
     }
-    bail!("--out: expected a name that ends in .nii or .nii.gz, got {name}");
 }
 
 fn predict_file(predictor: &Predictor, image: &Path, out: &Path, options: &IngestConfig) -> anyhow::Result<()> {
@@ -110,6 +130,11 @@ fn predict_file(predictor: &Predictor, image: &Path, out: &Path, options: &Inges
     }
     let labels = labels_on_source(&predictor.probabilities(&scan.image), &scan.grid, &scan.source);
     Ok(write_on_source(out, labels.view(), &scan.source, Some(image))?)
+}
+
+/// Returns where the labels of a case are written.
+fn target(out: &Path, id: &str) -> PathBuf {
+    out.join(format!("{id}.nii.gz"))
 }
 
 /// Predicts one scan after another into `ID.nii.gz`; one that cannot be read is reported and stops no other. Returns how many
@@ -123,8 +148,9 @@ fn predict_each(
     let counter = Counter::new(ids.len(), "predict");
     let mut failed = 0;
     for (at, id) in ids.iter().enumerate() {
-        let file = out.join(format!("{id}.nii.gz"));
-        match predict(at, &file) {
+        let file = target(out, id);
+        // An id becomes a name in the folder and nothing else.
+        match check_id(id).map_err(Into::into).and_then(|()| predict(at, &file)) {
             Ok(()) => say(&file.display().to_string()),
             Err(error) => {
                 failed += 1;
@@ -138,8 +164,12 @@ fn predict_each(
 
 /// Predicts the images of a datalist.
 fn predict_list(predictor: &Predictor, list: &Path, out: &Path, options: &IngestConfig) -> anyhow::Result<usize> {
-    let entries = datalist::read(list)?;
+    let entries = datalist::read_with_test(list)?;
     let ids: Vec<&str> = entries.iter().map(|entry| entry.id.as_str()).collect();
+    let targets: Vec<PathBuf> = ids.iter().map(|id| target(out, id)).collect();
+    let images = entries.iter().map(|entry| entry.image.as_path());
+    let labels = entries.iter().filter_map(|entry| entry.labels.as_deref());
+    refuse_inputs(&targets, &images.chain(labels).collect::<Vec<_>>())?;
     predict_each(out, &ids, |at, file| {
         predict_file(predictor, &entries[at].image, file, options)
     })

@@ -60,7 +60,7 @@ pub struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Measures all classes that the annotators looked for; `score` brings the case's names.
+    /// Measures all classes that the annotators looked for and told from their tumours, where they have any; `score` brings the case's names.
     ///
     /// # Errors
     /// [`LabelError`] where an annotated class is not in the map.
@@ -72,7 +72,10 @@ impl Comparison<'_> {
             .iter()
             .filter(|(name, id)| {
                 let is_assumed = self.annotation.assumed_tumour_free && organs.iter().any(|o| is_tumour_of(o, *id));
-                *id != BACKGROUND && (is_assumed || self.annotation.classes.iter().any(|class| class == name))
+                // An organ's label that may hold its tumour says of no voxel that it is the organ.
+                let is_told = table[usize::from(*id)].single() == Some(*id);
+                *id != BACKGROUND
+                    && (is_assumed || self.annotation.classes.iter().any(|class| class == name) && is_told)
             })
             .map(|(name, id)| (name.to_string(), id))
             .collect();
@@ -128,5 +131,42 @@ impl Measures {
             classes: self.classes,
             lesions: self.lesions,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever drew livers and looked for no tumours in them may have drawn tumours as liver: no voxel is known to be liver, and a
+    /// segmentation that is right must not be scored as a false alarm.
+    #[test]
+    fn an_organ_that_was_not_told_from_its_tumours_is_not_measured() {
+        let mut truth = Array3::zeros((8, 8, 8));
+        truth.slice_mut(ndarray::s![2..6, 2..6, 2..6]).fill(1);
+        truth.slice_mut(ndarray::s![2..6, 2..6, 6..8]).fill(3);
+        let annotation = Annotation {
+            classes: ["liver", "pancreas", "pancreas_tumour"].map(String::from).into(),
+            assumed_tumour_free: false,
+        };
+        let measured = |annotation: &Annotation| {
+            let comparison = Comparison {
+                prediction: &truth,
+                truth: &truth,
+                annotation,
+                spacing_mm: [1.0; 3],
+            };
+            let measures = comparison.measure(&LabelMap::default(), &Tolerances::default());
+            measures.unwrap().classes
+        };
+        let classes = measured(&annotation);
+        assert_eq!(classes.keys().collect::<Vec<_>>(), ["pancreas", "pancreas_tumour"]);
+        assert_eq!(classes["pancreas"].dice, Some(1.0));
+        // Where there is none by assumption, whatever is liver is known to be.
+        let free = Annotation {
+            assumed_tumour_free: true,
+            ..annotation
+        };
+        assert_eq!(measured(&free)["liver"].dice, Some(1.0));
     }
 }

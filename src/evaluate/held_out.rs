@@ -94,51 +94,51 @@ pub fn score_held_out(
     exam: &Examination,
     note: &mut dyn FnMut(&Scored) -> ControlFlow<()>,
 ) -> Result<HeldOut, EvaluateError> {
-    let Examination {
-        net,
-        device,
-        cases,
-        held_out,
-        settings,
-    } = *exam;
-    let labels = &cases.plan().labels;
-    let predictor = Predictor {
-        net,
-        plan: cases.plan(),
-        settings: &settings.window,
-        device,
-    };
-    let labelled = held_out
-        .iter()
-        .filter(|case| cases.records()[**case].kind == CaseKind::Labelled);
-    let wanted = labelled.clone().count().min(settings.cases);
+    let labelled = (exam.held_out.iter()).filter(|case| exam.cases.records()[**case].kind == CaseKind::Labelled);
+    let wanted = labelled.clone().count().min(exam.settings.cases);
     let mut scores = Vec::new();
-    for &case in labelled.take(settings.cases) {
-        let record = &cases.records()[case];
-        let crop = cases.read(case, Region::whole(record.grid.shape))?;
-        let prediction = predictor.labels(&crop.image);
-        let comparison = Comparison {
-            prediction: &prediction,
-            truth: &crop.labels,
-            annotation: &record.annotation,
-            spacing_mm: record.grid.spacing_mm(),
-        };
-        let score = comparison
-            .measure(labels, &settings.tolerance)?
-            .named(&record.id, &record.patient);
-        let noted = note(&Scored {
-            score: &score,
-            image: &crop.image,
-            truth: &crop.labels,
-            prediction: &prediction,
-            spacing_mm: record.grid.spacing_mm(),
-        });
-        scores.push(score);
+    for &case in labelled.take(exam.settings.cases) {
+        let mut noted = ControlFlow::Continue(());
+        scores.push(score_case(exam, case, &mut |scored| noted = note(scored))?);
         if noted.is_break() && scores.len() < wanted {
             return Err(EvaluateError::Stopped);
         }
     }
-    Ok(HeldOut::of(scores, labels, settings))
+    Ok(HeldOut::of(scores, &exam.cases.plan().labels, exam.settings))
+}
+
+/// Predicts a case and compares; `note` sees it.
+///
+/// # Errors
+/// [`EvaluateError`] where it cannot be read or its classes are not the plan's.
+pub fn score_case(exam: &Examination, case: usize, note: &mut dyn FnMut(&Scored)) -> Result<CaseScore, EvaluateError> {
+    let plan = exam.cases.plan();
+    let predictor = Predictor {
+        net: exam.net,
+        plan,
+        settings: &exam.settings.window,
+        device: exam.device,
+    };
+    let record = &exam.cases.records()[case];
+    let crop = exam.cases.read(case, Region::whole(record.grid.shape))?;
+    let prediction = predictor.labels(&crop.image);
+    let comparison = Comparison {
+        prediction: &prediction,
+        truth: &crop.labels,
+        annotation: &record.annotation,
+        spacing_mm: record.grid.spacing_mm(),
+    };
+    let score = comparison
+        .measure(&plan.labels, &exam.settings.tolerance)?
+        .named(&record.id, &record.patient);
+    note(&Scored {
+        score: &score,
+        image: &crop.image,
+        truth: &crop.labels,
+        prediction: &prediction,
+        spacing_mm: record.grid.spacing_mm(),
+    });
+    Ok(score)
 }
 
 impl HeldOut {

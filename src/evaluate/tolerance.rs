@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::volume::LabelMap;
+
 /// Tolerances of the normalised surface Dice, fixed before anything is measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -35,6 +37,14 @@ impl Tolerances {
         self.class_mm.get(class).copied().unwrap_or(self.other_mm)
     }
 
+    /// Names a class that has a tolerance and is none of a map's, or nothing. Those of the defaults may stand there for other plans.
+    pub fn unknown(&self, labels: &LabelMap) -> Option<&str> {
+        let defaults = Self::default();
+        let is_known =
+            |name: &str| defaults.class_mm.contains_key(name) || labels.iter().any(|(known, _)| known == name);
+        self.class_mm.keys().map(String::as_str).find(|name| !is_known(name))
+    }
+
     /// Tells which tolerance is no distance, or nothing.
     pub fn refusal(&self) -> Option<(&str, f64)> {
         let of_classes = self.class_mm.iter().map(|(name, mm)| (name.as_str(), *mm));
@@ -52,6 +62,13 @@ mod tests {
         let tolerances = Tolerances::default();
         assert_eq!((tolerances.of("liver"), tolerances.of("liver_tumour")), (5.0, 2.0));
         assert_eq!(tolerances.refusal(), None);
+        let labels = crate::volume::Plan::default().labels;
+        assert_eq!(tolerances.unknown(&labels), None);
+        let misspelt = Tolerances {
+            class_mm: BTreeMap::from([("liver_tumor".into(), 1.5), ("liver".into(), 5.0)]),
+            ..Tolerances::default()
+        };
+        assert_eq!(misspelt.unknown(&labels), Some("liver_tumor"));
         let wrong = Tolerances {
             class_mm: BTreeMap::from([("liver".into(), f64::NAN)]),
             ..tolerances

@@ -20,6 +20,8 @@ pub enum Section {
     Validation,
     /// `unlabeled`: no tumours were annotated, whatever the preset says; organ labels are welcome.
     Unlabeled,
+    /// `test`: images to be predicted, which nothing else is made of.
+    Test,
 }
 
 /// One case to ingest.
@@ -45,6 +47,8 @@ struct Datalist {
     validation: Vec<Item>,
     #[serde(default)]
     unlabeled: Vec<Item>,
+    #[serde(default)]
+    test: Vec<Item>,
 }
 
 #[derive(Deserialize)]
@@ -70,6 +74,18 @@ enum Item {
 /// # Errors
 /// [`IngestError::Datalist`] names the file, the key or the entry.
 pub fn read(path: &Path) -> Result<Vec<Entry>, IngestError> {
+    read_lists(path, false)
+}
+
+/// Does what [`read`] does, and reads the list `test` too.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with_test(path: &Path) -> Result<Vec<Entry>, IngestError> {
+    read_lists(path, true)
+}
+
+fn read_lists(path: &Path, with_test: bool) -> Result<Vec<Entry>, IngestError> {
     let refused = |what: String| IngestError::Datalist {
         path: path.into(),
         what,
@@ -87,6 +103,7 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, IngestError> {
         (Section::Training, list.training),
         (Section::Validation, list.validation),
         (Section::Unlabeled, list.unlabeled),
+        (Section::Test, if with_test { list.test } else { Vec::new() }),
     ];
     let mut entries = Vec::new();
     for (section, items) in sections {

@@ -280,9 +280,13 @@ pub fn write_with_header(path: &Path, labels: ArrayView3<u8>, header: &[u8]) -> 
         }
         std::fs::rename(&part, path)
     };
-    write().map_err(|error: std::io::Error| NiftiFileError::Write {
-        path: path.into(),
-        what: error.to_string(),
+    write().map_err(|error: std::io::Error| {
+        // Half a file under a name that nobody asked for is of no use; what went wrong is told below.
+        drop(std::fs::remove_file(&part));
+        NiftiFileError::Write {
+            path: path.into(),
+            what: error.to_string(),
+        }
     })
 }
 

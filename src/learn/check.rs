@@ -5,6 +5,7 @@ use std::fmt::Debug;
 
 use super::{LearnError, OptimizerSettings, Split};
 use crate::evaluate::HeldOutSettings;
+use crate::volume::Plan;
 
 /// The most resolutions of a network that sees cubes: the smallest has 16 voxels a side, which halve four times.
 pub(super) const MAX_CUBE_LEVELS: usize = 5;
@@ -93,6 +94,16 @@ impl Section {
             &format!("at most {MAX_RESAMPLES}"),
             resamples,
         )
+    }
+
+    /// Checks that tolerances are those of classes that there are.
+    pub fn tolerance(&self, held_out: &HeldOutSettings, plan: &Plan) -> Result<(), LearnError> {
+        let Some(class) = held_out.tolerance.unknown(&plan.labels) else {
+            return Ok(());
+        };
+        let known: Vec<&str> = plan.labels.iter().map(|(name, _)| name).collect();
+        let key = format!("held_out.tolerance.class_mm.{class}");
+        self.check(&key, false, &format!("a class of the plan, one of {known:?}"), class)
     }
 
     /// Checks an optimizer.

@@ -284,6 +284,7 @@ impl Trainee for CriticTrainee<'_> {
 /// [`LearnError`] names the key, the case or the file.
 pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport, LearnError> {
     config.check()?;
+    Section("critic").tolerance(&config.held_out, job.cases.plan())?;
     let (training, held_out) = config.split.divide(job.cases)?;
     let labelled: Vec<usize> = training
         .into_iter()

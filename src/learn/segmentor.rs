@@ -308,6 +308,7 @@ impl Setup {
     pub fn new(config: &SegmentorConfig, service: &dyn PatchService, cases: &dyn Cases) -> Result<Self, LearnError> {
         config.check()?;
         let plan = service.plan();
+        Section("segmentor").tolerance(&config.held_out, plan)?;
         check_plan(("the service", plan), ("the store", cases.plan()))?;
         let mut wanted = config.recipe.clone();
         let (_, held_out) = config.split.divide(cases)?;
