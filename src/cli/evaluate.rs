@@ -17,7 +17,7 @@ use crate::evaluate::{
 use crate::ingest::{IngestConfig, LabelledScan, Preset, datalist, labels_on_grid, read_labelled};
 use crate::nn::Network as Net;
 use crate::store::{CaseKind, Cases};
-use crate::stream::{is_seen, seen_cases};
+use crate::stream::{is_seen, seen_patients};
 
 /// How many cases a report shows a slice of: about 30 kB each.
 const MOST_SLICES: usize = 40;
@@ -25,8 +25,8 @@ const MOST_SLICES: usize = 40;
 /// Score a critic or segmentor on labelled cases: Dice, NSD and HD95 per class, lesions by size
 ///
 /// Of a store on the store's grid; of a datalist on the grid of every scan's own file, as challenges score. Cases that the
-/// model was trained on, and near-duplicates of them, are left out; their number is printed. `docs/evaluation.md` defines
-/// every measure.
+/// model was trained on, near-duplicates of them and, in a store, other scans of their patients are left out; their number
+/// is printed. `docs/evaluation.md` defines every measure.
 ///
 /// Examples:
 ///   freetumor evaluate --config configs/demo.toml --store store --models models --network segmentor --json
@@ -155,7 +155,7 @@ struct Examined {
 impl Exam<'_> {
     /// Scores cases one after the other on the store's grid; one that is damaged is reported and stops no other.
     fn of_store(&self, store: &dyn Cases) -> Examined {
-        let unseen = unseen_cases(store, &Provenance::of(&[self.manifest]));
+        let unseen = unseen_patients(store, &Provenance::of(&[self.manifest]));
         let is_labelled = |case: &&usize| store.records()[**case].kind == CaseKind::Labelled;
         if unseen.iter().filter(is_labelled).count() > self.settings.cases {
             say_rest_left_out(self.settings.cases);
@@ -265,9 +265,9 @@ impl Exam<'_> {
     }
 }
 
-/// Lists the cases that a model was not trained on, and says how many others there are.
-fn unseen_cases(store: &dyn Cases, provenance: &Provenance) -> Vec<usize> {
-    let seen = seen_cases(store, provenance);
+/// Lists the cases of patients that a model was not trained on, and says how many others there are.
+fn unseen_patients(store: &dyn Cases, provenance: &Provenance) -> Vec<usize> {
+    let seen = seen_patients(store, provenance);
     let unseen: Vec<usize> = (0..seen.len()).filter(|case| !seen[*case]).collect();
     say_left_out(seen.len() - unseen.len());
     unseen
@@ -280,7 +280,7 @@ fn say_rest_left_out(cases: usize) {
 fn say_left_out(cases: usize) {
     if cases > 0 {
         say_error(&format!(
-            "{cases} cases left out: the model was trained on them or on near-duplicates of them"
+            "{cases} cases left out: the model was trained on them, on near-duplicates or on other scans of their patients"
         ));
     }
 }

@@ -12,7 +12,7 @@ use crate::checkpoint::{Calibration, Precision, Provenance, Role, collect_networ
 use crate::kernel::ComputeDtype;
 use crate::nn::CubeSides;
 use crate::store::Cases;
-use crate::stream::{PatchService, seen_cases};
+use crate::stream::{PatchService, seen_patients};
 
 /// Which segmentor becomes whose critic.
 pub struct Promotion<'a> {
@@ -48,7 +48,7 @@ pub fn promote_segmentor(promotion: &Promotion, from: &Path, to: &Path) -> Resul
     let weights = collect_network(&loaded.model);
     let net = loaded.model.with_compute_dtype(*dtype);
     // The store may have changed since, and the folds with it: what is held out now may be what the segmentor learnt from.
-    let seen = seen_cases(*cases, &Provenance::of(&[&loaded.manifest]));
+    let seen = seen_patients(*cases, &Provenance::of(&[&loaded.manifest]));
     let mut held_out = Setup::new(config, *service, *cases)?.held_out;
     held_out.retain(|case| !seen[*case]);
     let [.., longest] = cubes.all();

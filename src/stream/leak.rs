@@ -29,6 +29,13 @@ pub fn seen_cases(cases: &dyn Cases, provenance: &Provenance) -> Vec<bool> {
     Alike::of(cases, provenance).seen(cases, provenance, &group)
 }
 
+/// Tells for every case of a store whether models were trained on its patient: on it, on a near-duplicate, or on another scan of whoever it
+/// is. What a model is worth is measured on patients that it has not seen.
+pub fn seen_patients(cases: &dyn Cases, provenance: &Provenance) -> Vec<bool> {
+    let group = groups(cases.records(), cases.near_duplicates(), true);
+    Alike::of(cases, provenance).seen(cases, provenance, &group)
+}
+
 /// Tells for every case whose critic judges a lesion in it: the bundle's own (nothing), or, where that one learnt from the case or from
 /// another scan of its patient, that of an inner fold which learnt from none of these; else of one which did not learn from this scan. Where
 /// there is none, the own one judges.

@@ -43,7 +43,7 @@ use recipe::{Recipe, RecipeError};
 pub use count::count_patches;
 pub use course::{check_delivery, first_index};
 pub use fair::Weights;
-pub use leak::{held_out_cases, is_seen, judges, seen_cases};
+pub use leak::{held_out_cases, is_seen, judges, seen_cases, seen_patients};
 pub use service::{StartError, StreamConfig, Streams};
 pub use shelf::{Activation, ModelEntry, ModelSource, ModelState, ModelsError, Shelf, ShelfParts, WarmUp};
 pub use stats::{BinCounts, StatsSnapshot, StreamStats};

@@ -11,7 +11,7 @@ use freetumor::stream::delivery::Delivery;
 use freetumor::stream::negatives::UnlabelledNegatives;
 use freetumor::stream::patch::{Outcome, StreamedPatch};
 use freetumor::stream::recipe::{Fallback, Recipe};
-use freetumor::stream::{PatchService, judges};
+use freetumor::stream::{PatchService, judges, seen_cases, seen_patients};
 use freetumor::synth::GateRule;
 use freetumor::volume::{ContrastBin, Region, SizeClass};
 
@@ -146,6 +146,10 @@ fn a_host_that_the_critic_learnt_from_is_judged_by_one_that_did_not() {
         };
         of_patients.push(record, crop.image, crop.labels);
     }
+    // What a model is worth is measured on patients whom it has not seen.
+    let first = seen(&labelled[..1]);
+    assert_eq!(seen_cases(&of_patients, &first), [true, false, false, false, false]);
+    assert_eq!(seen_patients(&of_patients, &first), [true, false, true, false, false]);
     let models = |inner: usize| {
         let mut models = Arc::into_inner(bundle(known())).unwrap();
         models.critic_seen = seen(&labelled);
