@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use burn::tensor::Device;
 
 use super::device::DeviceArgs;
 use super::models::{Network, Segmenting, WindowArgs, open_store};
-use super::{ConfigArgs, say, say_error, say_json};
+use super::{ConfigArgs, check_folder, say, say_error, say_json};
 use crate::checkpoint::{ModelManifest, Provenance, write_atomically};
 use crate::evaluate::{
     CaseScore, Comparison, Examination, HeldOut, HeldOutSettings, LesionRates, Predictor, ReportHead, Scored, Slice,
@@ -76,13 +76,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bail!("segmentor.held_out.tolerance.class_mm.{class}: expected a class of the model, one of {known:?}");
     }
     if let Some(path) = &args.report {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let is_there = folder.is_none_or(Path::is_dir);
-        ensure!(
-            is_there,
-            "--report: expected a file in a folder that is there, got {}",
-            path.display()
-        );
+        check_folder("--report", path)?;
     }
     let exam = Exam {
         net: network.net.clone().with_compute_dtype(compute.dtype),

@@ -24,7 +24,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
@@ -112,6 +112,17 @@ pub fn main() -> ExitCode {
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     drop(writeln!(out, "{line}").and_then(|()| out.flush()));
+}
+
+/// Refuses a file whose folder is not there, before hours of work that would be lost.
+fn check_folder(option: &str, file: &Path) -> anyhow::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    ensure!(
+        folder.is_none_or(Path::is_dir),
+        "{option}: expected a file in a folder that is there, got {}",
+        file.display()
+    );
+    Ok(())
 }
 
 /// Prints a line that is not a result.

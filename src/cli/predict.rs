@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use super::device::{Compute, DeviceArgs};
 use super::models::{Network, Segmenting, WindowArgs, open_store};
 use super::progress::Counter;
-use super::{ConfigArgs, say, say_error};
+use super::{ConfigArgs, check_folder, say, say_error};
 use crate::evaluate::Predictor;
 use crate::ingest::{IngestConfig, datalist, labels_on_source, read_planned, write_on_source};
 use crate::store::{Cases, check_id};
@@ -101,11 +101,7 @@ fn check_name(out: &Path, image: &Path) -> anyhow::Result<()> {
         name.ends_with(".nii") || name.ends_with(".nii.gz"),
         "--out: expected a name that ends in .nii or .nii.gz, got {name}"
     );
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
-    ensure!(
-        folder.is_none_or(Path::is_dir),
-        "--out: expected a file in a folder that is there, got {name}"
-    );
+    check_folder("--out", out)?;
     refuse_inputs(&[out.to_path_buf()], &[image])
 }
 

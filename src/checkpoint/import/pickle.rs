@@ -276,14 +276,14 @@ impl<'a> Scan<'a> {
             // Protocol, and the length of a frame: neither pushes anything.
             0x80 => return self.take(1).map(drop),
             0x95 => return self.take(8).map(drop),
-            b'I' | b'L' | b'F' => return self.line().and_then(|line| self.number_of(line)),
-            b'K' => return self.take(1).and_then(|number| self.number_of(number)),
-            b'M' => return self.take(2).and_then(|number| self.number_of(number)),
-            b'J' => return self.take(4).and_then(|number| self.number_of(number)),
-            b'G' => return self.take(8).and_then(|number| self.number_of(number)),
-            b'C' | 0x8a => return self.counted(1).and_then(|bytes| self.number_of(bytes)),
-            b'B' | 0x8b => return self.counted(4).and_then(|bytes| self.number_of(bytes)),
-            0x8e | 0x96 => return self.counted(8).and_then(|bytes| self.number_of(bytes)),
+            b'I' | b'L' | b'F' => return self.line().and_then(|line| self.push_bytes(line)),
+            b'K' => return self.take(1).and_then(|number| self.push_bytes(number)),
+            b'M' => return self.take(2).and_then(|number| self.push_bytes(number)),
+            b'J' => return self.take(4).and_then(|number| self.push_bytes(number)),
+            b'G' => return self.take(8).and_then(|number| self.push_bytes(number)),
+            b'C' | 0x8a => return self.counted(1).and_then(|bytes| self.push_bytes(bytes)),
+            b'B' | 0x8b => return self.counted(4).and_then(|bytes| self.push_bytes(bytes)),
+            0x8e | 0x96 => return self.counted(8).and_then(|bytes| self.push_bytes(bytes)),
             b'N' | 0x88 | 0x89 => return self.push(Value::Small),
             b'1' | b'd' | b'l' | b'e' | b'u' | 0x90 | 0x91 => drop(self.close()?),
             b'0' | b'R' | b'b' | b's' | b'a' | b')' | b']' | b'}' | 0x81 | 0x85..=0x87 | 0x8f | 0x92 => {}
@@ -293,7 +293,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Pushes a number or bytes, which may be as long as a text.
-    fn number_of(&mut self, bytes: &[u8]) -> Result<(), String> {
+    fn push_bytes(&mut self, bytes: &[u8]) -> Result<(), String> {
         let level = self.level();
         level.text = level.text.max(bytes.len());
         self.push(Value::Small)
