@@ -16,7 +16,7 @@ use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Calibration, Provenance};
 use freetumor::digest::Digest;
 use freetumor::nn::{CubeSides, GeneratorConfig, UnetConfig};
-use freetumor::phantom::{PhantomSpec, Phase, Scanner, write_store};
+use freetumor::phantom::{PhantomSpec, Phase, Scanner, Tumours, write_store};
 use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::{diameters_mm, draw_contrast_hu};
 use freetumor::store::{Cases, Store};
@@ -118,7 +118,7 @@ impl Scene {
             index: 0,
             scanner: Scanner::C,
             phase: Phase::Portal,
-            with_tumours: false,
+            tumours: Tumours::None,
             spacing_mm: SPACING_MM,
         };
         write_store(folder.path(), &plan, &[spec], &|_| ()).unwrap();

@@ -15,7 +15,7 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use freetumor::checkpoint::Bundle;
 use freetumor::nn::{CubeSides, Network, PublishedConfig};
-use freetumor::phantom::{PhantomSpec, Phase, Scanner, write_store};
+use freetumor::phantom::{PhantomSpec, Phase, Scanner, Tumours, write_store};
 use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::diameters_mm;
 use freetumor::store::{Cases, Store};
@@ -57,7 +57,7 @@ impl Scene {
             index: 0,
             scanner: Scanner::C,
             phase: Phase::Portal,
-            with_tumours: false,
+            tumours: Tumours::None,
             spacing_mm,
         };
         write_store(folder.path(), &plan, &[spec], &|_| ()).unwrap();

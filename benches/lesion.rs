@@ -8,7 +8,7 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use freetumor::lesion::{MaskRequest, Shape, ShapeRequest, soft_mask};
 use freetumor::nn::CubeSides;
-use freetumor::phantom::{PhantomSpec, Phase, Scanner, write_store};
+use freetumor::phantom::{PhantomSpec, Phase, Scanner, Tumours, write_store};
 use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::{diameters_mm, draw_diameter_mm};
 use freetumor::store::{Cases, Store};
@@ -125,7 +125,7 @@ fn store(c: &mut Criterion) {
         index: 0,
         scanner: Scanner::C,
         phase: Phase::Portal,
-        with_tumours: false,
+        tumours: Tumours::None,
         spacing_mm: [1.5; 3],
     };
     let plan = Plan::default();

@@ -9,19 +9,18 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use freetumor::checkpoint::Bundle;
 use freetumor::evaluate::HeldOutSettings;
-use freetumor::ingest::source_hash;
 use freetumor::kernel::ComputeDtype;
 use freetumor::learn::{Job, Quiet, SegmentorConfig, train_segmentor};
-use freetumor::phantom::{PhantomSpec, cohort, generate};
+use freetumor::phantom::{PhantomSpec, Tumours, case_id, cohort, generate, write_store};
 use freetumor::sampler::{Augmentation, Pool};
-use freetumor::store::{CaseInput, CaseKind, SourceGeometry, Store, StoreWriter};
+use freetumor::store::Store;
 use freetumor::stream::delivery::Delivery;
 use freetumor::stream::negatives::UnlabelledNegatives;
 use freetumor::stream::patch::StreamedPatch;
 use freetumor::stream::recipe::Recipe;
 use freetumor::stream::{PatchService, StreamConfig, Streams};
 use freetumor::synth::{GateSettings, SynthesizerKind};
-use freetumor::volume::{Annotation, Fingerprint, Plan, SizeClass};
+use freetumor::volume::{Plan, SizeClass};
 use ndarray::{Array3, s};
 
 const SPACING_MM: f64 = 3.0;
@@ -44,44 +43,18 @@ struct Hidden {
 
 fn hidden() -> Hidden {
     let folder = tempfile::tempdir().unwrap();
-    let writer = StoreWriter::create(folder.path(), &plan()).unwrap();
-    let mut truth = BTreeMap::new();
     // Another seed than that of the bundled models' training set.
-    for (number, spec) in cohort(77, 4, 0).into_iter().enumerate() {
-        let volume = generate(&PhantomSpec {
-            spacing_mm: [SPACING_MM; 3],
-            ..spec
-        });
-        let id = format!("hidden-{number}");
-        let input = CaseInput {
-            id: id.clone(),
-            kind: CaseKind::Unlabelled,
-            grid: volume.grid,
-            annotation: Annotation {
-                classes: ["liver", "pancreas", "kidney"].map(String::from).to_vec(),
-                assumed_tumour_free: false,
-            },
-            patient: String::new(),
-            labels_by: "pseudo:test".into(),
-            source_hash: source_hash(&volume.image),
-            fingerprint: Fingerprint::default(),
-            source: SourceGeometry {
-                shape_xyz: volume.grid.shape,
-                affine_xyz: volume.grid.affine.0,
-                orientation: "RAS".into(),
-            },
-            labels: volume
-                .labels
-                .mapv(|id| if is_hidden_tumour(id) { id.saturating_sub(1) } else { id }),
-            image: volume.image,
-        };
-        writer.write(input).unwrap();
-        truth.insert(id, volume.labels);
-    }
-    writer.finish().unwrap();
+    let hidden = |spec| PhantomSpec {
+        tumours: Tumours::Hidden,
+        spacing_mm: [SPACING_MM; 3],
+        ..spec
+    };
+    let specs: Vec<PhantomSpec> = cohort(77, 4, 0).into_iter().map(hidden).collect();
+    write_store(folder.path(), &plan(), &specs, &|_| ()).unwrap();
+    let truth = |spec: &PhantomSpec| (case_id(spec), generate(spec).labels);
     Hidden {
         store: Arc::new(Store::open(folder.path()).unwrap()),
-        truth,
+        truth: specs.iter().map(truth).collect(),
         _folder: folder,
     }
 }
@@ -175,7 +148,6 @@ fn trust_calls_a_hidden_tumour_healthy() {
         "{healthy} {ignored} {other}"
     );
     assert!(patches.iter().all(|patch| patch.meta.ignored_voxels == 0));
-    assert!(patches.iter().all(|patch| patch.meta.labels_by == "pseudo:test"));
     let error = streams.resolve(recipe(Some(UnlabelledNegatives::Critic))).unwrap_err();
     assert!(
         error

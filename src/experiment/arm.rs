@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ExperimentConfig;
 use crate::sampler::{Centre, Pool};
+use crate::stream::negatives::UnlabelledNegatives;
 use crate::stream::recipe::{Fallback, Recipe};
 use crate::synth::{GateRule, SynthesizerKind};
 
@@ -23,7 +24,9 @@ pub enum Arm {
     Analytic,
     /// And the generator's lesions, all of them.
     Generator,
-    /// And those of the generator's lesions that pass the gate.
+    /// The same, without the tumours that the critic sees in the hosts: there the label is *ignore*.
+    Screened,
+    /// And those of the generator's lesions that pass the gate; where hosts may hide tumours, without those that the critic sees.
     Gated,
     /// And those of the published generator's lesions that pass the published gate.
     Published,
@@ -35,12 +38,13 @@ pub enum Arm {
 
 impl Arm {
     /// Every arm, in the order of tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::RealOnly,
         Self::RealAugmented,
         Self::CopyPaste,
         Self::Analytic,
         Self::Generator,
+        Self::Screened,
         Self::Gated,
         Self::Published,
         Self::PublishedUngated,
@@ -55,6 +59,7 @@ impl Arm {
             Self::CopyPaste => "copy_paste",
             Self::Analytic => "analytic",
             Self::Generator => "generator",
+            Self::Screened => "screened",
             Self::Gated => "gated",
             Self::Published => "published",
             Self::PublishedUngated => "published_ungated",
@@ -69,7 +74,7 @@ impl Arm {
 
     /// Tells whether it needs a critic and a generator.
     pub fn needs_models(self) -> bool {
-        self.is_published() || matches!(self, Self::Generator | Self::Gated)
+        self.is_published() || matches!(self, Self::Generator | Self::Screened | Self::Gated)
     }
 
     /// Tells whether its lesions are the published generator's.
@@ -99,12 +104,15 @@ impl Arm {
             ]));
         }
         recipe.synthesizer = Some(match self {
-            Self::Generator | Self::Gated => SynthesizerKind::Conditional,
+            Self::Generator | Self::Screened | Self::Gated => SynthesizerKind::Conditional,
             Self::Published | Self::PublishedUngated => SynthesizerKind::Published,
             Self::CopyPaste => SynthesizerKind::CopyPaste,
             Self::RealOnly | Self::RealAugmented | Self::Analytic | Self::Oracle => SynthesizerKind::Analytic,
         });
         recipe.gate.enabled = self.is_gated();
+        if config.hidden && matches!(self, Self::Screened | Self::Gated) {
+            recipe.unlabelled_negatives = Some(UnlabelledNegatives::Critic);
+        }
         if self.is_published() {
             recipe.gate.rule = GateRule::Published;
             recipe.gate.realism = 0.0;

@@ -1,6 +1,6 @@
 //! The patients of an experiment, and the stores that hold them.
 
-use crate::phantom::{PhantomSettings, PhantomSpec, Scanner};
+use crate::phantom::{PhantomSettings, PhantomSpec, Scanner, Tumours};
 
 /// The first number of the unlabelled patients.
 const FIRST_UNLABELLED: u64 = 10_000;
@@ -19,7 +19,7 @@ pub(super) struct Cohort {
     pub unlabelled: usize,
     /// Whether the further patients have their tumours, and labels of them. They are the same patients as without, voxel
     /// for voxel where no tumour is.
-    pub with_their_tumours: bool,
+    pub tumours: Tumours,
     /// Voxel size (z, y, x).
     pub spacing_mm: [f64; 3],
 }
@@ -29,30 +29,34 @@ impl Cohort {
     pub fn specs(&self, settings: &PhantomSettings) -> Vec<PhantomSpec> {
         let labelled = (0..self.labelled as u64).map(|n| {
             let scanner = [Scanner::A, Scanner::B][n as usize % 2];
-            self.patient(settings, n, (scanner, true))
+            self.patient(settings, n, (scanner, Tumours::Labelled))
         });
         let unlabelled = (0..self.unlabelled as u64).map(|n| {
             let scanner = [Scanner::C, Scanner::D][n as usize % 2];
-            self.patient(settings, FIRST_UNLABELLED + n, (scanner, self.with_their_tumours))
+            self.patient(settings, FIRST_UNLABELLED + n, (scanner, self.tumours))
         });
         labelled.chain(unlabelled).collect()
     }
 
-    fn patient(&self, settings: &PhantomSettings, index: u64, (scanner, with_tumours): (Scanner, bool)) -> PhantomSpec {
+    fn patient(&self, settings: &PhantomSettings, index: u64, (scanner, tumours): (Scanner, Tumours)) -> PhantomSpec {
         PhantomSpec {
             seed: self.seed,
             index,
             scanner,
             phase: settings.phase(index as usize),
-            with_tumours,
+            tumours,
             spacing_mm: self.spacing_mm,
         }
     }
 
     /// Returns the store's name among those of one seed.
     pub fn name(&self) -> String {
-        let truth = if self.with_their_tumours { "-true" } else { "" };
-        format!("l{}-u{}{truth}", self.labelled, self.unlabelled)
+        let tumours = match self.tumours {
+            Tumours::None => "",
+            Tumours::Hidden => "-hidden",
+            Tumours::Labelled => "-true",
+        };
+        format!("l{}-u{}{tumours}", self.labelled, self.unlabelled)
     }
 }
 
@@ -67,13 +71,13 @@ pub(super) fn test_specs(
         seed,
         labelled: 0,
         unlabelled: 0,
-        with_their_tumours: true,
+        tumours: Tumours::Labelled,
         spacing_mm,
     };
     let scanners = TEST_SCANNERS.iter().cycle();
     (0..count as u64)
         .zip(scanners)
-        .map(|(n, scanner)| cohort.patient(settings, n, (*scanner, true)))
+        .map(|(n, scanner)| cohort.patient(settings, n, (*scanner, Tumours::Labelled)))
         .collect()
 }
 
@@ -84,15 +88,18 @@ mod tests {
 
     #[test]
     fn the_oracles_patients_are_the_unlabelled_ones_with_tumours() {
-        let cohort = |with_their_tumours| Cohort {
+        let cohort = |tumours| Cohort {
             seed: 3,
             labelled: 1,
             unlabelled: 2,
-            with_their_tumours,
+            tumours,
             spacing_mm: [6.0; 3],
         };
         let settings = PhantomSettings::default();
-        let (plain, sick) = (cohort(false).specs(&settings), cohort(true).specs(&settings));
+        let (plain, sick) = (
+            cohort(Tumours::None).specs(&settings),
+            cohort(Tumours::Labelled).specs(&settings),
+        );
         assert_eq!(plain[0], sick[0]);
         for (plain, sick) in plain.iter().zip(&sick).skip(1) {
             let [plain, sick] = [plain, sick].map(|spec| generate_with(&settings, spec));

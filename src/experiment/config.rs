@@ -31,6 +31,9 @@ pub struct ExperimentConfig {
     pub labelled: usize,
     /// Unlabelled patients (scanners C and D).
     pub unlabelled: usize,
+    /// Whether the unlabelled patients have tumours that nobody labelled: those that the oracle learns from. The arms `screened` and
+    /// `gated` leave out what the critic sees of them, the others take them for healthy tissue.
+    pub hidden: bool,
     /// Test patients (scanners C, D and E in turn).
     pub test: usize,
     /// Share of patches with a synthetic tumour in arms that synthesize. Where the gate accepts none in some hosts, more are
@@ -40,7 +43,7 @@ pub struct ExperimentConfig {
     pub strong: Augmentation,
     /// Stage 2 of the arms `published` and `published_ungated`; its critic is that of the other arms.
     pub published: SynthesizerConfig,
-    /// The arms.
+    /// The arms; `screened` where tumours are hidden.
     pub arms: Vec<Arm>,
     /// Seeds of every arm: 0, 1, ...
     pub seeds: u64,
@@ -59,6 +62,7 @@ impl Default for ExperimentConfig {
             cohort_seed: 1000,
             labelled: 8,
             unlabelled: 64,
+            hidden: false,
             test: 45,
             synthetic_share: 0.5,
             strong: Augmentation::default(),
@@ -66,7 +70,7 @@ impl Default for ExperimentConfig {
                 method: Method::Published,
                 ..SynthesizerConfig::default()
             },
-            arms: Arm::ALL.to_vec(),
+            arms: Arm::ALL.into_iter().filter(|arm| *arm != Arm::Screened).collect(),
             seeds: 5,
             labelled_counts: vec![4, 8, 16, 32],
             unlabelled_counts: vec![0, 8, 32, 128],
@@ -113,6 +117,13 @@ impl ExperimentConfig {
             "1 to 1000",
             self.seeds.to_string(),
         )?;
+        let screens = self.arms.contains(&Arm::Screened);
+        check(
+            "arms",
+            self.hidden || !screens,
+            "screened only with hidden = true: else there is nothing to see",
+            "screened".into(),
+        )?;
         let method = self.published.method;
         check(
             "published.method",
@@ -143,7 +154,10 @@ impl ExperimentConfig {
     pub fn pairs(&self) -> Vec<[Arm; 2]> {
         let others = self.arms.iter().filter(|arm| **arm != Arm::Gated);
         let pairs = others.map(|arm| [Arm::Gated, *arm]);
-        let further = [[Arm::Published, Arm::PublishedUngated], [Arm::Oracle, Arm::RealOnly]];
+        let mut further = vec![[Arm::Published, Arm::PublishedUngated], [Arm::Oracle, Arm::RealOnly]];
+        if self.arms.contains(&Arm::Screened) {
+            further.insert(0, [Arm::Screened, Arm::Generator]);
+        }
         pairs.chain(further).collect()
     }
 
@@ -203,7 +217,7 @@ impl Setting<'_> {
             strong,
             ..
         } = self.experiment;
-        Digest::of_json(&(
+        let everything = Digest::of_json(&(
             (
                 "experiment",
                 EXPERIMENT_REVISION,
@@ -213,7 +227,12 @@ impl Setting<'_> {
             (self.plan, self.phantom),
             (self.critic, self.synthesizer, self.segmentor),
             (organ, cohort_seed, test, synthetic_share, strong),
-        ))
+        ));
+        match self.experiment.hidden {
+            // Experiments of before there was a choice keep their digest.
+            false => everything,
+            true => Digest::of_json(&(everything, "hidden")),
+        }
     }
 }
 
@@ -246,5 +265,10 @@ mod tests {
         assert!(refused(&|config| config.synthetic_share = 1.0).contains("experiment.synthetic_share"));
         assert!(refused(&|config| config.labelled_counts = vec![0]).contains("experiment.labelled_counts"));
         assert!(refused(&|config| config.seeds = 0).contains("experiment.seeds"));
+        let arms = refused(&|config| config.arms.push(Arm::Screened));
+        assert!(
+            arms.contains("experiment.arms") && arms.contains("hidden = true"),
+            "{arms}"
+        );
     }
 }

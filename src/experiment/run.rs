@@ -18,7 +18,7 @@ use crate::ingest::nifti::write_labels;
 use crate::kernel::ComputeDtype;
 use crate::learn::{CriticConfig, Job, LearnError, Progress, SegmentorConfig, Split, SynthesizerConfig};
 use crate::learn::{train_critic, train_segmentor, train_synthesizer};
-use crate::phantom::{PhantomSpec, case_id, write_cohort};
+use crate::phantom::{PhantomSpec, Tumours, case_id, write_cohort};
 use crate::sampler::Pool;
 use crate::store::{CaseRecord, Cases, Store, StoreConfig};
 use crate::stream::delivery::Delivery;
@@ -284,7 +284,10 @@ impl<'a> Experiment<'a> {
             seed: self.setting.experiment.cohort_seed + 1 + seed,
             labelled,
             unlabelled,
-            with_their_tumours: false,
+            tumours: match self.setting.experiment.hidden {
+                true => Tumours::Hidden,
+                false => Tumours::None,
+            },
             spacing_mm: self.setting.plan.spacing_mm,
         }
     }
@@ -295,13 +298,11 @@ impl<'a> Experiment<'a> {
 
     /// Returns the store that a run's patches come from.
     fn training_store(&self, key: RunKey) -> Result<Arc<Store>, ExperimentError> {
-        self.store(
-            Cohort {
-                with_their_tumours: key.arm == Arm::Oracle,
-                ..self.cohort(key.labelled, key.unlabelled, key.seed)
-            },
-            key.seed,
-        )
+        let mut cohort = self.cohort(key.labelled, key.unlabelled, key.seed);
+        if key.arm == Arm::Oracle {
+            cohort.tumours = Tumours::Labelled;
+        }
+        self.store(cohort, key.seed)
     }
 
     fn store(&self, cohort: Cohort, seed: u64) -> Result<Arc<Store>, ExperimentError> {

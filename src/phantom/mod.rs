@@ -66,6 +66,17 @@ pub enum Phase {
     NonContrast,
 }
 
+/// A patient's tumours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tumours {
+    /// There are none.
+    None,
+    /// They are there, and labelled as the tissue around them: nobody looked for them.
+    Hidden,
+    /// They are there, and labelled.
+    Labelled,
+}
+
 /// What determines a volume; equal specifications give equal volumes on every machine and any number of threads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PhantomSpec {
@@ -77,8 +88,8 @@ pub struct PhantomSpec {
     pub scanner: Scanner,
     /// The contrast phase.
     pub phase: Phase,
-    /// Whether the patient has tumours.
-    pub with_tumours: bool,
+    /// Whether the patient has tumours, and whether anybody labelled them.
+    pub tumours: Tumours,
     /// Voxel size along (z, y, x) in mm.
     pub spacing_mm: [f64; 3],
 }
@@ -123,22 +134,25 @@ pub fn cohort(seed: u64, labelled: usize, unlabelled: usize) -> Vec<PhantomSpec>
 impl PhantomSettings {
     /// Returns the specifications of a cohort, as [`cohort`] does.
     pub fn cohort(&self, seed: u64, labelled: usize, unlabelled: usize) -> Vec<PhantomSpec> {
-        let patient = |number: usize, with_tumours: bool| PhantomSpec {
+        let patient = |number: usize, tumours: Tumours| PhantomSpec {
             seed,
-            index: if with_tumours { number } else { FIRST_HEALTHY + number } as u64,
-            scanner: match (with_tumours, number % 2) {
-                (true, 0) => Scanner::A,
-                (true, _) => Scanner::B,
-                (false, 0) => Scanner::C,
-                (false, _) => Scanner::D,
+            index: match tumours {
+                Tumours::Labelled => number,
+                Tumours::None | Tumours::Hidden => FIRST_HEALTHY + number,
+            } as u64,
+            scanner: match (tumours, number % 2) {
+                (Tumours::Labelled, 0) => Scanner::A,
+                (Tumours::Labelled, _) => Scanner::B,
+                (_, 0) => Scanner::C,
+                (..) => Scanner::D,
             },
             // In step with neither scanner, where every third is plain.
             phase: self.phase(number),
-            with_tumours,
+            tumours,
             spacing_mm: [2.0; 3],
         };
-        let sick = (0..labelled).map(|number| patient(number, true));
-        sick.chain((0..unlabelled).map(|number| patient(number, false)))
+        let sick = (0..labelled).map(|number| patient(number, Tumours::Labelled));
+        sick.chain((0..unlabelled).map(|number| patient(number, Tumours::None)))
             .collect()
     }
 }
@@ -148,7 +162,7 @@ pub fn generate(spec: &PhantomSpec) -> PhantomVolume {
     generate_with(&PhantomSettings::default(), spec)
 }
 
-/// Makes a volume. Specifications that differ in `with_tumours` alone give twins: one patient, with and without.
+/// Makes a volume. Specifications that differ in `tumours` alone give twins: one patient, with and without, and the labels true or not.
 pub fn generate_with(settings: &PhantomSettings, spec: &PhantomSpec) -> PhantomVolume {
     let rng = |purpose| Rng::keyed(spec.seed, spec.index, 0, purpose);
     let mut anatomy = rng(Purpose::Phantom);
@@ -165,7 +179,7 @@ pub fn generate_with(settings: &PhantomSettings, spec: &PhantomSpec) -> PhantomV
     let known = (&intensities, spec.phase);
     tumours::paint_nodules(&mut canvas, &mut hu, known, settings, &mut rng(Purpose::PhantomNodule));
     let mut grown = Vec::new();
-    if spec.with_tumours {
+    if spec.tumours != Tumours::None {
         grown = tumours::paint_tumours(&mut canvas, &mut hu, known, settings, &mut rng(Purpose::PhantomTumour));
     }
     let image = intensity::scan(&canvas, hu, spec.scanner, &mut rng(Purpose::Scanner));

@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use super::*;
+use crate::store::{CaseKind, Cases, Store};
+use crate::volume::{Plan, Region};
 
 fn labelled(n: usize) -> Vec<PhantomVolume> {
     cohort(7, n, 0).iter().map(generate).collect()
@@ -234,7 +236,7 @@ fn large_pieces(labels: &Array3<u8>, wanted: &[u8]) -> usize {
 fn cohorts_of_one_seed_share_their_patients() {
     let (small, large) = (cohort(3, 1, 2), cohort(3, 5, 4));
     assert!(small.iter().all(|spec| large.contains(spec)));
-    assert_eq!(large.iter().filter(|spec| spec.with_tumours).count(), 5);
+    assert_eq!(large.iter().filter(|spec| spec.tumours == Tumours::Labelled).count(), 5);
 }
 
 /// One liver with one large tumour, and as many nodules.
@@ -259,17 +261,17 @@ fn look_alikes(nodules: bool, rim_hu: f64) -> PhantomSettings {
 
 #[test]
 fn nodules_are_labelled_as_their_organ_and_twins_share_them() {
-    let spec = |with_tumours| PhantomSpec {
-        with_tumours,
+    let spec = |tumours| PhantomSpec {
+        tumours,
         spacing_mm: [4.0; 3],
         ..cohort(5, 1, 0).remove(0)
     };
-    let [plain, healthy] = [false, true].map(|nodules| generate_with(&look_alikes(nodules, 0.0), &spec(false)));
+    let [plain, healthy] = [false, true].map(|nodules| generate_with(&look_alikes(nodules, 0.0), &spec(Tumours::None)));
     assert_eq!(plain.labels, healthy.labels);
     let changed = plain.image.iter().zip(&healthy.image).filter(|(a, b)| a != b).count();
     // Two of about 30 mm are 440 voxels of 4 mm; the scanner's blur carries them a little further.
     assert!((200..3000).contains(&changed), "{changed}");
-    let sick = generate_with(&look_alikes(true, 0.0), &spec(true));
+    let sick = generate_with(&look_alikes(true, 0.0), &spec(Tumours::Labelled));
     let tumour = sick.labels.iter().filter(|label| **label == LIVER + 1).count();
     let apart = healthy.image.iter().zip(&sick.image).filter(|(a, b)| a != b).count();
     assert!(
@@ -279,9 +281,52 @@ fn nodules_are_labelled_as_their_organ_and_twins_share_them() {
 }
 
 #[test]
+fn a_hidden_tumour_is_in_the_image_and_not_in_the_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan {
+        spacing_mm: [6.0; 3],
+        ..Plan::default()
+    };
+    let specs = [Tumours::None, Tumours::Hidden, Tumours::Labelled].map(|tumours| PhantomSpec {
+        tumours,
+        spacing_mm: plan.spacing_mm,
+        ..cohort(5, 1, 0).remove(0)
+    });
+    write_cohort(folder.path(), &plan, (&look_alikes(false, 0.0), &specs), &|_| ()).unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let [none, hidden, labelled] = specs.map(|spec| {
+        let case = store.find(&case_id(&spec)).unwrap();
+        let whole = Region {
+            start: [0; 3],
+            size: store.records()[case].grid.shape,
+        };
+        (store.records()[case].clone(), store.read(case, whole).unwrap())
+    });
+    assert_eq!(hidden.1.image, labelled.1.image);
+    assert_ne!(hidden.1.image, none.1.image);
+    assert_eq!(
+        hidden.1.labels,
+        labelled
+            .1
+            .labels
+            .mapv(|id| if id % 2 == 0 { id.saturating_sub(1) } else { id })
+    );
+    assert!(labelled.1.labels.iter().filter(|id| **id == LIVER + 1).count() > 10);
+    assert_eq!(
+        (hidden.0.kind, labelled.0.kind),
+        (CaseKind::Unlabelled, CaseKind::Labelled)
+    );
+    assert_eq!(
+        [&none.0, &hidden.0].map(|record| record.annotation.assumed_tumour_free),
+        [true, false]
+    );
+    assert_eq!(hidden.0.annotation.classes, none.0.annotation.classes);
+}
+
+#[test]
 fn nodules_may_differ_from_their_organ_in_another_way_than_tumours() {
     let spec = PhantomSpec {
-        with_tumours: false,
+        tumours: Tumours::None,
         spacing_mm: [4.0; 3],
         ..cohort(5, 1, 0).remove(0)
     };

@@ -4,14 +4,18 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::{PhantomSettings, PhantomSpec, PhantomVolume, generate_with};
+use super::{PhantomSettings, PhantomSpec, PhantomVolume, Tumours, generate_with};
 use crate::ingest::source_hash;
 use crate::store::{CaseInput, CaseKind, Finished, SourceGeometry, StoreError, StoreWriter};
 use crate::volume::{Affine, Annotation, BACKGROUND, Fingerprint, LabelMap, Plan};
 
 /// Returns the id that a phantom has in a store.
 pub fn case_id(spec: &PhantomSpec) -> String {
-    let kind = if spec.with_tumours { "labelled" } else { "healthy" };
+    let kind = match spec.tumours {
+        Tumours::None => "healthy",
+        Tumours::Hidden => "hidden",
+        Tumours::Labelled => "labelled",
+    };
     format!("phantom-{}-{kind}-{:04}", spec.seed, spec.index)
 }
 
@@ -53,7 +57,8 @@ pub fn write_cohort(
 
 fn case_input(plan: &Plan, volume: PhantomVolume, spec: &PhantomSpec) -> CaseInput {
     let painted = LabelMap::default();
-    let is_searched = |class: &str| spec.with_tumours || !class.ends_with("_tumour");
+    let is_labelled = spec.tumours == Tumours::Labelled;
+    let is_searched = |class: &str| is_labelled || !class.ends_with("_tumour");
     let known = painted
         .iter()
         .filter(|(name, id)| *id != BACKGROUND && plan.labels.id(name).is_ok());
@@ -63,21 +68,26 @@ fn case_input(plan: &Plan, volume: PhantomVolume, spec: &PhantomSpec) -> CaseInp
         .collect();
     let sent: [u8; 256] = std::array::from_fn(|id| {
         let name = painted.name(id as u8).unwrap_or_default();
-        plan.labels.id(name).unwrap_or(BACKGROUND)
+        let seen = if is_labelled {
+            name
+        } else {
+            name.trim_end_matches("_tumour")
+        };
+        plan.labels.id(seen).unwrap_or(BACKGROUND)
     });
     let [depth, height, width] = volume.grid.shape;
     CaseInput {
         id: case_id(spec),
-        kind: if spec.with_tumours {
+        kind: if is_labelled {
             CaseKind::Labelled
         } else {
             CaseKind::Unlabelled
         },
         grid: volume.grid,
-        // No assumption: the generator knows that it painted no tumour, so the pool is free of them.
+        // No assumption where it is true: the phantom's maker knows that it painted no tumour.
         annotation: Annotation {
             classes,
-            assumed_tumour_free: !spec.with_tumours,
+            assumed_tumour_free: spec.tumours == Tumours::None,
         },
         patient: String::new(),
         labels_by: String::new(),
