@@ -119,13 +119,13 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
     let hidden = format!("[experiment]\nhidden = true\narms = {names:?}\n");
     std::fs::write(dir.join("c.toml"), CONFIG.replace("[experiment]\n", &hidden)).unwrap();
     let listed = said(&experiment(dir, &["--list"]));
-    assert!(listed.contains("0 of 10 runs are done"), "{listed}");
+    assert!(listed.contains("0 of 11 runs are done"), "{listed}");
 
     // One arm first: the others are still to do, and the one is not repeated.
     said(&experiment(dir, &["--arms", "real_only"]));
     let first = results(dir);
     let all = said(&experiment(dir, &[]));
-    assert!(all.contains("1 of 10 runs are done"), "{all}");
+    assert!(all.contains("1 of 11 runs are done"), "{all}");
     let document = results(dir);
     assert_eq!(document["arms"]["real_only"], first["arms"]["real_only"]);
     for arm in Arm::ALL {
@@ -137,7 +137,7 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
             arm.name()
         );
     }
-    assert_eq!(document["comparisons"].as_object().unwrap().len(), 12);
+    assert_eq!(document["comparisons"].as_object().unwrap().len(), 13);
     assert!(
         std::fs::read_to_string(dir.join("results/r.md"))
             .unwrap()
@@ -148,7 +148,7 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
             .unwrap()
             .starts_with("<svg xmlns=")
     );
-    assert!(said(&experiment(dir, &[])).contains("10 of 10 runs are done"));
+    assert!(said(&experiment(dir, &[])).contains("11 of 11 runs are done"));
 
     // By this file a record knows that its run went on from a checkpoint.
     let run = dir.join("out/runs/real_only-l4-u0-s0");
@@ -179,7 +179,7 @@ fn arms_are_run_once_and_their_predictions_give_the_scores() {
 
     // The file alone, on another machine, is enough to pass over what is done; another configuration starts anew.
     std::fs::remove_dir_all(dir.join("out")).unwrap();
-    assert!(said(&experiment(dir, &["--list"])).contains("10 of 10 runs are done"));
+    assert!(said(&experiment(dir, &["--list"])).contains("11 of 11 runs are done"));
     std::fs::write(dir.join("c.toml"), CONFIG.replace("ln_sd = 0.1", "ln_sd = 0.2")).unwrap();
     let refused = experiment(dir, &["--list"]);
     let why = String::from_utf8_lossy(&refused.stderr);

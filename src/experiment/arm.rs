@@ -24,6 +24,8 @@ pub enum Arm {
     Analytic,
     /// And the generator's lesions, all of them.
     Generator,
+    /// The same; what else there is of the hosts' organs, more than 6 mm away from the lesion, is *ignore*.
+    Ignoring,
     /// The same, without the tumours that the critic sees in the hosts: there the label is *ignore*.
     Screened,
     /// And those of the generator's lesions that pass the gate; where hosts may hide tumours, without those that the critic sees.
@@ -38,12 +40,13 @@ pub enum Arm {
 
 impl Arm {
     /// Every arm, in the order of tables.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::RealOnly,
         Self::RealAugmented,
         Self::CopyPaste,
         Self::Analytic,
         Self::Generator,
+        Self::Ignoring,
         Self::Screened,
         Self::Gated,
         Self::Published,
@@ -59,6 +62,7 @@ impl Arm {
             Self::CopyPaste => "copy_paste",
             Self::Analytic => "analytic",
             Self::Generator => "generator",
+            Self::Ignoring => "ignoring",
             Self::Screened => "screened",
             Self::Gated => "gated",
             Self::Published => "published",
@@ -74,7 +78,7 @@ impl Arm {
 
     /// Tells whether it needs a critic and a generator.
     pub fn needs_models(self) -> bool {
-        self.is_published() || matches!(self, Self::Generator | Self::Screened | Self::Gated)
+        self.is_published() || matches!(self, Self::Generator | Self::Ignoring | Self::Screened | Self::Gated)
     }
 
     /// Tells whether its lesions are the published generator's.
@@ -85,6 +89,11 @@ impl Arm {
     /// Tells whether some of its lesions are refused.
     pub fn is_gated(self) -> bool {
         matches!(self, Self::Gated | Self::Published)
+    }
+
+    /// Tells whether it is of use only where unlabelled patients may have hidden tumours.
+    pub fn expects_hidden(self) -> bool {
+        matches!(self, Self::Ignoring | Self::Screened)
     }
 
     /// Tells whether it puts tumours into healthy patients.
@@ -104,14 +113,18 @@ impl Arm {
             ]));
         }
         recipe.synthesizer = Some(match self {
-            Self::Generator | Self::Screened | Self::Gated => SynthesizerKind::Conditional,
+            Self::Generator | Self::Ignoring | Self::Screened | Self::Gated => SynthesizerKind::Conditional,
             Self::Published | Self::PublishedUngated => SynthesizerKind::Published,
             Self::CopyPaste => SynthesizerKind::CopyPaste,
             Self::RealOnly | Self::RealAugmented | Self::Analytic | Self::Oracle => SynthesizerKind::Analytic,
         });
         recipe.gate.enabled = self.is_gated();
-        if config.hidden && matches!(self, Self::Screened | Self::Gated) {
-            recipe.unlabelled_negatives = Some(UnlabelledNegatives::Critic);
+        if config.hidden {
+            recipe.unlabelled_negatives = match self {
+                Self::Ignoring => Some(UnlabelledNegatives::Ignore),
+                Self::Screened | Self::Gated => Some(UnlabelledNegatives::Critic),
+                _ => recipe.unlabelled_negatives,
+            };
         }
         if self.is_published() {
             recipe.gate.rule = GateRule::Published;
@@ -230,6 +243,31 @@ mod tests {
         // Fewer: every index asks for a lesion, and there are fewer.
         assert!((mix(0.25)[0] - 0.25).abs() < 1e-12);
         assert_eq!(Hosts::new(Pool::UnlabelledHost, 0.4, 0.0).share, 1.0);
+    }
+
+    #[test]
+    fn what_hidden_tumours_mean_is_the_arms() {
+        let base = Recipe {
+            unlabelled_negatives: Some(UnlabelledNegatives::Trust),
+            ..Recipe::default()
+        };
+        let meaning = |arm: Arm, hidden| {
+            let config = ExperimentConfig {
+                hidden,
+                ..ExperimentConfig::default()
+            };
+            let hosts = Hosts::new(Pool::UnlabelledHost, 0.4, 1.0);
+            arm.recipe(&base, &config, hosts).unlabelled_negatives.unwrap()
+        };
+        for arm in Arm::ALL {
+            let expected = match arm {
+                Arm::Ignoring => UnlabelledNegatives::Ignore,
+                Arm::Screened | Arm::Gated => UnlabelledNegatives::Critic,
+                _ => UnlabelledNegatives::Trust,
+            };
+            assert_eq!(meaning(arm, true), expected, "{}", arm.name());
+            assert_eq!(meaning(arm, false), UnlabelledNegatives::Trust, "{}", arm.name());
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub struct ExperimentConfig {
     /// Unlabelled patients (scanners C and D).
     pub unlabelled: usize,
     /// Whether the unlabelled patients have tumours that nobody labelled: those that the oracle learns from. The arms `screened` and
-    /// `gated` leave out what the critic sees of them, the others take them for healthy tissue.
+    /// `gated` leave out what the critic sees of them, `ignoring` all tissue that may be one; the others take them for healthy tissue.
     pub hidden: bool,
     /// Test patients (scanners C, D and E in turn).
     pub test: usize,
@@ -43,7 +43,7 @@ pub struct ExperimentConfig {
     pub strong: Augmentation,
     /// Stage 2 of the arms `published` and `published_ungated`; its critic is that of the other arms.
     pub published: SynthesizerConfig,
-    /// The arms; `screened` where tumours are hidden.
+    /// The arms; `ignoring` and `screened` only where tumours are hidden.
     pub arms: Vec<Arm>,
     /// Seeds of every arm: 0, 1, ...
     pub seeds: u64,
@@ -70,7 +70,7 @@ impl Default for ExperimentConfig {
                 method: Method::Published,
                 ..SynthesizerConfig::default()
             },
-            arms: Arm::ALL.into_iter().filter(|arm| *arm != Arm::Screened).collect(),
+            arms: Arm::ALL.into_iter().filter(|arm| !arm.expects_hidden()).collect(),
             seeds: 5,
             labelled_counts: vec![4, 8, 16, 32],
             unlabelled_counts: vec![0, 8, 32, 128],
@@ -117,12 +117,12 @@ impl ExperimentConfig {
             "1 to 1000",
             self.seeds.to_string(),
         )?;
-        let screens = self.arms.contains(&Arm::Screened);
+        let careful = self.arms.iter().find(|arm| arm.expects_hidden() && !self.hidden);
         check(
             "arms",
-            self.hidden || !screens,
-            "screened only with hidden = true: else there is nothing to see",
-            "screened".into(),
+            careful.is_none(),
+            "ignoring and screened only with hidden = true",
+            careful.map_or("", |arm| arm.name()).into(),
         )?;
         let method = self.published.method;
         check(
