@@ -285,12 +285,16 @@ fn a_damaged_case_is_named_and_stops_no_other() {
         .filter(|record| record.kind == CaseKind::Labelled);
     let ids: Vec<&str> = labelled.map(|record| record.id.as_str()).collect();
     damage(&store, ids[1]);
-    let damaged = freetumor()
-        .args(["evaluate", "--config", "configs/demo.toml", "--json"])
-        .args(["--store", text(&store)])
-        .args(MODEL)
-        .output()
-        .unwrap();
+    let evaluate = |limit: &[&str]| {
+        freetumor()
+            .args(["evaluate", "--config", "configs/demo.toml", "--json"])
+            .args(["--store", text(&store)])
+            .args(MODEL)
+            .args(limit)
+            .output()
+            .unwrap()
+    };
+    let damaged = evaluate(&[]);
     let said = String::from_utf8_lossy(&damaged.stderr);
     assert!(
         damaged.status.code() == Some(1) && said.contains(&format!("{}: refused: ", ids[1])),
@@ -301,6 +305,22 @@ fn a_damaged_case_is_named_and_stops_no_other() {
         panic!("one case is whole: {left}");
     };
     assert_eq!(scored["case"], ids[0]);
+    assert_eq!(left["left_out"]["refused"], 1);
+    // Nobody comes to the second.
+    let one = evaluate(&["--cases", "1"]);
+    assert!(one.status.success(), "{}", String::from_utf8_lossy(&one.stderr));
+    let one: Value = serde_json::from_slice(&one.stdout).unwrap();
+    assert_eq!(
+        (&one["left_out"]["refused"], &one["left_out"]["beyond_limit"]),
+        (&0.into(), &1.into())
+    );
+    assert_eq!(one["scores"], left["scores"]);
+    assert_eq!(one["evaluated_on"], cases.snapshot().to_string());
+    assert!(
+        one["model"].as_str().unwrap().starts_with("critic "),
+        "{}",
+        one["model"]
+    );
 }
 
 #[test]
@@ -448,6 +468,8 @@ fn scans_are_scored_on_the_grids_of_their_files() {
         panic!("two scans have labels: {scores}");
     };
     assert_eq!(plain["classes"], turned["classes"], "whatever the files' axes");
+    let left_out = serde_json::json!({"trained_on": 0, "unannotated": 0, "beyond_limit": 0, "refused": 1});
+    assert_eq!(scores["left_out"], left_out);
 
     // The same from outside: the file that `predict` writes, against the file of labels, voxel by voxel.
     let out = path("predicted.nii.gz");

@@ -5,14 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
+use serde::Serialize;
 
 use super::device::DeviceArgs;
 use super::models::{Network, Segmenting, WindowArgs, open_store};
 use super::{ConfigArgs, check_folder, say, say_error, say_json};
 use crate::checkpoint::{ModelManifest, Provenance, write_atomically};
 use crate::evaluate::{
-    CaseScore, Comparison, Examination, HeldOut, HeldOutSettings, LesionRates, Predictor, ReportHead, Scored, Slice,
-    Summary, html, score_case,
+    CaseScore, Comparison, Examination, HeldOut, HeldOutSettings, LeftOut, LesionRates, Predictor, ReportHead, Scored,
+    Slice, Summary, html, score_case,
 };
 use crate::ingest::{IngestConfig, LabelledScan, Preset, datalist, labels_on_grid, read_labelled};
 use crate::nn::Network as Net;
@@ -55,6 +56,9 @@ pub(super) struct Args {
     network: Network,
     #[command(flatten)]
     window: WindowArgs,
+    /// Score at most so many cases, instead of `segmentor.held_out.cases`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    cases: Option<u32>,
     /// Write plots, tables and slices as one HTML file that opens without a network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -84,6 +88,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         manifest: &network.manifest,
         settings: HeldOutSettings {
             window: args.window.over(&held_out.window),
+            cases: args.cases.map_or(held_out.cases, |cases| cases as usize),
             ..held_out
         },
         is_illustrated: args.report.is_some(),
@@ -101,30 +106,48 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         scores,
         slices,
         of_what,
-        refused,
+        left_out,
     } = done;
     if scores.cases.is_empty() {
         bail!("no labelled case in {of_what} that the model was not trained on");
     }
+    let model = format!("{} {}", network.manifest.role.name(), network.hash());
     if args.json {
-        say_json(&scores)?
+        say_json(&Document {
+            model: &model,
+            evaluated_on: &of_what,
+            left_out,
+            scores: &scores,
+        })?
     } else {
         print(&scores)
     }
     if let Some(path) = &args.report {
-        let model = format!("{} {}", network.manifest.role.name(), network.hash());
         let head = ReportHead {
             model: &model,
             snapshot: &of_what,
+            left_out,
         };
         let page = html(&head, &scores, &slices);
         write_atomically(path, page.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    Ok(if refused == 0 {
+    Ok(if left_out.refused == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Document<'a> {
+    /// Role and hash of the network.
+    model: &'a str,
+    /// The store's snapshot, or the datalist.
+    evaluated_on: &'a str,
+    left_out: LeftOut,
+    #[serde(flatten)]
+    scores: &'a HeldOut,
 }
 
 /// A network, and how it is scored.
@@ -142,18 +165,23 @@ struct Examined {
     slices: Vec<Slice>,
     /// Snapshot of the store, or the datalist.
     of_what: String,
-    /// Scans that could not be read.
-    refused: usize,
+    left_out: LeftOut,
 }
 
 impl Exam<'_> {
     /// Scores cases one after the other on the store's grid; one that is damaged is reported and stops no other.
     fn of_store(&self, store: &dyn Cases) -> Examined {
-        let unseen = unseen_patients(store, &Provenance::of(&[self.manifest]));
+        let seen = seen_patients(store, &Provenance::of(&[self.manifest]));
+        let unseen: Vec<usize> = (0..seen.len()).filter(|case| !seen[*case]).collect();
         let is_labelled = |case: &&usize| store.records()[**case].kind == CaseKind::Labelled;
-        if unseen.iter().filter(is_labelled).count() > self.settings.cases {
-            say_rest_left_out(self.settings.cases);
-        }
+        let labelled = unseen.iter().filter(is_labelled).count();
+        let mut left_out = LeftOut {
+            trained_on: seen.len() - unseen.len(),
+            unannotated: unseen.len() - labelled,
+            beyond_limit: labelled.saturating_sub(self.settings.cases),
+            refused: 0,
+        };
+        self.say_left_out(left_out);
         let exam = Examination {
             net: &self.net,
             device: &self.device,
@@ -161,12 +189,12 @@ impl Exam<'_> {
             held_out: &unseen,
             settings: &self.settings,
         };
-        let (mut scores, mut slices, mut refused) = (Vec::new(), Vec::new(), 0);
+        let (mut scores, mut slices) = (Vec::new(), Vec::new());
         for &case in unseen.iter().filter(is_labelled).take(self.settings.cases) {
             match score_case(&exam, case, &mut |scored| self.note(scored, &mut slices)) {
                 Ok(score) => scores.push(score),
                 Err(error) => {
-                    refused += 1;
+                    left_out.refused += 1;
                     say_error(&format!("{}: refused: {error}", store.records()[case].id));
                 }
             }
@@ -175,7 +203,7 @@ impl Exam<'_> {
             scores: HeldOut::of(scores, &store.plan().labels, &self.settings),
             slices,
             of_what: store.snapshot().to_string(),
-            refused,
+            left_out,
         }
     }
 
@@ -185,38 +213,35 @@ impl Exam<'_> {
         preset.resolve(plan)?;
         let provenance = Provenance::of(&[self.manifest]);
         let (mut scores, mut slices) = (Vec::new(), Vec::new());
-        let (mut refused, mut seen, mut unannotated) = (0, 0, 0);
+        let mut left_out = LeftOut::default();
         for entry in datalist::read(list)? {
             if scores.len() == self.settings.cases {
-                say_rest_left_out(self.settings.cases);
-                break;
+                left_out.beyond_limit += 1;
+                continue;
             }
             match read_labelled(&entry, (preset, plan), options) {
-                Ok(Some(scan)) if is_seen(&scan.source_hash, &scan.fingerprint, &provenance) => seen += 1,
+                Ok(Some(scan)) if is_seen(&scan.source_hash, &scan.fingerprint, &provenance) => {
+                    left_out.trained_on += 1;
+                }
                 Ok(Some(scan)) if scan.kind == CaseKind::Labelled => {
                     for remark in &scan.planned.remarks {
                         say_error(&format!("{}: warning: {remark}", entry.id));
                     }
                     scores.push(self.score(&entry.id, &scan, &mut slices)?);
                 }
-                Ok(_) => unannotated += 1,
+                Ok(_) => left_out.unannotated += 1,
                 Err(error) => {
-                    refused += 1;
+                    left_out.refused += 1;
                     say_error(&format!("{}: refused: {error}", entry.id));
                 }
             }
         }
-        say_left_out(seen);
-        if unannotated > 0 {
-            say_error(&format!(
-                "{unannotated} scans left out: nobody looked for tumours in them"
-            ));
-        }
+        self.say_left_out(left_out);
         Ok(Examined {
             scores: HeldOut::of(scores, &plan.labels, &self.settings),
             slices,
             of_what: list.display().to_string(),
-            refused,
+            left_out,
         })
     }
 
@@ -250,32 +275,28 @@ impl Exam<'_> {
         Ok(score)
     }
 
+    /// Says what is not scored, apart from what cannot be read, which was said file by file.
+    fn say_left_out(&self, left_out: LeftOut) {
+        let limit = self.settings.cases;
+        let reasons = [
+            (
+                left_out.trained_on,
+                "the model was trained on them, on near-duplicates or on other scans of their patients".to_string(),
+            ),
+            (left_out.unannotated, "nobody looked for tumours in them".into()),
+            (left_out.beyond_limit, format!("at most {limit} are scored (--cases)")),
+        ];
+        for (cases, why) in reasons.iter().filter(|(cases, _)| *cases > 0) {
+            say_error(&format!("{cases} cases left out: {why}"));
+        }
+    }
+
     fn note(&self, scored: &Scored, slices: &mut Vec<Slice>) {
         say_error(&format!("scored {}", scored.score.case));
         if self.is_illustrated && slices.len() < MOST_SLICES {
             let plan = &self.manifest.plan;
             slices.push(Slice::of(scored, &plan.labels, plan.window_hu));
         }
-    }
-}
-
-/// Lists the cases of patients that a model was not trained on, and says how many others there are.
-fn unseen_patients(store: &dyn Cases, provenance: &Provenance) -> Vec<usize> {
-    let seen = seen_patients(store, provenance);
-    let unseen: Vec<usize> = (0..seen.len()).filter(|case| !seen[*case]).collect();
-    say_left_out(seen.len() - unseen.len());
-    unseen
-}
-
-fn say_rest_left_out(cases: usize) {
-    say_error(&format!("held_out.cases = {cases}: the rest is left out"));
-}
-
-fn say_left_out(cases: usize) {
-    if cases > 0 {
-        say_error(&format!(
-            "{cases} cases left out: the model was trained on them, on near-duplicates or on other scans of their patients"
-        ));
     }
 }
 

@@ -25,7 +25,7 @@ pub use dice::{ClassMasks, Overlap, overlap};
 pub use held_out::{Examination, HeldOut, HeldOutSettings, Scored, score_case, score_held_out};
 pub use lesion_level::{LesionCounts, LesionScore, lesion_level};
 pub use plot::{Curve, Row as PlotRow, as_file, curves, plot};
-pub use report::{HD95_VARIANT, ReportHead, html};
+pub use report::{HD95_VARIANT, LeftOut, ReportHead, html};
 pub use slice::Slice;
 pub(crate) use sliding_window::forward;
 pub use sliding_window::{Blending, FlipAxis, Predictor, SlidingWindow, argmax, predict};

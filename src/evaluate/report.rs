@@ -1,5 +1,7 @@
 //! Scores as one HTML file that needs neither a network nor scripts.
 
+use serde::Serialize;
+
 use super::case::ClassMeasures;
 use super::held_out::HeldOut;
 use super::plot::{Row, plot};
@@ -19,8 +21,38 @@ pub const HD95_VARIANT: &str =
 pub struct ReportHead<'a> {
     /// The network's role and hash.
     pub model: &'a str,
-    /// The store's snapshot.
+    /// The store's snapshot, or the datalist.
     pub snapshot: &'a str,
+    /// What was not scored.
+    pub left_out: LeftOut,
+}
+
+/// Cases that were not scored, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// The model was trained on them, on near-duplicates or on other scans of their patients.
+    pub trained_on: usize,
+    /// Nobody looked for tumours in them.
+    pub unannotated: usize,
+    /// More than `held_out.cases`: nobody looked at them.
+    pub beyond_limit: usize,
+    /// They cannot be read.
+    pub refused: usize,
+}
+
+impl LeftOut {
+    /// Says it in words; nothing where every case was scored.
+    fn words(&self) -> Option<String> {
+        let reasons = [
+            (self.trained_on, "trained on"),
+            (self.unannotated, "nobody looked for tumours"),
+            (self.beyond_limit, "more than held_out.cases"),
+            (self.refused, "cannot be read"),
+        ];
+        let said = reasons.iter().filter(|(cases, _)| *cases > 0);
+        let said: Vec<String> = said.map(|(cases, why)| format!("{cases} ({why})")).collect();
+        (!said.is_empty()).then(|| said.join(", "))
+    }
 }
 
 /// Writes scores and pictures as an HTML page.
@@ -49,8 +81,10 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 fn introduction(head: &ReportHead, scores: &HeldOut) -> String {
+    let left_out = head.left_out.words();
+    let left_out = left_out.map_or(String::new(), |words| format!(" Left out: {words}."));
     format!(
-        "<p>{} cases of snapshot {}, predicted by {}.</p>\n<p class=\"note\">Means are over patients, brackets are 95 % bootstrap \
+        "<p>{} cases of snapshot {}, predicted by {}.{left_out}</p>\n<p class=\"note\">Means are over patients, brackets are 95 % bootstrap \
          intervals. A class that is neither there nor predicted has no score and is left out. HD95 is the {HD95_VARIANT}; it \
          is undefined where a mask is empty.</p>\n",
         scores.cases.len(),
@@ -331,12 +365,18 @@ mod tests {
         let head = ReportHead {
             model: "critic",
             snapshot: "1",
+            left_out: LeftOut {
+                trained_on: 3,
+                refused: 1,
+                ..LeftOut::default()
+            },
         };
         let page = html(&head, &held_out, &[slice]);
         assert!(
             page.contains("&lt;script&gt;alert(1)") && !page.contains("<script"),
             "{page}"
         );
+        assert!(page.contains("Left out: 3 (trained on), 1 (cannot be read)."));
         assert!(!page.contains("http:") && !page.contains("https:") && !page.contains("{{"));
         assert!(page.contains("src=\"data:image/png;base64,iVBOR") && page.contains("<svg"));
         // The tumour is missed in one of two cases.
