@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 
 use super::load::{AnyGenerator, load_discriminator, load_generator, load_network};
-use super::{Calibration, CheckpointError, ModelManifest, Realism, Role, check_plan};
+use super::{Calibration, CheckpointError, ModelManifest, Realism, Role, check_plan, check_spacing};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::nn::{CubeSides, Generator, Network, Published, Unet};
@@ -98,7 +98,10 @@ impl Bundle {
                 (manifest.role.name(), &manifest.plan),
             )?;
             check_grid(&critic.manifest, manifest)?;
-            check_cubes(&critic.manifest, manifest)?;
+            let sides = CubeSides::of_manifest(&manifest.cubes);
+            sides.map_or(Ok(()), |sides| {
+                check_cubes(cubes_of(&critic.manifest), (manifest.role.name(), sides))
+            })?;
             manifests.push(manifest);
         }
         let hash = Digest::of_json(&manifests);
@@ -198,6 +201,17 @@ impl Bundle {
         check_plan(("the bundle", &self.plan), ("the store", store))
     }
 
+    /// Refuses to train beside the critic what it could not be loaded with: on voxels of another size, or in cubes of other sides.
+    ///
+    /// # Errors
+    /// [`CheckpointError::PlanMismatch`] names the field.
+    pub fn check_companion(&self, store: &Plan, max_cube: usize) -> Result<(), CheckpointError> {
+        self.check_plan(store)?;
+        check_spacing(("the critic", &self.plan), ("the store", store))?;
+        let cubes = CubeSides::up_to(max_cube);
+        check_cubes(self.cubes, (&format!("max_cube = {max_cube}"), cubes))
+    }
+
     /// Tells whether the models' voxels are the store's, so that nothing needs resampling.
     pub fn has_grid_of(&self, store: &Plan) -> bool {
         self.plan.spacing_mm == store.spacing_mm
@@ -222,17 +236,16 @@ fn cubes_of(critic: &ModelManifest) -> CubeSides {
 }
 
 /// Within a bundle a lesion's cube is one and the same for all: what the generator paints, the others judge.
-fn check_cubes(critic: &ModelManifest, other: &ModelManifest) -> Result<(), CheckpointError> {
-    let (left, right) = (cubes_of(critic), CubeSides::of_manifest(&other.cubes));
-    if right.is_none_or(|right| right == left) {
+fn check_cubes(critic: CubeSides, (name, other): (&str, CubeSides)) -> Result<(), CheckpointError> {
+    if critic == other {
         return Ok(());
     }
     Err(CheckpointError::PlanMismatch {
         field: "cubes",
         left_name: "the critic".into(),
-        left: format!("{:?}", left.all()),
-        right_name: other.role.name().into(),
-        right: format!("{:?}", other.cubes),
+        left: format!("{:?}", critic.all()),
+        right_name: name.into(),
+        right: format!("{:?}", other.all()),
     })
 }
 

@@ -195,6 +195,24 @@ pub fn load_segmentor(folder: &Path, device: &Device) -> Result<Loaded<Network>,
     load_network(folder, Role::Segmentor, device)
 }
 
+/// Checks that two plans have voxels of one size, where what is computed on one is not resampled to the other.
+///
+/// # Errors
+/// [`CheckpointError::PlanMismatch`] names the field.
+pub fn check_spacing(left: (&str, &Plan), right: (&str, &Plan)) -> Result<(), CheckpointError> {
+    let [a, b] = [left.1.spacing_mm, right.1.spacing_mm];
+    if a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-6) {
+        return Ok(());
+    }
+    Err(CheckpointError::PlanMismatch {
+        field: "spacing_mm",
+        left_name: left.0.into(),
+        left: format!("{a:?}"),
+        right_name: right.0.into(),
+        right: format!("{b:?} (ingest at the model's spacing)"),
+    })
+}
+
 /// Checks that two plans agree on labels and window. Grids may differ: residuals are resampled (promise P5).
 ///
 /// # Errors

@@ -14,7 +14,7 @@ pub use architecture::Architecture;
 pub use bundle::{Bundle, InnerCritic, Provenance, inner_folder};
 pub use calibration::{Calibration, CalibrationEntry, Realism, Thresholds};
 pub use import::{ImportRequest, NnunetPlans, PytorchFile, import_pytorch, read_pytorch, source_name};
-pub use load::{Loaded, MAX_WEIGHTS_BYTES, check_plan, load_manifest, load_segmentor};
+pub use load::{Loaded, MAX_WEIGHTS_BYTES, check_plan, check_spacing, load_manifest, load_segmentor};
 pub use manifest::{FORMAT_VERSION, Imported, ModelManifest, Role, Training, WeightsFile};
 pub use network::{collect_network, fill_network};
 pub use save::{Precision, save_model, write_atomically};

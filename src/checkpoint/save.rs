@@ -1,4 +1,5 @@
-//! Writes models so that a crash leaves the old ones: temporary file, fsync, rename; weights first, then the manifest.
+//! Writes models so that nothing half-written is ever loaded: temporary file, fsync, rename; weights first, then the manifest with
+//! their checksum. Killed between the two, a run is resumed and writes both again; until then the folder is refused.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -58,10 +59,25 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Refuses weights that nobody could load, half precision's overflow included, before they replace any.
+fn refuse_not_finite(model: &str, weights: &Weights) -> Result<(), CheckpointError> {
+    let broken = weights.iter().find_map(|(name, weight)| {
+        let value = weight.values.iter().find(|value| !value.is_finite())?;
+        Some((name, value))
+    });
+    broken.map_or(Ok(()), |(name, value)| {
+        Err(CheckpointError::Tensor {
+            name: format!("{model}.{name}"),
+            expected: "finite values in the precision that is stored".into(),
+            got: value.to_string(),
+        })
+    })
+}
+
 /// Writes a model's weights and then its manifest, whose `weights` it fills in and returns.
 ///
 /// # Errors
-/// What the operating system refuses, naming the file.
+/// [`CheckpointError::Tensor`] where a value is not finite; what the operating system refuses, naming the file.
 pub fn save_model(
     folder: &Path,
     mut manifest: ModelManifest,
@@ -69,6 +85,7 @@ pub fn save_model(
     precision: Precision,
 ) -> Result<ModelManifest, CheckpointError> {
     let name = manifest.role.name();
+    refuse_not_finite(name, weights)?;
     let bytes = weights_bytes(weights, precision, &BTreeMap::new());
     manifest.weights = WeightsFile {
         sha256: sha256(&bytes),
@@ -84,6 +101,7 @@ pub fn save_model(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::Weight;
 
     #[test]
     fn a_replaced_file_is_as_readable_as_a_new_one() {
@@ -95,5 +113,28 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
         assert_eq!(mode(&replaced), mode(&new));
         assert_eq!(std::fs::read(&replaced).unwrap(), b"2");
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_replace_nothing() {
+        let infinite = Weights::from([(
+            "head".to_string(),
+            Weight {
+                shape: vec![2],
+                values: vec![1.0, f32::INFINITY],
+            },
+        )]);
+        let said = refuse_not_finite("critic", &infinite).unwrap_err().to_string();
+        assert!(said.contains("critic.head: expected finite values"), "{said}");
+        // What overflows is found after the rounding that is stored.
+        let large = Weights::from([(
+            "head".to_string(),
+            Weight {
+                shape: vec![1],
+                values: vec![1e6],
+            },
+        )]);
+        assert!(refuse_not_finite("critic", &large).is_ok());
+        assert!(refuse_not_finite("critic", &Precision::Half.rounded(large)).is_err());
     }
 }

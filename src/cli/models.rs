@@ -11,7 +11,8 @@ use clap::ValueEnum;
 
 use super::device::Compute;
 use crate::checkpoint::{
-    Bundle, CheckpointError, ModelManifest, Role, check_plan, load_manifest, load_segmentor, write_atomically,
+    Bundle, CheckpointError, ModelManifest, Role, check_plan, check_spacing, load_manifest, load_segmentor,
+    write_atomically,
 };
 use crate::config::Config;
 use crate::digest::Digest;
@@ -118,17 +119,7 @@ impl Segmenting {
     pub(super) fn check_store(&self, store: &Plan) -> Result<(), CheckpointError> {
         let (name, plan) = (self.manifest.role.name(), &self.manifest.plan);
         check_plan((name, plan), ("the store", store))?;
-        let differs = |(a, b): (&f64, &f64)| (a - b).abs() > 1e-6;
-        if !plan.spacing_mm.iter().zip(&store.spacing_mm).any(differs) {
-            return Ok(());
-        }
-        Err(CheckpointError::PlanMismatch {
-            field: "spacing_mm",
-            left_name: name.into(),
-            left: format!("{:?}", plan.spacing_mm),
-            right_name: "the store".into(),
-            right: format!("{:?} (ingest at the model's spacing)", store.spacing_mm),
-        })
+        check_spacing((name, plan), ("the store", store))
     }
 
     /// Returns the hash of the manifest, which holds the weights' checksum: of a critic alone it is its bundle's hash.

@@ -31,7 +31,7 @@ pub fn train_synthesizer(
     config.check()?;
     let critic_manifest = load_manifest(critic_folder, Role::Critic)?;
     let critic = Bundle::load_critic(critic_folder, job.device)?.with_compute_dtype(job.dtype);
-    critic.check_plan(job.cases.plan())?;
+    critic.check_companion(job.cases.plan(), config.max_cube)?;
     let (training, held_out) = config.split.divide(job.cases)?;
     let stage = StageTwo {
         config,

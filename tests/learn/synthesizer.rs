@@ -10,6 +10,7 @@ use freetumor::learn::{
 };
 use freetumor::nn::PublishedConfig;
 use freetumor::volume::SizeClass;
+use serde_json::Value;
 
 use super::{StopAfter, StopAt, critic_config, job, toy, weights};
 
@@ -64,6 +65,37 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
     );
     // Eight labelled and three unlabelled cases were not held out.
     assert_eq!(bundle.provenance.source_hashes.len(), 11);
+}
+
+#[test]
+fn a_critic_of_other_voxels_or_cubes_is_refused_before_the_first_step() {
+    let store = toy::store(10, 4);
+    let [critic, out] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    train_critic(&critic_config(2), &mut job(&store, critic.path(), false, &mut Quiet)).unwrap();
+    let refused = |config: &SynthesizerConfig| {
+        let done = train_synthesizer(config, critic.path(), &mut job(&store, out.path(), false, &mut Quiet));
+        done.unwrap_err().to_string()
+    };
+    let config = SynthesizerConfig {
+        max_cube: 32,
+        ..synthesizer_config(2)
+    };
+    let said = refused(&config);
+    assert!(
+        said.starts_with("plan field cubes: the critic has [16, 16, 16, 16], max_cube = 32 has"),
+        "{said}"
+    );
+    // As an imported critic's may be.
+    let manifest = critic.path().join("critic.json");
+    let mut other: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    other["plan"]["spacing_mm"] = serde_json::json!([1.25, 1.25, 1.25]);
+    std::fs::write(&manifest, other.to_string()).unwrap();
+    let said = refused(&synthesizer_config(2));
+    assert!(
+        said.starts_with("plan field spacing_mm: the critic has [1.25, 1.25, 1.25], the store has"),
+        "{said}"
+    );
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
 }
 
 /// The published stage 2 at toy size: it learns to be recognised, resumes to the same weights, and its generator can be streamed.
