@@ -28,8 +28,10 @@ fn count_one(meta: &PatchMeta) {
     counter!(names::IGNORED_VOXELS_TOTAL, "organ" => organ()).increment(meta.ignored_voxels.into());
     counter!(names::BORDERLINE_TOTAL).increment(meta.borderline.into());
     let is_accepted = meta.outcome == Outcome::Accepted;
-    counter!(names::GATE_REJECTED_TOTAL, "organ" => organ(), "size" => size)
-        .increment(u64::from(meta.attempts).saturating_sub(is_accepted.into()));
+    if let Some(asked) = meta.asked {
+        counter!(names::GATE_REJECTED_TOTAL, "organ" => organ(), "size" => asked.size.name())
+            .increment(asked.refused.into());
+    }
     if meta.outcome == Outcome::Unplaceable {
         counter!(names::UNPLACEABLE_TOTAL, "organ" => organ()).increment(1);
     }

@@ -8,7 +8,7 @@ use super::encoded::Encoded;
 use super::judge::{Trial, judge};
 use super::leak::judges;
 use super::negatives::{Search, SearchError, UnlabelledNegatives, unsearched};
-use super::patch::{GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
+use super::patch::{Asked, GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
 use super::planting::Lesion;
 use super::recipe::Fallback;
 use super::resolve::Prepared;
@@ -371,6 +371,10 @@ impl Maker {
             assemble(&scene, meta)?
         };
         patch.meta.attempts = trials.attempts;
+        patch.meta.asked = recipe.gate.enabled.then(|| Asked {
+            size: draw.size,
+            refused: trials.placed - u32::from(trials.passed),
+        });
         patch.meta.host_suspect = trials.host_suspect;
         patch.meta.borderline = trials.borderline;
         Ok(patch)
@@ -424,6 +428,7 @@ impl Maker {
             borderline: false,
             lesions: Vec::new(),
             failed: None,
+            asked: None,
         }
     }
 

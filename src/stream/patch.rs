@@ -101,6 +101,18 @@ pub struct PatchMeta {
     pub lesions: Vec<LesionMeta>,
     /// Why the patch could not be made; its tensors are then zeros.
     pub failed: Option<String>,
+    /// What was asked of a host, for those who count; not sent.
+    #[serde(skip)]
+    pub asked: Option<Asked>,
+}
+
+/// What was asked of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The size class.
+    pub size: SizeClass,
+    /// Lesions that the gate refused.
+    pub refused: u32,
 }
 
 /// A patch of a stream, on integers; windowing and compression happen at encode.

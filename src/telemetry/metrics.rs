@@ -230,7 +230,7 @@ pub const METRICS: &[Metric] = &[
     Metric::counter(
         GATE_REJECTED_TOTAL,
         &["organ", "size"],
-        "attempts that the gate refused",
+        "lesions that the gate refused, by the size that was asked for",
     ),
     Metric::counter(
         HOST_SUSPECT_TOTAL,

@@ -241,5 +241,6 @@ fn meta(resolved: &Resolved, index: u64) -> PatchMeta {
             discriminator: None,
         }],
         failed: None,
+        asked: None,
     }
 }

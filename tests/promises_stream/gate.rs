@@ -29,6 +29,10 @@ fn p4_what_the_gate_did_is_visible() {
         for patch in read(&streams, &judged(1.0, fallback), &delivery) {
             let meta = &patch.meta;
             assert_eq!((meta.outcome, meta.attempts), (outcome, 3));
+            // Counted by the size that was asked for, also where no lesion is left to tell.
+            let asked = meta.asked.unwrap();
+            assert_eq!(asked.refused, 3);
+            assert!(meta.lesions.iter().all(|lesion| lesion.size == asked.size));
             let has_lesion = fallback == Fallback::Best;
             assert_eq!(meta.lesions.len(), usize::from(has_lesion));
             assert_eq!(patch.image != patch.source, has_lesion);
@@ -56,6 +60,7 @@ fn p4_lesions_have_the_size_and_contrast_that_were_asked_for() {
     };
     for patch in read(&start(2, None), &recipe, &batches(Delivery::default(), 6)) {
         let lesion = &patch.meta.lesions[0];
+        assert!(patch.meta.asked.is_none(), "no gate, nothing refused");
         assert_eq!(SizeClass::of_diameter(lesion.diameter_mm), lesion.size);
         assert_eq!(ContrastBin::of_contrast(lesion.requested_hu), lesion.contrast);
         // The soft edge takes some of the contrast: at least two thirds of it must arrive.

@@ -107,6 +107,7 @@ fn patch(index: u64) -> StreamedPatch {
             borderline: false,
             lesions: Vec::new(),
             failed: None,
+            asked: None,
         },
         source: image.clone(),
         soft_mask: Array3::zeros((16, 16, 16)),

@@ -262,6 +262,7 @@ fn noise(index: u64, side: usize) -> StreamedPatch {
             borderline: false,
             lesions: Vec::new(),
             failed: None,
+            asked: None,
         },
         source: image.clone(),
         image,
