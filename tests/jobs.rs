@@ -323,6 +323,22 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     crowd.batch_size = u32::MAX;
     let said = error("third", crowd);
     assert!(said.starts_with("segmentor.batch_size: expected at most"), "{said}");
+    let mut batch = config(2);
+    batch.batch_size = 65;
+    let said = error("third", batch);
+    assert!(said.starts_with("segmentor.batch_size: expected 1 to 64"), "{said}");
+    let mut unwatched = config(2);
+    unwatched.validation.every = 1;
+    unwatched.split.folds = 1;
+    let said = error("third", unwatched);
+    assert!(said.starts_with("segmentor.validation.every: expected 0"), "{said}");
+    let mut idle = config(2);
+    idle.optimizer.accumulate = 3;
+    let said = error("third", idle);
+    assert!(
+        said.starts_with("segmentor.optimizer.accumulate: expected 1 to 2"),
+        "{said}"
+    );
     assert!(
         host.resume("waits")
             .unwrap_err()

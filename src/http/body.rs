@@ -83,8 +83,8 @@ pub(super) fn parse(body: &[u8], default_recipe: &Recipe) -> Result<StreamReques
             "the request: expected an object with recipe and delivery",
         ));
     };
-    let recipe = overlay("recipe", default_recipe, request.remove("recipe"))?;
-    let delivery = overlay("delivery", &Delivery::default(), request.remove("delivery"))?;
+    let recipe = overlay("recipe", default_recipe, request.remove("recipe"), replace)?;
+    let delivery = overlay("delivery", &Delivery::default(), request.remove("delivery"), replace)?;
     if let Some(unknown) = request.keys().next() {
         let name = shorten(unknown);
         return Err(Problem::field(
@@ -116,8 +116,8 @@ pub(super) fn parse_training(body: &[u8], default: &TrainingConfig) -> Result<(J
     }
     let recipe = given.as_mut().and_then(Value::as_object_mut);
     let recipe = recipe.and_then(|fields| fields.remove("recipe"));
-    let mut config = overlay("segmentor", default, given)?;
-    config.recipe = overlay("segmentor.recipe", &default.recipe, recipe)?;
+    let mut config = overlay("segmentor", default, given, merge)?;
+    config.recipe = overlay("segmentor.recipe", &default.recipe, recipe, replace)?;
     Ok((name, config))
 }
 
@@ -137,11 +137,28 @@ fn json(body: &[u8]) -> Result<Value, Problem> {
     serde_json::from_slice(body).map_err(|error| Problem::new(ProblemKind::Json, error.to_string()))
 }
 
-/// Lays the fields of an object over a default, one level deep: `{"sizes": {...}}` replaces all sizes.
+/// Lays a field over a default as a whole: `{"sizes": {...}}` replaces all sizes.
+fn replace(below: &mut Map<String, Value>, key: String, value: Value) {
+    below.insert(key, value);
+}
+
+/// Lays a field over a default, section by section, as the configuration file does: `{"validation": {"every": 200}}` leaves the
+/// others of that section as they are. A network is one as a whole.
+fn merge(below: &mut Map<String, Value>, key: String, value: Value) {
+    match (below.get_mut(&key), value) {
+        (Some(Value::Object(below)), Value::Object(above)) if key != "network" => {
+            above.into_iter().for_each(|(key, value)| merge(below, key, value));
+        }
+        (_, value) => replace(below, key, value),
+    }
+}
+
+/// Lays the fields of an object over a default, each by `lay`.
 fn overlay<T: Serialize + DeserializeOwned + Clone>(
     part: &str,
     default: &T,
     given: Option<Value>,
+    lay: fn(&mut Map<String, Value>, String, Value),
 ) -> Result<T, Problem> {
     let given = match given {
         None | Some(Value::Null) => return Ok(default.clone()),
@@ -162,7 +179,7 @@ fn overlay<T: Serialize + DeserializeOwned + Clone>(
         if let Err(error) = serde_json::from_value::<T>(alone) {
             return Err(refused_field(part, &key, &error.to_string()));
         }
-        whole.insert(key, value);
+        lay(&mut whole, key, value);
     }
     serde_json::from_value(Value::Object(whole)).map_err(|error| Problem::field(part, format!("{part}: {error}")))
 }
@@ -218,6 +235,9 @@ mod tests {
             ..TrainingConfig::default()
         };
         default.recipe.seed = 5;
+        default.validation.patience = 3;
+        default.split.fold = 2;
+        default.held_out.cases = 7;
         let read = |text: &str| parse_training(text.as_bytes(), &default);
         let text = r#"{"name": "a", "segmentor": {"batch_size": 3, "recipe": {"fallback": "best"}}}"#;
         let (name, config) = read(text).unwrap();
@@ -225,6 +245,13 @@ mod tests {
         assert_eq!((config.steps, config.batch_size, config.recipe.seed), (77, 3, 5));
         assert_eq!(config.recipe.fallback, crate::stream::recipe::Fallback::Best);
         assert_eq!(read(r#"{"name": "a"}"#).unwrap().1, default);
+        // Of a section too.
+        let text =
+            r#"{"name": "a", "segmentor": {"validation": {"every": 200}, "held_out": {"window": {"overlap": 0.25}}}}"#;
+        let (_, config) = read(text).unwrap();
+        let (every, patience) = (config.validation.every, config.validation.patience);
+        assert_eq!((every, patience, config.split.fold), (200, 3, 2));
+        assert_eq!((config.held_out.window.overlap, config.held_out.cases), (0.25, 7));
         for (text, field) in [
             ("[]", ""),
             ("{}", "name"),

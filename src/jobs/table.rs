@@ -135,10 +135,14 @@ impl Jobs {
     pub fn happened(&mut self, name: &JobName, event: Event) {
         if let Some(known) = self.known.get_mut(name) {
             let entry = known.journal.entry(event);
-            if let Err(error) = known.journal.append(&entry) {
-                tracing::error!(%name, %error, event = entry.event.name(), "an event of a training cannot be written down");
-            }
+            let last = known.status.last_event;
+            let written = known.journal.append(&entry);
             known.status.take(&entry);
+            if let Err(error) = written {
+                tracing::error!(%name, %error, event = entry.event.name(), "an event of a training cannot be written down");
+                // Who follows reads the journal, and would wait for ever for what is not there.
+                known.status.last_event = last;
+            }
         }
         gauge!(TRAININGS_QUEUED).set(self.queue.len() as f64);
     }
@@ -182,7 +186,8 @@ mod tests {
         assert_eq!(jobs.known[&name].status.state, JobState::Running);
         let why = "no space left on device".to_owned();
         jobs.happened(&name, Event::Failed { what: why });
-        assert_eq!(jobs.known[&name].status.state, JobState::Failed);
+        let status = &jobs.known[&name].status;
+        assert_eq!((status.state, status.last_event), (JobState::Failed, 0));
         assert_eq!(std::fs::read(&path).unwrap(), b"");
     }
 }

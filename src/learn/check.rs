@@ -106,8 +106,8 @@ impl Section {
         self.check(&key, false, &format!("a class of the plan, one of {known:?}"), class)
     }
 
-    /// Checks an optimizer.
-    pub fn optimizer(&self, key: &str, optimizer: &OptimizerSettings) -> Result<(), LearnError> {
+    /// Checks an optimizer that is to make so many steps.
+    pub fn optimizer(&self, key: &str, optimizer: &OptimizerSettings, steps: u64) -> Result<(), LearnError> {
         let above_zero = |name: &str, value: f64| {
             self.check(
                 &format!("{key}.{name}"),
@@ -135,8 +135,8 @@ impl Section {
         let accumulate = optimizer.accumulate;
         self.check(
             &format!("{key}.accumulate"),
-            (1..=1024).contains(&accumulate),
-            "1 to 1024",
+            (1..=steps.min(1024)).contains(&accumulate),
+            &format!("1 to {}, and no more than steps", steps.min(1024)),
             accumulate,
         )?;
         self.unit(&format!("{key}.final_share"), optimizer.final_share)?;

@@ -120,7 +120,7 @@ impl CriticConfig {
         section.shares("cube_mix", &self.cube_mix)?;
         section.shares("centres", &self.centres)?;
         section.split(&self.split)?;
-        self.validation.check(&section)?;
+        self.validation.check(&section, self.steps)?;
         let inner = self.inner_folds;
         section.check(
             "inner_folds",
@@ -129,7 +129,7 @@ impl CriticConfig {
             inner,
         )?;
         section.unit("loss.balance", self.loss.balance)?;
-        section.optimizer("optimizer", &self.optimizer)?;
+        section.optimizer("optimizer", &self.optimizer, self.steps)?;
         self.look.check(&section)?;
         let sides: Vec<[usize; 3]> = CubeSides::up_to(self.max_cube).all().map(|side| [side; 3]).to_vec();
         // How many classes there are changes nothing about what can be built.
@@ -286,6 +286,8 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     config.check()?;
     Section("critic").tolerance(&config.held_out, job.cases.plan())?;
     let (training, held_out) = config.split.divide(job.cases)?;
+    let held_out_cases = (job.cases, held_out.as_slice());
+    config.validation.check_cases(&Section("critic"), held_out_cases)?;
     let labelled: Vec<usize> = training
         .into_iter()
         .filter(|case| job.cases.records()[*case].kind == CaseKind::Labelled)

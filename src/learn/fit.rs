@@ -371,7 +371,7 @@ fn take_over_best(settings: &FitSettings) -> Result<(), LearnError> {
 
 /// Removes the state of an earlier run, which this one begins again; nothing is left to be resumed by mistake. Returns its
 /// first step.
-fn forget(settings: &FitSettings) -> Result<u64, LearnError> {
+pub(super) fn forget(settings: &FitSettings) -> Result<u64, LearnError> {
     forget_report(settings.out, settings.stage)?;
     remove_if_there(&settings.state_path())?;
     Ok(0)

@@ -9,7 +9,7 @@ use super::augment::SlabMix;
 use super::check::Section;
 use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{normalise, stack};
-use super::fit::{FitSettings, Job, Metrics, Trainee, fit};
+use super::fit::{FitSettings, Job, Metrics, Trainee, fit, forget};
 use super::held_out::{dice_metrics, held_out_scores};
 use super::learner::{Course, Learner};
 use super::models::{training_of, write_report};
@@ -28,7 +28,7 @@ use crate::store::Cases;
 use crate::stream::delivery::{Delivery, Priority};
 use crate::stream::patch::{Outcome, StreamedPatch};
 use crate::stream::recipe::{Recipe, Selection};
-use crate::stream::{PatchService, PatchStream, Resolved, held_out_cases};
+use crate::stream::{PatchService, PatchStream, Resolved, StreamError, check_delivery, held_out_cases};
 use crate::volume::{ClassSet, Plan};
 
 /// The most voxels of a step: 128 patches of 128^3. What a device can hold is less, and depends on the network.
@@ -257,10 +257,10 @@ impl SegmentorConfig {
         section.count("checkpoint_every", self.checkpoint_every)?;
         section.unit("slab_mix", self.slab_mix)?;
         section.split(&self.split)?;
-        self.validation.check(&section)?;
+        self.validation.check(&section, self.steps)?;
         self.steering.check(&section, self.validation.every)?;
         section.unit("loss.balance", self.loss.balance)?;
-        section.optimizer("optimizer", &self.optimizer)?;
+        section.optimizer("optimizer", &self.optimizer, self.steps)?;
         section.held_out(&self.held_out, self.widths.len())?;
         self.recipe.validate().map_err(|error| LearnError::Config {
             key: format!("segmentor.recipe.{}", error.field),
@@ -325,6 +325,19 @@ impl Setup {
         );
         section.check("batch_size", batch <= most, &expected, batch)?;
         let (training, held_out) = cases_of(cases, &recipe.recipe.select);
+        config.validation.check_cases(&section, (cases, &held_out))?;
+        let delivery = Delivery {
+            batch_size: config.batch_size,
+            ..Delivery::default()
+        };
+        check_delivery(&recipe, &delivery).map_err(|error| match error {
+            StreamError::Delivery { field, expected, got } => LearnError::Config {
+                key: format!("segmentor.{field}"),
+                expected,
+                got,
+            },
+            other => other.into(),
+        })?;
         Ok(Self {
             recipe,
             architecture,
@@ -363,6 +376,19 @@ pub fn train_segmentor(
         held_out,
     } = Setup::new(config, service, job.cases)?;
     let plan = service.plan().clone();
+    let settings = FitSettings {
+        stage: "segmentor",
+        steps: config.steps,
+        checkpoint_every: config.checkpoint_every,
+        identity: Digest::of_json(&("segmentor", config, recipe.cursor(0), job.dtype)),
+        out: job.out,
+        resume: job.resume,
+        validation: &config.validation,
+    };
+    if !job.resume {
+        // Before the mixes that its steps were made with.
+        forget(&settings)?;
+    }
     let mut trainee = SegmentorTrainee {
         config,
         service,
@@ -376,15 +402,6 @@ pub fn train_segmentor(
             &config.course(),
             Validator::new(job, &held_out, (&config.held_out, config.validation.cases)),
         ),
-    };
-    let settings = FitSettings {
-        stage: "segmentor",
-        steps: config.steps,
-        checkpoint_every: config.checkpoint_every,
-        identity: Digest::of_json(&("segmentor", config, recipe.cursor(0), job.dtype)),
-        out: job.out,
-        resume: job.resume,
-        validation: &config.validation,
     };
     let fitted = fit(&mut trainee, &settings, job.progress)?;
     let mixes = trainee.steering.mixes().to_vec();

@@ -5,7 +5,6 @@
 //! run is still a function of what is on the disk (promise P1), and a run that is resumed uses the mixes that it used before.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use metrics::gauge;
@@ -13,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LearnError;
 use super::check::Section;
+use crate::checkpoint::write_atomically;
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, LesionCounts};
 use crate::stream::recipe::Recipe;
@@ -205,14 +205,9 @@ impl Steering {
 
     /// Writes every mix, the new one last: on the disk before this returns.
     fn write(&self) -> Result<(), LearnError> {
-        let mut file = tempfile::NamedTempFile::new_in(self.path.parent().unwrap_or(Path::new(".")))?;
-        for mix in &self.mixes {
-            let line = serde_json::to_string(mix).expect("finite numbers are representable in JSON");
-            writeln!(file, "{line}")?;
-        }
-        file.as_file().sync_all()?;
-        file.persist(&self.path).map_err(|error| error.error)?;
-        Ok(())
+        let line = |mix: &Mix| serde_json::to_string(mix).expect("finite numbers are representable in JSON") + "\n";
+        let lines: String = self.mixes.iter().map(line).collect();
+        Ok(write_atomically(&self.path, lines.as_bytes())?)
     }
 }
 

@@ -265,8 +265,8 @@ impl SynthesizerConfig {
         section.count("held_out_lesions", self.held_out_lesions as u64)?;
         section.shares("cube_mix", &self.cube_mix)?;
         section.split(&self.split)?;
-        section.optimizer("optimizer", &self.optimizer)?;
-        section.optimizer("discriminator_optimizer", &self.discriminator_optimizer)?;
+        section.optimizer("optimizer", &self.optimizer, self.steps)?;
+        section.optimizer("discriminator_optimizer", &self.discriminator_optimizer, self.steps)?;
         section.unit("broad_contrast", self.broad_contrast)?;
         section.unit("recall_margin", self.recall_margin)?;
         section.check(

@@ -10,7 +10,7 @@ use super::{Job, LearnError};
 use crate::checkpoint::{Weight, Weights};
 use crate::evaluate::{Examination, HeldOut, HeldOutSettings, score_held_out};
 use crate::nn::VoxelClassifier;
-use crate::store::Cases;
+use crate::store::{CaseKind, Cases};
 
 /// How a run is watched on held-out cases.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,11 +49,24 @@ impl Default for ValidationSettings {
 }
 
 impl ValidationSettings {
-    pub(super) fn check(&self, section: &Section) -> Result<(), LearnError> {
+    pub(super) fn check(&self, section: &Section, steps: u64) -> Result<(), LearnError> {
         section.count("validation.cases", self.cases as u64)?;
-        let needs = self.every > 0 || (self.patience == 0 && self.keep == Keep::Last);
-        let expected = "above 0 where patience or keep = \"best\" ask for scores";
-        section.check("validation.every", needs, expected, self.every)
+        let needed = self.patience > 0 || self.keep == Keep::Best;
+        let expected = format!("1 to steps = {steps} where patience or keep = \"best\" ask for scores");
+        let ok = !needed || (1..=steps).contains(&self.every);
+        section.check("validation.every", ok, &expected, self.every)
+    }
+
+    /// Refuses to ask for scores where there is no case to be scored.
+    pub(super) fn check_cases(
+        &self,
+        section: &Section,
+        (cases, held_out): (&dyn Cases, &[usize]),
+    ) -> Result<(), LearnError> {
+        let is_labelled = |case: &usize| cases.records()[*case].kind == CaseKind::Labelled;
+        let ok = self.every == 0 || held_out.iter().any(is_labelled);
+        let expected = "0, because no case with labelled tumours is held out";
+        section.check("validation.every", ok, expected, self.every)
     }
 }
 
@@ -196,10 +209,17 @@ mod tests {
                 keep,
                 ..ValidationSettings::default()
             };
-            settings.check(&Section("critic"))
+            settings.check(&Section("critic"), 10)
         };
-        assert!(check(0, 0, Keep::Last).is_ok() && check(10, 3, Keep::Best).is_ok());
-        for refused in [check(0, 3, Keep::Last), check(0, 0, Keep::Best)] {
+        assert!(
+            check(0, 0, Keep::Last).is_ok() && check(10, 3, Keep::Best).is_ok() && check(11, 0, Keep::Last).is_ok()
+        );
+        // After the last step nobody would look at a score.
+        for refused in [
+            check(0, 3, Keep::Last),
+            check(0, 0, Keep::Best),
+            check(11, 0, Keep::Best),
+        ] {
             assert!(refused.unwrap_err().to_string().contains("critic.validation.every"));
         }
     }

@@ -222,7 +222,10 @@ fn a_watched_run_keeps_the_best_weights_ends_early_and_resumes_to_the_same() {
         &mut job(&store, tempfile::tempdir().unwrap().path(), false, &mut Quiet),
     )
     .unwrap_err();
-    assert!(error.to_string().contains("no case is held out"), "{error}");
+    assert!(
+        error.to_string().contains("no case with labelled tumours is held out"),
+        "{error}"
+    );
 }
 
 #[test]
