@@ -40,10 +40,7 @@ impl Warp {
         if !warped {
             return None;
         }
-        let turn = rotation(angles);
-        let matrix = std::array::from_fn(|row| {
-            std::array::from_fn(|column| turn[row][column] / zoom * spacing_mm[column] / spacing_mm[row])
-        });
+        let matrix = matrix(angles, zoom, spacing_mm);
         let control = (settings.elastic_mm > 0.0).then(|| Control::draw(settings.elastic_mm, patch, spacing_mm, rng));
         let reach = control.as_ref().map_or([0.0; 3], Control::reach);
         Some(Self {
@@ -52,6 +49,22 @@ impl Warp {
             margin: margin(patch, &matrix, reach),
             elastic: control.map(|control| control.field(patch, spacing_mm)),
         })
+    }
+
+    /// Returns the voxels of the largest box that settings let a warp read: of all rotations to the ends and half-way, at the
+    /// strongest zoom, with the longest elastic reach. Where voxels are long along one axis it is much larger than the patch.
+    pub fn most_read(settings: &Augmentation, patch: Shape, spacing_mm: [f64; 3]) -> u64 {
+        let ends = [-1.0, -0.5, 0.0, 0.5, 1.0].map(|share| share * settings.rotation_deg.to_radians());
+        let is_elastic = settings.elastic_mm > 0.0;
+        let reach = spacing_mm.map(|mm| if is_elastic { INJECTIVE * CONTROL_MM / mm } else { 0.0 });
+        let voxels = |angles: [f64; 3]| {
+            let margin = margin(patch, &matrix(angles, 1.0 / settings.zoom, spacing_mm), reach);
+            let sides = patch.iter().zip(margin);
+            sides.map(|(side, margin)| (side + 2 * margin) as u64).product::<u64>()
+        };
+        let pairs = ends.iter().flat_map(|z| ends.iter().map(move |y| [*z, *y]));
+        let all = pairs.flat_map(|[z, y]| ends.map(|x| [z, y, x]));
+        all.map(voxels).max().unwrap_or(0)
     }
 
     /// Returns how many voxels beyond the patch must be read on every side.
@@ -151,6 +164,14 @@ impl FromRounded for u8 {
     fn from_rounded(value: f32) -> Self {
         value.round_ties_even() as Self
     }
+}
+
+/// Returns what takes offsets in a warped patch to offsets in the old grid, both in voxels.
+fn matrix(angles: [f64; 3], zoom: f64, spacing_mm: [f64; 3]) -> [[f64; 3]; 3] {
+    let turn = rotation(angles);
+    std::array::from_fn(|row| {
+        std::array::from_fn(|column| turn[row][column] / zoom * spacing_mm[column] / spacing_mm[row])
+    })
 }
 
 /// Returns the rotation about z, then y, then x, in (z, y, x) coordinates.
@@ -320,6 +341,29 @@ mod tests {
                     .iter()
                     .all(|s| (s - scale[0]).abs() < 1e-9 && (1.0 / 1.4..=1.4).contains(s))
             );
+        }
+    }
+
+    #[test]
+    fn no_warp_reads_more_than_the_largest_box() {
+        let settings = Augmentation {
+            warp: 1.0,
+            rotation_deg: 30.0,
+            zoom: 1.4,
+            elastic_mm: 4.0,
+            ..Augmentation::default()
+        };
+        for spacing_mm in [[1.5; 3], [5.0, 0.8, 0.8]] {
+            let most = Warp::most_read(&settings, PATCH, spacing_mm);
+            let read = (0..300).map(|seed| {
+                let mut rng = Rng::keyed(seed, 0, 0, Purpose::Test);
+                let warp = Warp::draw(&settings, PATCH, spacing_mm, &mut rng).unwrap();
+                let sides = PATCH.iter().zip(warp.margin());
+                sides.map(|(side, margin)| (side + 2 * margin) as u64).product::<u64>()
+            });
+            let largest = read.max().unwrap();
+            // Chance comes near it: the bound is no idle one.
+            assert!(largest <= most && largest * 4 > most, "{largest} {most}");
         }
     }
 

@@ -231,7 +231,7 @@ impl Recipe {
         check("augment.zoom", (1.0..=1.4).contains(&warp.zoom), "1 to 1.4", warp.zoom)?;
         let elastic = warp.elastic_mm;
         check("augment.elastic_mm", (0.0..=6.0).contains(&elastic), "0 to 6", elastic)?;
-        // The box that a warp reads is up to 2.5 times as long as the patch.
+        // The box that a warp reads is larger still, see `resolve`.
         let fits = |patch: Shape| warp.warp == 0.0 || patch.iter().all(|side| *side <= MAX_WARPED_SIDE);
         let expected = format!("at most {MAX_WARPED_SIDE} voxels a side where augment.warp is above 0");
         self.patch

@@ -12,10 +12,10 @@ use crate::checkpoint::Bundle;
 use crate::digest::Digest;
 use crate::kernel;
 use crate::nn::CubeSides;
-use crate::sampler::{Mix, Pool, Schedule};
+use crate::sampler::{Mix, Pool, Schedule, Warp};
 use crate::store::{CaseKind, Cases};
 use crate::synth::{GateRule, SynthesizerKind};
-use crate::volume::{Organ, SizeClass};
+use crate::volume::{Organ, Plan, SizeClass};
 
 /// The most visits of a round (128 MiB): 100,000 cases, 41 times each.
 const MAX_ROUND_VISITS: usize = 1 << 22;
@@ -35,11 +35,31 @@ pub(super) struct Prepared {
     pub(super) real_cases: BTreeMap<u8, Vec<usize>>,
 }
 
+/// The most voxels that one warped patch may read. Without a warp the largest patch has 57 million.
+const MAX_WARP_READ: u64 = 96 << 20;
+
 fn infeasible<T>(field: &'static str, what: impl Into<String>) -> Result<T, StreamError> {
     Err(StreamError::Infeasible {
         field,
         what: what.into(),
     })
+}
+
+/// Bounds what a warped patch reads, which each thread that prepares patches holds some ten bytes a voxel of (promise P3).
+fn check_warp(recipe: &Recipe, plan: &Plan) -> Result<(), StreamError> {
+    let patch = recipe.patch(plan);
+    let most = Warp::most_read(&recipe.augment, patch, plan.spacing_mm);
+    if recipe.augment.warp == 0.0 || most <= MAX_WARP_READ {
+        return Ok(());
+    }
+    let mm = plan.spacing_mm;
+    infeasible(
+        "augment.warp",
+        format!(
+            "a warped patch of {patch:?} voxels of {mm:?} mm reads up to {most} voxels, and {MAX_WARP_READ} are allowed; ask for a \
+             smaller patch, or less rotation_deg or zoom"
+        ),
+    )
 }
 
 /// Resolves a recipe; on a resolved one it changes nothing.
@@ -61,6 +81,7 @@ pub(super) fn resolve(
     recipe.patch = Some(recipe.patch(plan));
     // Limits of the patch hold for the plan's as well.
     recipe.validate()?;
+    check_warp(&recipe, plan)?;
     let models = needed_models(bundle, &recipe);
     let models_mm = models.map_or(plan.spacing_mm, |bundle| bundle.plan.spacing_mm);
     let cubes = models.map_or_else(CubeSides::default, |bundle| bundle.cubes);
@@ -395,6 +416,38 @@ fn real_cases(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampler::Augmentation;
+
+    #[test]
+    fn a_warp_that_reads_too_much_is_refused_by_what_it_would_read() {
+        let recipe = Recipe {
+            patch: Some([192; 3]),
+            augment: Augmentation {
+                warp: 1.0,
+                rotation_deg: 30.0,
+                zoom: 1.4,
+                elastic_mm: 0.0,
+                ..Augmentation::default()
+            },
+            ..Recipe::default()
+        };
+        let of = |recipe: &Recipe, spacing_mm| {
+            let plan = Plan {
+                spacing_mm,
+                ..Plan::default()
+            };
+            check_warp(recipe, &plan)
+        };
+        of(&recipe, [1.5; 3]).unwrap();
+        let said = of(&recipe, [5.0, 0.8, 0.8]).unwrap_err().to_string();
+        assert!(
+            said.contains("augment.warp") && said.contains("and 100663296 are allowed"),
+            "{said}"
+        );
+        let mut still = recipe;
+        still.augment.warp = 0.0;
+        of(&still, [5.0, 0.8, 0.8]).unwrap();
+    }
 
     #[test]
     fn a_round_that_does_not_fit_is_refused() {
