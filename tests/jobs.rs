@@ -358,6 +358,13 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     host.remove("third").unwrap();
     assert!(!folder.path().join("jobs/third").exists());
     assert!(matches!(host.get("third"), Err(JobError::Unknown(_))));
+    // What somebody left there would be taken for the training's own.
+    std::fs::create_dir(folder.path().join("jobs/foreign")).unwrap();
+    let said = error("foreign", config(2));
+    assert!(
+        said.contains("jobs/foreign") && said.contains("is there already"),
+        "{said}"
+    );
     host.submit(name("fourth"), config(2)).unwrap();
     host.stop("fourth").unwrap();
 
@@ -368,7 +375,12 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     assert!(matches!(closed, JobError::Stopping), "{closed}");
     drop(host);
 
-    // Stopped jobs stay stopped; a damaged one is named, and nothing starts.
+    // A removal that was cut off is carried out. Stopped jobs stay stopped; a damaged one is named, and nothing starts.
+    let cut_off = folder.path().join("jobs/.removed-third");
+    std::fs::create_dir(&cut_off).unwrap();
+    std::fs::write(cut_off.join("events.jsonl"), "").unwrap();
+    drop(start(folder.path(), limits.clone()).unwrap());
+    assert!(!cut_off.exists());
     std::fs::write(folder.path().join("jobs/waits/job.json"), "{}").unwrap();
     let damaged = start(folder.path(), limits).err().unwrap().to_string();
     assert!(damaged.contains("waits/job.json"), "{damaged}");

@@ -1,6 +1,7 @@
 //! Takes jobs, runs one at a time on a thread of its own, and lets others look at them.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use metrics::gauge;
 use serde::{Deserialize, Serialize};
 
 use super::run::run;
-use super::table::{Jobs, Known, events_path};
+use super::table::{Jobs, Known, REMOVED, events_path};
 use super::{Event, Follower, JobError, JobName, JobRecord, JobState, JobStatus};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
@@ -18,6 +19,9 @@ use crate::learn::{LearnError, SegmentorConfig, check_segmentor};
 use crate::store::Cases;
 use crate::stream::{PatchService, Weights};
 use crate::telemetry::metrics::TRAININGS_RUNNING;
+
+/// The file that tells other servers to keep away; no job's name begins with a dot.
+const LOCK: &str = ".lock";
 
 /// How many jobs there may be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,7 +154,7 @@ impl TrainingHost {
         let mut jobs = self.lock();
         jobs.admit(&record.name, &self.parts.config)?;
         let folder = self.folder(&record.name);
-        fs_err::create_dir_all(&folder)?;
+        make_folder(&folder)?;
         let status = match jobs.enter(record, &folder, &self.parts) {
             Ok(status) => status,
             Err(error) => {
@@ -256,8 +260,11 @@ impl TrainingHost {
             let what = "only one that is neither queued nor running can be removed";
             return Err(JobError::State { name, state, what });
         }
-        fs_err::remove_dir_all(self.folder(&name))?;
+        // Cut off in between, nothing of it is taken for a training, or becomes part of one of the same name.
+        let removed = self.parts.root.join(format!("{REMOVED}{name}"));
+        fs_err::rename(self.folder(&name), &removed)?;
         jobs.known.remove(&name);
+        fs_err::remove_dir_all(removed)?;
         drop(jobs);
         self.jobs.1.notify_all();
         Ok(())
@@ -355,7 +362,7 @@ const FILES: [&str; 7] = [
 
 /// Takes the folder for this process.
 fn lock(parts: &TrainingParts) -> Result<fs_err::File, JobError> {
-    let path = parts.root.join("lock");
+    let path = parts.root.join(LOCK);
     let file = fs_err::OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -368,6 +375,17 @@ fn lock(parts: &TrainingParts) -> Result<fs_err::File, JobError> {
             what: "another server has this folder of jobs; give each its own".into(),
         }),
         Err(std::fs::TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+/// Makes a job's folder, which must be new: what lies in another might be taken for the job's own.
+fn make_folder(folder: &Path) -> Result<(), JobError> {
+    match fs_err::create_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(JobError::File {
+            path: folder.into(),
+            what: "is there already, and is no training's; choose another name, or remove it".into(),
+        }),
+        made => Ok(made?),
     }
 }
 

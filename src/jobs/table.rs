@@ -11,6 +11,9 @@ use super::journal::Journal;
 use super::{Event, JobError, JobName, JobRecord, JobState, JobStatus, JobsConfig, TrainingParts};
 use crate::telemetry::metrics::TRAININGS_QUEUED;
 
+/// What the folder of a job is called, before its name, while it is removed.
+pub(super) const REMOVED: &str = ".removed-";
+
 /// A job, and the end of its journal.
 pub(super) struct Known {
     pub record: Arc<JobRecord>,
@@ -36,6 +39,11 @@ impl Jobs {
         for entry in fs_err::read_dir(&parts.root)? {
             let entry = entry?;
             if !entry.file_type()?.is_dir() {
+                continue;
+            }
+            if entry.file_name().to_string_lossy().starts_with(REMOVED) {
+                // Its removal was cut off.
+                fs_err::remove_dir_all(entry.path())?;
                 continue;
             }
             let Some(record) = JobRecord::read(&entry.path())? else {
