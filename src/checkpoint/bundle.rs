@@ -189,7 +189,24 @@ impl Bundle {
 
     /// Returns the class of results that are equal bit for bit, see [`ComputeDtype::numerics`].
     pub fn numerics(&self) -> String {
-        self.critic.compute_dtype().numerics(&self.device())
+        self.compute_dtype().numerics(&self.device())
+    }
+
+    /// Returns the least precise of what its networks compute in: some know single precision alone, whatever the others do.
+    fn compute_dtype(&self) -> ComputeDtype {
+        let critics = self.inner.iter().map(|inner| inner.critic.compute_dtype());
+        let others = [
+            Some(self.critic.compute_dtype()),
+            self.generator.as_ref().map(Generator::compute_dtype),
+            self.published.as_ref().map(Published::compute_dtype),
+            self.discriminator.as_ref().map(Unet::compute_dtype),
+        ];
+        let mut all = critics.chain(others.into_iter().flatten());
+        if all.any(|dtype| dtype == ComputeDtype::Bf16) {
+            ComputeDtype::Bf16
+        } else {
+            ComputeDtype::F32
+        }
     }
 
     /// Checks that the models may work on a store.

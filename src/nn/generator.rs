@@ -53,6 +53,11 @@ impl Generator {
         }
     }
 
+    /// Returns what it computes in.
+    pub fn compute_dtype(&self) -> ComputeDtype {
+        self.body.compute_dtype()
+    }
+
     /// Returns the residual in HU.
     ///
     /// # Shape

@@ -261,6 +261,11 @@ impl Published {
         Self { dtype, ..self }
     }
 
+    /// Returns what it computes in.
+    pub fn compute_dtype(&self) -> ComputeDtype {
+        self.dtype
+    }
+
     /// # Shape
     /// x `[B, in, D, H, W]` (sizes divisible by 8) -> `[B, out, D, H, W]`.
     pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {

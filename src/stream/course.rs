@@ -133,7 +133,8 @@ impl Course {
         if let Some(next) = self.next.filter(|_| step >= self.steps) {
             return next;
         }
-        (self.from + step * self.world * self.batch).min(self.end)
+        let past = step.saturating_mul(self.world * self.batch);
+        self.from.saturating_add(past).min(self.end)
     }
 
     /// Returns a step's position in the run.

@@ -1,5 +1,6 @@
 //! Makes one patch: schedule, lesion, synthesis, gate, retries, fallback.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use ndarray::Array3;
@@ -16,6 +17,7 @@ use super::scene::{Painted, Scene, assemble, crop_around, draw_warp, read_box};
 use super::stats::{StreamStats, Tally};
 use super::{StreamError, delivery::OnFailed};
 use crate::checkpoint::Bundle;
+use crate::panic::panic_text;
 use crate::rng::{Purpose, Rng};
 use crate::sampler::{Centre, Draw, Pool, draw_contrast_hu};
 use crate::store::{Cases, StoreError};
@@ -80,6 +82,8 @@ enum MakeError {
     Synth(#[from] SynthError),
     #[error(transparent)]
     Stream(#[from] StreamError),
+    #[error("internal error: {0}")]
+    Panic(String),
 }
 
 impl From<SearchError> for MakeError {
@@ -95,10 +99,13 @@ impl Maker {
     /// Makes a patch; what cannot be made is an error or an item marked failed, as the client chose.
     pub(super) fn make(&self, order: &PatchOrder) -> Result<StreamedPatch, StreamError> {
         let draw = order.prepared.schedule.draw(order.index);
-        let made = match draw.pool {
+        let make = || match draw.pool {
             Pool::LabelledReal => self.real(order, &draw, draw.case, draw.centre, Outcome::Real),
             Pool::LabelledHost | Pool::UnlabelledHost => self.host(order, &draw),
         };
+        // A fault of ours is one patch's too, and whoever skips what fails goes on.
+        let made = catch_unwind(AssertUnwindSafe(make));
+        let made = made.unwrap_or_else(|panic| Err(MakeError::Panic(panic_text(&*panic))));
         if order.cancelled.is_set() {
             // Nobody waits: neither made nor failed.
             return Err(StreamError::Stopped);
@@ -127,7 +134,7 @@ impl Maker {
         match error {
             MakeError::Synth(SynthError::Ended) => true,
             MakeError::Synth(_) => is_gone(),
-            MakeError::Store(_) | MakeError::Stream(_) => false,
+            MakeError::Store(_) | MakeError::Stream(_) | MakeError::Panic(_) => false,
         }
     }
 

@@ -56,24 +56,21 @@ pub(super) fn sent_annotation(record: &CaseRecord) -> Annotation {
     }
 }
 
-/// Turns the organs' healthy tissue into *ignore*, except near the lesion; returns the number of voxels.
-pub(super) fn ignore_tissue(label: &mut Array3<u8>, organs: &[Organ], near: Option<&Array3<bool>>) -> u32 {
+/// Turns the organs' healthy tissue into *ignore*, except near the lesion.
+pub(super) fn ignore_tissue(label: &mut Array3<u8>, organs: &[Organ], near: Option<&Array3<bool>>) {
     let tissue = organs.iter().fold(ClassSet::default(), |mut set, organ| {
         set.insert(organ.id);
         set
     });
-    let mut ignored = 0;
-    let mut ignore = |id: &mut u8, near: bool| {
+    let ignore = |id: &mut u8, near: bool| {
         if !near && tissue.contains(*id) {
             *id = IGNORE;
-            ignored += 1;
         }
     };
     match near {
         Some(near) => Zip::from(label).and(near).for_each(|id, near| ignore(id, *near)),
         None => label.iter_mut().for_each(|id| ignore(id, false)),
     }
-    ignored
 }
 
 /// Marks the voxels of a patch that lie on a lesion or within [`RIM_MM`] of it.
@@ -89,21 +86,18 @@ pub(super) fn near_lesion(painted: &Painted, patch: Region, spacing_mm: [f64; 3]
     near
 }
 
-/// Turns suspect voxels and those that touch them into *ignore*, but never a tumour's; returns the number of voxels.
-pub(super) fn ignore_suspects(label: &mut Array3<u8>, suspects: &Array3<u8>, labels: &LabelMap) -> u32 {
+/// Turns suspect voxels and those that touch them into *ignore*, but never a tumour's.
+pub(super) fn ignore_suspects(label: &mut Array3<u8>, suspects: &Array3<u8>, labels: &LabelMap) {
     if suspects.iter().all(|suspect| *suspect == 0) {
-        return 0;
+        return;
     }
     let mut keep = ClassSet::default();
     labels.organs().iter().for_each(|organ| keep.insert(organ.tumour_id));
-    let mut ignored = 0;
     Zip::from(label).and(&dilate_voxel(suspects)).for_each(|id, suspect| {
         if *suspect && *id < Undecided::FIRST && !keep.contains(*id) {
             *id = IGNORE;
-            ignored += 1;
         }
     });
-    ignored
 }
 
 /// A patch of a host that the critic is to look at.
@@ -249,9 +243,9 @@ mod tests {
         let organs = [LabelMap::default().organ("liver").unwrap()];
         let near = row(&[1, 1, 0, 0, 0, 0]).mapv(|near| near == 1);
         let mut label = row(&[2, 1, 1, 0, 3, 255]);
-        assert_eq!(ignore_tissue(&mut label, &organs, Some(&near)), 1);
+        ignore_tissue(&mut label, &organs, Some(&near));
         assert_eq!(label, row(&[2, 1, 255, 0, 3, 255]));
-        assert_eq!(ignore_tissue(&mut label, &organs, None), 1);
+        ignore_tissue(&mut label, &organs, None);
         assert_eq!(label, row(&[2, 255, 255, 0, 3, 255]));
     }
 
@@ -260,8 +254,10 @@ mod tests {
         let labels = LabelMap::default();
         let suspects = row(&[0, 0, 1, 0, 0, 0, 1]);
         let mut label = row(&[1, 1, 1, 2, 1, 255, 0]);
-        assert_eq!(ignore_suspects(&mut label, &suspects, &labels), 3);
+        ignore_suspects(&mut label, &suspects, &labels);
         assert_eq!(label, row(&[1, 255, 255, 2, 1, 255, 255]));
-        assert_eq!(ignore_suspects(&mut label, &row(&[0; 7]), &labels), 0);
+        let before = label.clone();
+        ignore_suspects(&mut label, &row(&[0; 7]), &labels);
+        assert_eq!(label, before);
     }
 }

@@ -1,6 +1,6 @@
 //! Puts a patch together: crop, lesion, labels on the wire, augmentation.
 
-use ndarray::{Array3, Zip, s};
+use ndarray::{Array3, Slice, Zip, s};
 
 use super::StreamError;
 use super::encoded::Encoded;
@@ -139,20 +139,33 @@ fn roughen(patch: &mut StreamedPatch, recipe: &Recipe) {
     }
 }
 
-/// Turns into *ignore* what the recipe does not take for healthy in an unlabelled host; `region` is the box that was read.
+/// Turns into *ignore* what the recipe does not take for healthy in an unlabelled host, and counts what lies in the patch;
+/// `region` is the box that was read.
 fn doubt(patch: &mut StreamedPatch, scene: &Scene, region: Region) {
     let labels = &scene.cases.plan().labels;
     let record = &scene.cases.records()[scene.case];
+    let margin = scene.warp.as_ref().map_or([0; 3], Warp::margin);
+    let before = ignored_inside(&patch.label, margin);
     let label = &mut patch.label;
-    patch.meta.ignored_voxels = match (scene.recipe.unlabelled_negatives, &scene.suspects) {
+    match (scene.recipe.unlabelled_negatives, &scene.suspects) {
         (Some(UnlabelledNegatives::Critic), Some(suspects)) => negatives::ignore_suspects(label, suspects, labels),
         (Some(UnlabelledNegatives::Ignore), _) => {
             let near = |painted| negatives::near_lesion(painted, region, record.grid.spacing_mm());
             let organs = negatives::unsearched(record, labels);
-            negatives::ignore_tissue(label, &organs, scene.painted.map(near).as_ref())
+            negatives::ignore_tissue(label, &organs, scene.painted.map(near).as_ref());
         }
-        _ => 0,
-    };
+        _ => return,
+    }
+    patch.meta.ignored_voxels = ignored_inside(&patch.label, margin) - before;
+}
+
+/// Counts *ignore* in a box without its margin.
+fn ignored_inside(label: &Array3<u8>, margin: Shape) -> u32 {
+    let inside = label.slice_each_axis(|axis| {
+        let margin = margin[axis.axis.index()] as isize;
+        Slice::new(margin, Some(axis.len as isize - margin), 1)
+    });
+    inside.iter().filter(|id| **id == IGNORE).count() as u32
 }
 
 /// Warps what was read for a patch to the patch. The lesion is to be labelled anew, from its interpolated mask: under it lies
