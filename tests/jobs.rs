@@ -294,6 +294,40 @@ fn who_waited_keeps_its_turn_over_restarts() {
 }
 
 #[test]
+fn what_could_not_come_to_its_end_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = start(folder.path(), JobsConfig::default()).unwrap();
+    let error = |name_: &str, config: TrainingConfig| host.submit(name(name_), config).unwrap_err().to_string();
+    let mut huge = config(2);
+    huge.widths = vec![1024; 7];
+    huge.held_out.window.window = [64; 3];
+    huge.recipe.patch = Some([64; 3]);
+    let said = error("a", huge);
+    assert!(said.starts_with("segmentor.network: expected at most"), "{said}");
+    let mut crowd = config(2);
+    crowd.batch_size = u32::MAX;
+    let said = error("a", crowd);
+    assert!(said.starts_with("segmentor.batch_size: expected at most"), "{said}");
+    let mut batch = config(2);
+    batch.batch_size = 65;
+    let said = error("a", batch);
+    assert!(said.starts_with("segmentor.batch_size: expected 1 to 64"), "{said}");
+    let mut unwatched = config(2);
+    unwatched.validation.every = 1;
+    unwatched.split.folds = 1;
+    let said = error("a", unwatched);
+    assert!(said.starts_with("segmentor.validation.every: expected 0"), "{said}");
+    let mut idle = config(2);
+    idle.optimizer.accumulate = 3;
+    let said = error("a", idle);
+    assert!(
+        said.starts_with("segmentor.optimizer.accumulate: expected 1 to 2"),
+        "{said}"
+    );
+    assert!(host.list().is_empty());
+}
+
+#[test]
 fn what_cannot_be_is_refused_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let limits = JobsConfig {
@@ -313,32 +347,6 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     let mut foreign = config(2);
     foreign.split.file = Some("/etc/hostname".into());
     assert!(error("third", foreign).starts_with("segmentor.split.file: expected none"));
-    let mut huge = config(2);
-    huge.widths = vec![1024; 7];
-    huge.held_out.window.window = [64; 3];
-    huge.recipe.patch = Some([64; 3]);
-    let said = error("third", huge);
-    assert!(said.starts_with("segmentor.network: expected at most"), "{said}");
-    let mut crowd = config(2);
-    crowd.batch_size = u32::MAX;
-    let said = error("third", crowd);
-    assert!(said.starts_with("segmentor.batch_size: expected at most"), "{said}");
-    let mut batch = config(2);
-    batch.batch_size = 65;
-    let said = error("third", batch);
-    assert!(said.starts_with("segmentor.batch_size: expected 1 to 64"), "{said}");
-    let mut unwatched = config(2);
-    unwatched.validation.every = 1;
-    unwatched.split.folds = 1;
-    let said = error("third", unwatched);
-    assert!(said.starts_with("segmentor.validation.every: expected 0"), "{said}");
-    let mut idle = config(2);
-    idle.optimizer.accumulate = 3;
-    let said = error("third", idle);
-    assert!(
-        said.starts_with("segmentor.optimizer.accumulate: expected 1 to 2"),
-        "{said}"
-    );
     assert!(
         host.resume("waits")
             .unwrap_err()
