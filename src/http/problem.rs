@@ -337,9 +337,11 @@ impl From<JobError> for Problem {
             JobError::Models(error) => return error.into(),
             JobError::Full { .. } => return Self::new(K::Busy, detail).retry_after(60),
             JobError::Stopping => return Self::new(K::Stopping, detail).retry_after(5),
-            JobError::Exists(_) | JobError::ModelsExist(_) | JobError::State { .. } | JobError::TooMany { .. } => {
-                K::TrainingConflict
-            }
+            JobError::Exists(_)
+            | JobError::Occupied(_)
+            | JobError::ModelsExist(_)
+            | JobError::State { .. }
+            | JobError::TooMany { .. } => K::TrainingConflict,
             JobError::Unknown(_) => K::TrainingUnknown,
             JobError::Unfit(_) => K::TrainingUnfit,
             JobError::Checkpoint(_) | JobError::File { .. } | JobError::Io(_) => K::Internal,

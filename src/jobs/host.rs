@@ -154,7 +154,7 @@ impl TrainingHost {
         let mut jobs = self.lock();
         jobs.admit(&record.name, &self.parts.config)?;
         let folder = self.folder(&record.name);
-        make_folder(&folder)?;
+        make_folder(&record.name, &folder)?;
         let status = match jobs.enter(record, &folder, &self.parts) {
             Ok(status) => status,
             Err(error) => {
@@ -379,12 +379,9 @@ fn lock(parts: &TrainingParts) -> Result<fs_err::File, JobError> {
 }
 
 /// Makes a job's folder, which must be new: what lies in another might be taken for the job's own.
-fn make_folder(folder: &Path) -> Result<(), JobError> {
+fn make_folder(name: &JobName, folder: &Path) -> Result<(), JobError> {
     match fs_err::create_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(JobError::File {
-            path: folder.into(),
-            what: "is there already, and is no training's; choose another name, or remove it".into(),
-        }),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(JobError::Occupied(name.clone())),
         made => Ok(made?),
     }
 }

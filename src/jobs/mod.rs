@@ -47,6 +47,9 @@ pub enum JobError {
     /// A name that is taken.
     #[error("there is a training {0} already; choose another name")]
     Exists(JobName),
+    /// A folder of that name that is no job's.
+    #[error("there is a folder {0} already that is no training's; choose another name")]
+    Occupied(JobName),
     /// No job of that name.
     #[error("there is no training {0:?}")]
     Unknown(String),

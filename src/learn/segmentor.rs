@@ -258,7 +258,7 @@ impl SegmentorConfig {
         section.unit("slab_mix", self.slab_mix)?;
         section.split(&self.split)?;
         self.validation.check(&section, self.steps)?;
-        self.steering.check(&section, self.validation.every)?;
+        self.steering.check(&section, (self.validation.every, self.steps))?;
         section.unit("loss.balance", self.loss.balance)?;
         section.optimizer("optimizer", &self.optimizer, self.steps)?;
         section.held_out(&self.held_out, self.widths.len())?;

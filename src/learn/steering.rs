@@ -48,16 +48,16 @@ impl Default for SteeringSettings {
 }
 
 impl SteeringSettings {
-    pub(super) fn check(&self, section: &Section, validation_every: u64) -> Result<(), LearnError> {
+    pub(super) fn check(&self, section: &Section, (validation_every, steps): (u64, u64)) -> Result<(), LearnError> {
         let strength = self.strength;
         section.check("steering.strength", (0.0..=4.0).contains(&strength), "0 to 4", strength)?;
         section.unit("steering.rate", self.rate)?;
         section.unit("steering.floor", self.floor)?;
-        let expected = "above 0 where steering asks for scores";
+        let expected = format!("1 to steps = {steps} where steering asks for scores");
         section.check(
             "validation.every",
-            !self.enabled || validation_every > 0,
-            expected,
+            !self.enabled || (1..=steps).contains(&validation_every),
+            &expected,
             validation_every,
         )
     }
