@@ -9,6 +9,7 @@ use super::cubes::{Catalogue, normalise, read_cube, stack};
 use crate::lesion::{LESION_FROM, LesionForm, MaskRequest, Shape, ShapeRequest, choose_centre, soft_mask};
 use crate::nn::{Condition, Generator};
 use crate::rng::{Purpose, Rng};
+use crate::synth::habitat;
 use crate::volume::{HuWindow, Region, SizeClass, dilated};
 
 /// Places tried in one host, and hosts tried for one lesion.
@@ -91,7 +92,7 @@ impl Wanted<'_> {
                 centre: [(self.side / 2) as i64; 3],
                 region: Region::whole([self.side; 3]),
                 spacing_mm,
-                host: &cube.labels.mapv(|id| u8::from(id == organ_id)),
+                host: &habitat(&cube.labels, &cube.image, organ_id),
                 form: self.form,
             });
             if mask.kept < self.form.min_kept || mask.voxels == 0 {
@@ -206,4 +207,43 @@ impl HostBatch {
 pub(super) fn draw_noise(seed: u64, step: u64, slot: u64, side: usize) -> Array3<f32> {
     let values = Rng::keyed(seed, step, slot, Purpose::Noise).normals(side * side * side);
     Array3::from_shape_vec((side, side, side), values).expect("as many values as voxels")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::toy;
+
+    #[test]
+    fn what_grows_out_of_an_organ_takes_no_real_tumour() {
+        let store = toy::store(2, 0);
+        let catalogue = Catalogue::new(&store, &[0, 1]);
+        let form = LesionForm {
+            exophytic: true,
+            min_kept: 0.2,
+            ..LesionForm::default()
+        };
+        let wanted = Wanted {
+            form: &form,
+            size: SizeClass::Small,
+            side: 24,
+            labelled: true,
+            broad_contrast: 0.0,
+        };
+        let mut grown_out = 0;
+        for seed in 0..20 {
+            let mut rng = Rng::keyed(seed, 0, 0, Purpose::Test);
+            let Some(host) = wanted.draw(&catalogue, &mut rng, &Look::none()).unwrap() else {
+                continue;
+            };
+            let under = |id: u8| {
+                Zip::from(&host.soft)
+                    .and(&host.labels)
+                    .fold(0, |sum, soft, label| sum + u32::from(*soft > 0.0 && *label == id))
+            };
+            grown_out += under(0);
+            assert_eq!(under(catalogue.organs[0].tumour_id), 0, "seed {seed}");
+        }
+        assert!(grown_out > 0);
+    }
 }

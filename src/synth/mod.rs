@@ -29,7 +29,7 @@ pub use compose::{compose, realised_hu};
 pub use conditional::Conditional;
 pub use device::SecondLook;
 pub use engine::Engine;
-pub use plant::{PlantRequest, Planted, plant};
+pub use plant::{PlantRequest, Planted, habitat, plant};
 pub use published::PublishedGan;
 pub use settings::{GateRule, GateSettings, SynthesizerKind};
 pub use transplant::{Graft, TransplantRequest, transplant};

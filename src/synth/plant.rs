@@ -11,7 +11,7 @@ use crate::volume::{BACKGROUND, Organ, Region, SizeClass};
 /// Places tried in one attempt before it counts as unplaceable.
 const PLACES: u32 = 8;
 /// Below this an unnamed voxel is air or lung, which no lesion grows into, in HU.
-const TISSUE_FROM_HU: i16 = -300;
+const TISSUE_FROM_HU: f32 = -300.0;
 
 /// What lesion is wanted, and where.
 pub struct PlantRequest<'a> {
@@ -87,7 +87,7 @@ fn planted_at(request: &PlantRequest, shape: &Shape, centre: [i64; 3]) -> Result
         centre,
         region,
         spacing_mm: request.cases.records()[request.case].grid.spacing_mm(),
-        host: &habitat(&host, request.organ.id),
+        host: &habitat(&host.labels, &host.image, request.organ.id),
         form: request.form,
     });
     let keeps_its_class = SizeClass::of_diameter(mask.diameter_mm) == request.size;
@@ -102,11 +102,11 @@ fn planted_at(request: &PlantRequest, shape: &Shape, centre: [i64; 3]) -> Result
 }
 
 /// Returns where a lesion may be: 1 in the healthy organ, 0 in unnamed tissue beside it, blocked in real tumours, other
-/// organs and air.
-pub(super) fn habitat(host: &Crop, organ_id: u8) -> Array3<u8> {
+/// organs and air. `labels` holds stored ids, `image` HU.
+pub fn habitat<T: Copy + Into<f32>>(labels: &Array3<u8>, image: &Array3<T>, organ_id: u8) -> Array3<u8> {
     // Without branches, so that rows are tested in vectors.
-    Zip::from(&host.labels).and(&host.image).map_collect(|label, hu| {
-        let is_tissue = (*label == BACKGROUND) & (*hu >= TISSUE_FROM_HU);
+    Zip::from(labels).and(image).map_collect(|label, hu| {
+        let is_tissue = (*label == BACKGROUND) & ((*hu).into() >= TISSUE_FROM_HU);
         let beside = if is_tissue { 0 } else { BLOCKED };
         if *label == organ_id { 1 } else { beside }
     })
@@ -118,15 +118,14 @@ mod tests {
 
     #[test]
     fn only_the_organ_and_tissue_beside_it_host_a_lesion() {
-        let [labels, image] = [[1, 0, 0, 2, 3, 1], [-900, -300, -301, 40, 40, 40]];
-        let host = Crop {
-            region: Region::whole([1, 1, 6]),
-            image: Array3::from_shape_vec([1, 1, 6], image.to_vec()).unwrap(),
-            labels: Array3::from_shape_vec([1, 1, 6], labels.map(|label| label as u8).to_vec()).unwrap(),
-        };
+        let row = |values: [i16; 6]| Array3::from_shape_vec([1, 1, 6], values.to_vec()).unwrap();
+        let labels = row([1, 0, 0, 2, 3, 1]).mapv(|label| label as u8);
+        let image = row([-900, -300, -301, 40, 40, 40]);
+        let expected = [1, 0, BLOCKED, BLOCKED, BLOCKED, 1];
+        assert_eq!(habitat(&labels, &image, 1).as_slice().unwrap(), expected);
         assert_eq!(
-            habitat(&host, 1).as_slice().unwrap(),
-            [1, 0, BLOCKED, BLOCKED, BLOCKED, 1]
+            habitat(&labels, &image.mapv(f32::from), 1).as_slice().unwrap(),
+            expected
         );
     }
 }

@@ -6,7 +6,7 @@
 
 use ndarray::{Array3, Axis, Zip};
 
-use super::plant::{Planted, habitat};
+use super::{Planted, habitat};
 use crate::lesion::{LesionForm, choose_centre};
 use crate::rng::{Purpose, Rng};
 use crate::store::{Cases, Crop, StoreError, TumourRecord};
@@ -135,7 +135,7 @@ fn put(
         .cases
         .read(request.host, Region::centred(centre, request.box_voxels))?;
     let spacing_mm = spacing_mm(request, request.host);
-    let habitat = habitat(&host, request.organ.id);
+    let habitat = habitat(&host.labels, &host.image, request.organ.id);
     let lesion = Zip::from(&cutting.lesion)
         .and(&habitat)
         .map_collect(|lesion, place| u8::from(*lesion == 1 && *place == 1));
