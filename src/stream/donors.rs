@@ -3,21 +3,26 @@
 use std::collections::BTreeMap;
 
 use crate::rng::Rng;
-use crate::store::CaseRecord;
-use crate::volume::SizeClass;
+use crate::store::{CaseRecord, TumourRecord};
+use crate::volume::{ContrastBin, Region, Shape, SizeClass};
 
 /// Real tumours by label id and size class, each as its case's and its own position.
 #[derive(Debug, Default)]
 pub(super) struct Donors(BTreeMap<u8, BTreeMap<SizeClass, Vec<(usize, usize)>>>);
 
 impl Donors {
-    /// Lists the tumours of the cases that may appear.
-    pub(super) fn of(records: &[CaseRecord], allowed: &[bool]) -> Self {
+    /// Lists the tumours of the cases that may appear, but for those that the box of their size does not hold: what is cut out of one
+    /// would end in a flat face. `box_voxels` are the boxes of [`SizeClass::ALL`].
+    pub(super) fn of(records: &[CaseRecord], allowed: &[bool], box_voxels: [Shape; 4]) -> Self {
         let mut donors = Self::default();
         let cases = records.iter().enumerate().filter(|(case, _)| allowed[*case]);
         for (case, record) in cases {
             for (number, tumour) in record.tumours.iter().enumerate() {
-                let size = SizeClass::of_diameter(f64::from(tumour.diameter_mm));
+                let (size, _) = kind_of(tumour);
+                let cut = Region::centred(tumour.centre, box_voxels[size as usize]);
+                if tumour.region.intersect(&cut) != tumour.region {
+                    continue;
+                }
                 let of_class = donors.0.entry(tumour.id).or_default().entry(size).or_default();
                 of_class.push((case, number));
             }
@@ -38,5 +43,39 @@ impl Donors {
             None => of_class.values().flatten().copied().collect(),
         };
         (!all.is_empty()).then(|| all[rng.below(all.len())])
+    }
+}
+
+/// Returns the size and the contrast that a real tumour has.
+pub(super) fn kind_of(tumour: &TumourRecord) -> (SizeClass, ContrastBin) {
+    (
+        SizeClass::of_diameter(f64::from(tumour.diameter_mm)),
+        ContrastBin::of_contrast(f64::from(tumour.contrast_hu)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Purpose;
+    use crate::store::Cases;
+    use crate::toy;
+
+    /// The toy store's tumours are tiny, and 7 voxels long.
+    #[test]
+    fn a_tumour_that_its_box_would_cut_is_no_donor() {
+        let store = toy::store(3, 0);
+        let donors = |tiny: usize, larger: usize| {
+            let boxes = [tiny, larger, larger, larger].map(|side| [side; 3]);
+            Donors::of(store.records(), &[true, true, false], boxes)
+        };
+        assert!(donors(6, 96).is_empty(), "a tumour is cut from the box of its own size");
+        let mut rng = Rng::keyed(1, 0, 0, Purpose::Test);
+        for size in SizeClass::ALL {
+            let drawn: Vec<_> = (0..20).map(|_| donors(8, 1).draw(&mut rng, 2, size)).collect();
+            assert!([0, 1].iter().all(|case| drawn.contains(&Some((*case, 0)))));
+            assert!(!drawn.contains(&Some((2, 0))), "a case that may not appear");
+        }
+        assert_eq!(donors(8, 1).draw(&mut rng, 4, SizeClass::Tiny), None);
     }
 }

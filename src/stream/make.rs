@@ -52,6 +52,8 @@ pub(super) struct PatchOrder {
 
 /// A lesion that was painted, and what was thought of it.
 struct Attempt {
+    /// As in [`Lesion`].
+    draw: Draw,
     painted: Painted,
     region: Region,
     requested_hu: f64,
@@ -212,15 +214,15 @@ impl Maker {
         let prepared = &order.prepared;
         let seed = prepared.resolved.recipe.seed;
         let key = [seed, order.index, attempt];
-        let Some((planted, graft)) = Stage::Lesion.time(|| self.plant(prepared, draw, key))? else {
+        let Some(lesion) = Stage::Lesion.time(|| self.plant(prepared, draw, key))? else {
             return Ok(());
         };
         trials.placed += 1;
         let mut rng = Rng::keyed(seed, order.index, attempt, Purpose::Crop);
         let shape = self.cases.records()[draw.case].grid.shape;
-        let region = crop_around(planted.centre, shape, prepared.resolved.patch, &mut rng);
+        let region = crop_around(lesion.planted.centre, shape, prepared.resolved.patch, &mut rng);
         trials.region = Some(region);
-        let made = self.paint(order, draw, key, (planted, graft), region)?;
+        let made = self.paint(order, key, lesion, region)?;
         let verdict = made.verdict;
         trials.host_suspect += u32::from(verdict.is_some_and(|verdict| verdict.host_suspect));
         trials.borderline |= verdict.is_some_and(|verdict| verdict.borderline);
@@ -234,14 +236,8 @@ impl Maker {
     }
 
     /// Paints a planted lesion and asks the gate.
-    fn paint(
-        &self,
-        order: &PatchOrder,
-        draw: &Draw,
-        key: [u64; 3],
-        (planted, graft): Lesion,
-        region: Region,
-    ) -> Result<Attempt, MakeError> {
+    fn paint(&self, order: &PatchOrder, key: [u64; 3], lesion: Lesion, region: Region) -> Result<Attempt, MakeError> {
+        let Lesion { draw, planted, graft } = lesion;
         let [seed, index, attempt] = key;
         let recipe = &order.prepared.resolved.recipe;
         let drawn_hu = draw_contrast_hu(&mut Rng::keyed(seed, index, attempt, Purpose::Contrast), draw.contrast);
@@ -258,7 +254,7 @@ impl Maker {
             key,
             cancelled: order.cancelled.clone(),
         };
-        let bridge = self.bridge(&order.prepared, draw);
+        let bridge = self.bridge(&order.prepared, &draw);
         let residual = match graft {
             Some(graft) => graft.residual,
             None => self.residual(recipe.synthesizer, &cube, bridge.as_ref())?,
@@ -269,6 +265,7 @@ impl Maker {
                 planted,
                 tumour_id: draw.organ.tumour_id,
             },
+            draw,
             region,
             requested_hu,
             verdict: None,
@@ -276,7 +273,7 @@ impl Maker {
             discriminator: None,
         };
         if recipe.gate.enabled {
-            self.judge(order, draw, &mut made)?;
+            self.judge(order, &mut made)?;
         }
         Ok(made)
     }
@@ -309,7 +306,8 @@ impl Maker {
         }
     }
 
-    fn judge(&self, order: &PatchOrder, draw: &Draw, made: &mut Attempt) -> Result<(), MakeError> {
+    fn judge(&self, order: &PatchOrder, made: &mut Attempt) -> Result<(), MakeError> {
+        let draw = &made.draw;
         let (Some(engine), Some(bundle)) = (&self.engine, &self.bundle) else {
             return Err(SynthError::NoModel("critic").into());
         };
@@ -361,10 +359,7 @@ impl Maker {
                 None => self.empty_region(order, draw)?,
             };
             let mut meta = self.meta(order, draw, draw.case, region, outcome);
-            meta.lesions = lesion
-                .map(|attempt| self.lesion_meta(draw, attempt))
-                .into_iter()
-                .collect();
+            meta.lesions = lesion.map(|attempt| self.lesion_meta(attempt)).into_iter().collect();
             let spacing_mm = self.cases.records()[draw.case].grid.spacing_mm();
             let warp = draw_warp(recipe, order.index, region.size, spacing_mm);
             let scene = Scene {
@@ -439,8 +434,8 @@ impl Maker {
         }
     }
 
-    fn lesion_meta(&self, draw: &Draw, attempt: &Attempt) -> LesionMeta {
-        let planted = &attempt.painted.planted;
+    fn lesion_meta(&self, attempt: &Attempt) -> LesionMeta {
+        let (draw, planted) = (&attempt.draw, &attempt.painted.planted);
         let spacing_mm = self.cases.records()[draw.case].grid.spacing_mm();
         let (labels, organ_id) = (&planted.host.labels, draw.organ.id);
         LesionMeta {

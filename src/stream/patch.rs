@@ -52,9 +52,9 @@ pub struct LesionMeta {
     pub organ: String,
     /// Centre in the case's voxels (z, y, x), before augmentation.
     pub centre: [i64; 3],
-    /// The requested size class.
+    /// The requested size class; of a copied tumour its own.
     pub size: SizeClass,
-    /// The requested contrast bin.
+    /// The requested contrast bin; of a copied tumour its own.
     pub contrast: ContrastBin,
     /// Equivalent-sphere diameter in mm after clipping.
     pub diameter_mm: f64,

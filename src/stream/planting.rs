@@ -1,5 +1,6 @@
 //! Where a lesion goes: a drawn one, or a real one of another case.
 
+use super::donors::kind_of;
 use super::make::Maker;
 use super::resolve::Prepared;
 use crate::rng::{Purpose, Rng};
@@ -7,8 +8,14 @@ use crate::sampler::Draw;
 use crate::store::StoreError;
 use crate::synth::{Graft, GridBridge, PlantRequest, Planted, SynthesizerKind, TransplantRequest, plant, transplant};
 
-/// A lesion with a place; a real one brings what it changes.
-pub(super) type Lesion = (Planted, Option<Graft>);
+/// A lesion with a place.
+pub(super) struct Lesion {
+    /// What was asked for; a real one's size and contrast are its own.
+    pub(super) draw: Draw,
+    pub(super) planted: Planted,
+    /// What a real one changes.
+    pub(super) graft: Option<Graft>,
+}
 
 impl Maker {
     /// Looks for a place for a drawn lesion, or for a real one; nothing where the host has none.
@@ -28,10 +35,14 @@ impl Maker {
             size: draw.size,
             diameters_mm,
             form: &prepared.resolved.recipe.lesion,
-            box_voxels: self.box_voxels(prepared, draw),
+            box_voxels: prepared.box_voxels[draw.size as usize],
             key,
         })?;
-        Ok(planted.map(|planted| (planted, None)))
+        Ok(planted.map(|planted| Lesion {
+            draw: draw.clone(),
+            planted,
+            graft: None,
+        }))
     }
 
     /// Puts a real tumour, of the drawn size where there are some, into the host.
@@ -41,22 +52,27 @@ impl Maker {
         let Some((case, tumour)) = prepared.donors.draw(&mut rng, draw.organ.tumour_id, draw.size) else {
             return Ok(None);
         };
+        let tumour = &self.cases.records()[case].tumours[tumour];
+        let (size, contrast) = kind_of(tumour);
+        let draw = Draw {
+            size,
+            contrast,
+            ..draw.clone()
+        };
         let grafted = transplant(&TransplantRequest {
             cases: &*self.cases,
-            donor: (case, &self.cases.records()[case].tumours[tumour]),
+            donor: (case, tumour),
             host: draw.case,
             organ: &draw.organ,
             form: &prepared.resolved.recipe.lesion,
-            box_voxels: self.box_voxels(prepared, draw),
+            box_voxels: prepared.box_voxels[draw.size as usize],
             key,
         })?;
-        Ok(grafted.map(|(planted, graft)| (planted, Some(graft))))
-    }
-
-    /// Returns the box in which a lesion is looked at, in the store's voxels.
-    fn box_voxels(&self, prepared: &Prepared, draw: &Draw) -> [usize; 3] {
-        let bridge = self.bridge(prepared, draw);
-        bridge.map_or([prepared.cubes.of(draw.size); 3], |bridge| bridge.host_size())
+        Ok(grafted.map(|(planted, graft)| Lesion {
+            draw,
+            planted,
+            graft: Some(graft),
+        }))
     }
 
     /// Returns the way to the models' grid, where it is not the store's.

@@ -14,8 +14,8 @@ use crate::kernel;
 use crate::nn::CubeSides;
 use crate::sampler::{Mix, Pool, Schedule, Warp};
 use crate::store::{CaseKind, Cases};
-use crate::synth::{GateRule, SynthesizerKind};
-use crate::volume::{Organ, Plan, SizeClass};
+use crate::synth::{GateRule, GridBridge, SynthesizerKind};
+use crate::volume::{Organ, Plan, Shape, SizeClass};
 
 /// The most visits of a round (128 MiB): 100,000 cases, 41 times each.
 const MAX_ROUND_VISITS: usize = 1 << 22;
@@ -29,6 +29,8 @@ pub(super) struct Prepared {
     pub(super) models_mm: [f64; 3],
     /// Sides of the models' cubes; the default ones where the recipe needs no models.
     pub(super) cubes: CubeSides,
+    /// The boxes in which lesions of [`SizeClass::ALL`] are looked at, in the store's voxels.
+    pub(super) box_voxels: [Shape; 4],
     /// What copy-paste draws from.
     pub(super) donors: Donors,
     /// What the fallback `real` draws from, by organ id.
@@ -107,7 +109,11 @@ pub(super) fn resolve(
     recipe.unlabelled_negatives = Some(negatives(bundle, &recipe));
     let bundle_hash = check_bundle(cases, (bundle, seen), &recipe, hosting, &allowed)?;
     let real_cases = real_cases(cases, &recipe, &mix, &allowed, hosting)?;
-    let donors = donors(cases, &recipe, &allowed)?;
+    let box_voxels = SizeClass::ALL.map(|size| {
+        let bridge = GridBridge::new(plan.spacing_mm, models_mm, cubes.of(size));
+        bridge.map_or([cubes.of(size); 3], |bridge| bridge.host_size())
+    });
+    let donors = donors(cases, &recipe, &allowed, box_voxels)?;
     let patches_per_epoch = recipe.patches_per_epoch.unwrap_or_else(|| {
         // Each volume of the hosts' pool, as often as it is visited.
         schedule.pool_size() * u64::from(recipe.patches_per_visit)
@@ -134,6 +140,7 @@ pub(super) fn resolve(
         schedule,
         models_mm,
         cubes,
+        box_voxels,
         donors,
         real_cases,
     })
@@ -239,15 +246,18 @@ fn pool_shares(cases: &dyn Cases, recipe: &Recipe, allowed: &[bool]) -> Vec<(Poo
 }
 
 /// Lists the real tumours that copy-paste may take.
-fn donors(cases: &dyn Cases, recipe: &Recipe, allowed: &[bool]) -> Result<Donors, StreamError> {
+fn donors(cases: &dyn Cases, recipe: &Recipe, allowed: &[bool], box_voxels: [Shape; 4]) -> Result<Donors, StreamError> {
     if recipe.synthesizer != Some(SynthesizerKind::CopyPaste) {
         return Ok(Donors::default());
     }
-    let donors = Donors::of(cases.records(), allowed);
+    let donors = Donors::of(cases.records(), allowed, box_voxels);
     if donors.is_empty() {
         return infeasible(
             "synthesizer",
-            "copy_paste needs real tumours, and no case that may appear has one",
+            format!(
+                "copy_paste needs real tumours that fit into its boxes, at most {:?} voxels, and no case that may appear has one",
+                box_voxels[SizeClass::Large as usize]
+            ),
         );
     }
     Ok(donors)

@@ -12,7 +12,7 @@ use freetumor::stream::negatives::UnlabelledNegatives;
 use freetumor::stream::patch::{Outcome, StreamedPatch};
 use freetumor::stream::recipe::{Fallback, Recipe};
 use freetumor::stream::{PatchService, judges, seen_cases, seen_patients};
-use freetumor::synth::GateRule;
+use freetumor::synth::{GateRule, SynthesizerKind};
 use freetumor::volume::{ContrastBin, Region, SizeClass};
 
 use super::{SIDE, analytic, batches, bundle, digest, judged, known, plan, read, start, store, unet};
@@ -67,6 +67,40 @@ fn p4_lesions_have_the_size_and_contrast_that_were_asked_for() {
         let ratio = lesion.realised_hu / lesion.requested_hu;
         assert!((0.66..1.05).contains(&ratio), "{lesion:?}");
     }
+}
+
+/// The store's tumours are small and dark; tiny and bright ones are asked for.
+#[test]
+fn a_copied_tumour_tells_its_own_size_and_contrast() {
+    let recipe = Recipe {
+        synthesizer: Some(SynthesizerKind::CopyPaste),
+        sizes: BTreeMap::from([(SizeClass::Tiny, 1.0)]),
+        contrasts: BTreeMap::from([(ContrastBin::Bright, 1.0)]),
+        pools: Some(BTreeMap::from([(Pool::UnlabelledHost, 1.0)])),
+        organs: Some(BTreeMap::from([("liver".into(), 1.0)])),
+        ..analytic()
+    };
+    let streams = start(2, None);
+    let patches = read(&streams, &recipe, &batches(Delivery::default(), 6));
+    let copied: Vec<_> = patches.iter().flat_map(|patch| &patch.meta.lesions).collect();
+    assert!(!copied.is_empty());
+    for lesion in copied {
+        assert_eq!((lesion.size, lesion.contrast), (SizeClass::Small, ContrastBin::Dark));
+        assert_eq!(lesion.requested_hu, -50.0);
+        assert!(lesion.realised_hu < -30.0, "{lesion:?}");
+    }
+    // What was asked for is what is counted.
+    let bins = streams.stats().snapshot().bins;
+    let of_size = |size| {
+        bins.iter()
+            .filter(|bin| bin.size == size)
+            .map(|bin| bin.requested)
+            .sum::<u64>()
+    };
+    assert_eq!(
+        (of_size(SizeClass::Tiny), of_size(SizeClass::Small)),
+        (patches.len() as u64, 0)
+    );
 }
 
 #[test]
