@@ -14,7 +14,9 @@ use freetumor::digest::Digest;
 use freetumor::stream::delivery::Delivery;
 use freetumor::stream::negatives::UnlabelledNegatives;
 use freetumor::stream::recipe::Recipe;
-use freetumor::stream::{Activation, ModelSource, ModelsError, PatchService, Shelf, ShelfParts, StreamConfig, Streams};
+use freetumor::stream::{
+    Activation, ModelSource, ModelsError, PatchService, Shelf, ShelfParts, StreamConfig, StreamError, Streams,
+};
 use freetumor::synth::SynthesizerKind;
 
 /// The bundled models under any name, with a hash of the name.
@@ -57,8 +59,8 @@ fn recipe(synthesizer: SynthesizerKind) -> Recipe {
     recipe
 }
 
-#[test]
-fn released_models_count_as_long_as_a_stream_uses_them() {
+/// A shelf on which models "a" are active.
+fn shelf_of_a() -> Arc<Shelf> {
     let cases = Arc::new(toy::store(2, 1));
     let streams = Streams::start(cases.clone(), Some(Arc::new(named("a"))), StreamConfig::default()).unwrap();
     let parts = ShelfParts {
@@ -66,20 +68,27 @@ fn released_models_count_as_long_as_a_stream_uses_them() {
         default_recipe: recipe(SynthesizerKind::Analytic),
         source: Box::new(Copies::default()),
     };
-    let shelf = Shelf::new(parts, "a", streams);
+    Shelf::new(parts, "a", streams)
+}
+
+/// Replaces active models.
+fn exchange(shelf: &Shelf, from: &str, to: &str) {
+    shelf.load(to).unwrap();
+    shelf.activate(to).unwrap();
+    shelf.release(from).unwrap();
+}
+
+#[test]
+fn released_models_count_as_long_as_a_stream_uses_them() {
+    let shelf = shelf_of_a();
     let open = || {
         let resolved = shelf.resolve(recipe(SynthesizerKind::Conditional)).unwrap();
         shelf.open(&resolved, &Delivery::default()).unwrap()
     };
-    let exchange = |from: &str, to: &str| {
-        shelf.load(to).unwrap();
-        shelf.activate(to).unwrap();
-        shelf.release(from).unwrap();
-    };
     let of_a = open();
-    exchange("a", "b");
+    exchange(&shelf, "a", "b");
     let of_b = open();
-    exchange("b", "c");
+    exchange(&shelf, "b", "c");
     // a and b are released, and in memory beside c.
     assert!(matches!(shelf.load("d"), Err(ModelsError::Full)));
     drop(of_a);
@@ -87,6 +96,37 @@ fn released_models_count_as_long_as_a_stream_uses_them() {
     assert!(matches!(shelf.load("e"), Err(ModelsError::Full)));
     drop(of_b);
     shelf.load("e").unwrap();
+}
+
+/// A steered training resolves a recipe anew after every validation.
+#[test]
+fn who_holds_models_goes_on_with_them_after_their_release() {
+    let shelf = shelf_of_a();
+    let a = Digest::of(b"a");
+    assert!(
+        shelf.holder(Digest::default()).unwrap().is_none(),
+        "recipes without models hold none"
+    );
+    let holder = shelf.holder(a).unwrap().unwrap();
+    exchange(&shelf, "a", "b");
+    let of_a = Recipe {
+        bundle: Some(a.to_string()),
+        ..recipe(SynthesizerKind::Conditional)
+    };
+    let gone = |refused: Option<StreamError>| matches!(refused, Some(StreamError::BundleGone(hash)) if hash == a);
+    assert!(gone(shelf.resolve(of_a.clone()).err()) && gone(shelf.holder(a).err()));
+    let resolved = holder.resolve(of_a).unwrap();
+    assert_eq!(resolved.bundle, a);
+    let one = Delivery {
+        count: Some(1),
+        ..Delivery::default()
+    };
+    holder.open(&resolved, &one).unwrap().next_batch().unwrap().unwrap();
+    // They are in memory beside b and c.
+    shelf.load("c").unwrap();
+    assert!(matches!(shelf.load("d"), Err(ModelsError::Full)));
+    drop(holder);
+    shelf.load("d").unwrap();
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::{Event, JobError, JobRecord, TrainingParts};
 use crate::digest::Digest;
 use crate::learn::{Job, LearnError, Metrics, Progress, check_segmentor, train_segmentor};
 use crate::panic::panic_text;
-use crate::stream::{ModelsError, Shelf, StreamError};
+use crate::stream::{ModelsError, Resolved, Shelf, StreamError};
 use crate::telemetry::metrics::TRAINING_PATCHES_PER_SECOND;
 
 /// Steps without a validation are told once in so long.
@@ -48,9 +48,12 @@ fn train(
     tell: &mut dyn FnMut(Event),
 ) -> Result<bool, JobError> {
     hold_models(record, parts)?;
-    check_record(record, parts)?;
+    let models = check_record(record, parts)?.bundle;
+    // Its models are its own until it ends: a new mix is resolved against them, whatever is released meanwhile.
+    let holder = parts.service.holder(models)?;
     let service = Turns {
         service: parts.service.clone(),
+        patches: holder.unwrap_or_else(|| parts.service.clone()),
         weights: parts.weights,
         stop: stop.clone(),
     };
@@ -77,8 +80,8 @@ fn train(
     }
 }
 
-/// Refuses to train on anything but what was accepted: a new server may have another store.
-fn check_record(record: &JobRecord, parts: &TrainingParts) -> Result<(), JobError> {
+/// Refuses to train on anything but what was accepted: a new server may have another store. Returns the resolved recipe.
+fn check_record(record: &JobRecord, parts: &TrainingParts) -> Result<Arc<Resolved>, JobError> {
     let resolved = check_segmentor(&record.config, &*parts.service, &*parts.cases)?;
     let differs = |what: &str, then: Digest, now: Digest| {
         let what = format!("the {what} was {then} when the training was accepted, and is {now}; submit it anew");
@@ -87,7 +90,7 @@ fn check_record(record: &JobRecord, parts: &TrainingParts) -> Result<(), JobErro
     let store = differs("store", record.snapshot, resolved.snapshot);
     match store.or_else(|| differs("recipe", record.recipe, resolved.hash)) {
         Some(error) => Err(error),
-        None => Ok(()),
+        None => Ok(resolved),
     }
 }
 

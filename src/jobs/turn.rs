@@ -19,7 +19,10 @@ const LONGEST: Duration = Duration::from_secs(30);
 
 /// The service as a training sees it: a batch comes when it is the training's turn.
 pub(super) struct Turns {
+    /// Whose readers wait.
     pub(super) service: Arc<dyn PatchService>,
+    /// Whose patches the training learns from.
+    pub(super) patches: Arc<dyn PatchService>,
     pub(super) weights: Weights,
     /// Nobody waits for a job that was asked to stop.
     pub(super) stop: Arc<AtomicBool>,
@@ -31,12 +34,12 @@ impl PatchService for Turns {
     }
 
     fn resolve(&self, recipe: Recipe) -> Result<Arc<Resolved>, StreamError> {
-        self.service.resolve(recipe)
+        self.patches.resolve(recipe)
     }
 
     fn open(&self, recipe: &Arc<Resolved>, delivery: &Delivery) -> Result<Box<dyn PatchStream>, StreamError> {
         Ok(Box::new(TurnStream {
-            patches: self.service.open(recipe, delivery)?,
+            patches: self.patches.open(recipe, delivery)?,
             service: self.service.clone(),
             share: f64::from(self.weights.stream) / f64::from(self.weights.training),
             stop: self.stop.clone(),
@@ -45,7 +48,7 @@ impl PatchService for Turns {
     }
 
     fn failure(&self) -> Option<String> {
-        self.service.failure()
+        self.patches.failure()
     }
 }
 

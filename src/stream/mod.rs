@@ -172,6 +172,14 @@ pub trait PatchService: Send + Sync {
         false
     }
 
+    /// Returns who serves these models for as long as it is kept, also once they are released here; nothing where that is this service.
+    ///
+    /// # Errors
+    /// [`StreamError::BundleGone`] where they are not held.
+    fn holder(&self, _models: Digest) -> Result<Option<Arc<dyn PatchService>>, StreamError> {
+        Ok(None)
+    }
+
     /// Returns where models are loaded and exchanged, if this service holds several bundles.
     fn shelf(&self) -> Option<&Shelf> {
         None

@@ -429,6 +429,13 @@ impl PatchService for Shelf {
         self.active().has_waiting_readers()
     }
 
+    fn holder(&self, models: Digest) -> Result<Option<Arc<dyn PatchService>>, StreamError> {
+        if models == Digest::default() {
+            return Ok(None);
+        }
+        Ok(Some(self.serving(Some(&models.to_string()))?))
+    }
+
     fn shelf(&self) -> Option<&Shelf> {
         Some(self)
     }
