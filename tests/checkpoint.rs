@@ -200,6 +200,15 @@ fn manifests_of_the_first_format_load_and_have_no_fingerprints() {
     });
     let bundle = Bundle::load(folder.path(), &Device::flex()).unwrap();
     assert_eq!(bundle.provenance.fingerprints.len(), 2);
+    // A run that is killed between the two leaves the discriminator of the one before.
+    edit(folder.path(), Role::Generator, |json| {
+        json["training"]["seed"] = 3.into()
+    });
+    let error = bundle_error(folder.path());
+    assert!(
+        error.contains("discriminator.json: of another run of stage 2 (seed 2, 1 steps)") && error.contains("seed 3"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 
 use super::load::{AnyGenerator, load_discriminator, load_generator, load_network};
-use super::{Calibration, CheckpointError, ModelManifest, Realism, Role, check_plan, check_spacing};
+use super::{Calibration, CheckpointError, ModelManifest, Realism, Role, Training, check_plan, check_spacing};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::nn::{CubeSides, Generator, Network, Published, Unet};
@@ -103,6 +103,9 @@ impl Bundle {
                 check_cubes(cubes_of(&critic.manifest), (manifest.role.name(), sides))
             })?;
             manifests.push(manifest);
+        }
+        if let (Some(generator), Some(discriminator)) = (&generator, &discriminator) {
+            check_run(folder, [&generator.manifest, &discriminator.manifest])?;
         }
         let hash = Digest::of_json(&manifests);
         let provenance = Arc::new(Provenance::of(&manifests));
@@ -263,6 +266,33 @@ fn check_cubes(critic: CubeSides, (name, other): (&str, CubeSides)) -> Result<()
         left: format!("{:?}", critic.all()),
         right_name: name.into(),
         right: format!("{:?}", other.all()),
+    })
+}
+
+/// A generator and a discriminator come of one run: one that a killed save or a copy left beside another's has never seen its lesions.
+fn check_run(folder: &Path, [generator, discriminator]: [&ModelManifest; 2]) -> Result<(), CheckpointError> {
+    let (Some(one), Some(other)) = (&generator.training, &discriminator.training) else {
+        return Ok(());
+    };
+    let run = |run: &Training| {
+        (
+            run.snapshot,
+            run.config.clone(),
+            run.seed,
+            run.steps,
+            run.metrics.clone(),
+        )
+    };
+    if run(one) == run(other) {
+        return Ok(());
+    }
+    Err(CheckpointError::Invalid {
+        path: folder.join("discriminator.json"),
+        what: format!(
+            "of another run of stage 2 (seed {}, {} steps) than the generator beside it (seed {}, {} steps); resume the run that was \
+             cut short, or take both from one folder",
+            other.seed, other.steps, one.seed, one.steps
+        ),
     })
 }
 

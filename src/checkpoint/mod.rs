@@ -18,7 +18,7 @@ pub use load::{Loaded, MAX_WEIGHTS_BYTES, check_plan, check_spacing, load_manife
 pub use manifest::{FORMAT_VERSION, Imported, ModelManifest, Role, Training, WeightsFile};
 pub use network::{collect_network, fill_network};
 pub use save::{Precision, save_model, write_atomically};
-pub use weights::{Weight, Weights, collect, fill, read_weights, weights_bytes};
+pub use weights::{Weight, Weights, collect, fill, not_finite, read_weights, weights_bytes};
 
 use std::path::PathBuf;
 

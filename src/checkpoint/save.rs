@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{CheckpointError, ModelManifest, Weights, WeightsFile, weights_bytes};
+use super::{CheckpointError, ModelManifest, Weights, WeightsFile, not_finite, weights_bytes};
 
 /// How weights are stored; they are always loaded to single precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -61,11 +61,7 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
 
 /// Refuses weights that nobody could load, half precision's overflow included, before they replace any.
 fn refuse_not_finite(model: &str, weights: &Weights) -> Result<(), CheckpointError> {
-    let broken = weights.iter().find_map(|(name, weight)| {
-        let value = weight.values.iter().find(|value| !value.is_finite())?;
-        Some((name, value))
-    });
-    broken.map_or(Ok(()), |(name, value)| {
+    not_finite(weights).map_or(Ok(()), |(name, value)| {
         Err(CheckpointError::Tensor {
             name: format!("{model}.{name}"),
             expected: "finite values in the precision that is stored".into(),

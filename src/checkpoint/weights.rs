@@ -21,6 +21,14 @@ pub struct Weight {
 /// Arrays by name; the order is the names'.
 pub type Weights = BTreeMap<String, Weight>;
 
+/// Returns the first value that no computation comes back from, and the name of its array.
+pub fn not_finite(weights: &Weights) -> Option<(&str, f32)> {
+    weights.iter().find_map(|(name, weight)| {
+        let value = weight.values.iter().find(|value| !value.is_finite())?;
+        Some((name.as_str(), *value))
+    })
+}
+
 struct Collector {
     path: Vec<String>,
     weights: Weights,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::LearnError;
 use super::validation::{Keep, ValidationSettings, Watch};
-use crate::checkpoint::{Precision, Weight, Weights, read_weights, weights_bytes, write_atomically};
+use crate::checkpoint::{Precision, Weights, not_finite, read_weights, weights_bytes, write_atomically};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::store::Cases;
@@ -215,12 +215,12 @@ pub fn fit(
 
 /// Refuses to save weights that no loss can come back from.
 fn refuse_broken(state: &Weights, step: u64) -> Result<(), LearnError> {
-    let broken = |(name, weight): (&String, &Weight)| {
-        let value = weight.values.iter().find(|value| !value.is_finite())?;
-        Some((name.clone(), f64::from(*value)))
-    };
-    match state.iter().find_map(broken) {
-        Some((metric, value)) => Err(LearnError::NotFinite { step, metric, value }),
+    match not_finite(state) {
+        Some((name, value)) => Err(LearnError::NotFinite {
+            step,
+            metric: name.into(),
+            value: value.into(),
+        }),
         None => Ok(()),
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn inner_folds(
     Err(LearnError::Config {
         key: "critic.inner_folds".into(),
         expected: format!(
-            "no more than the patients of the {} labelled training cases",
+            "no more than the patients of the {} labelled training cases (0: no critics of inner folds)",
             labelled.len()
         ),
         got: config.inner_folds.to_string(),
