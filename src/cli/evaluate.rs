@@ -19,6 +19,7 @@ use crate::ingest::{IngestConfig, LabelledScan, Preset, datalist, labels_on_grid
 use crate::nn::Network as Net;
 use crate::store::{CaseKind, Cases};
 use crate::stream::{is_seen, seen_patients};
+use crate::volume::Annotation;
 
 /// How many cases a report shows a slice of: about 30 kB each.
 const MOST_SLICES: usize = 40;
@@ -59,6 +60,9 @@ pub(super) struct Args {
     /// Score at most so many cases, instead of `segmentor.held_out.cases`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cases: Option<u32>,
+    /// Score controls, too: unlabelled cases that are taken for tumour-free, in which every tumour that is found is a false one
+    #[arg(long)]
+    controls: bool,
     /// Write plots, tables and slices as one HTML file that opens without a network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -91,6 +95,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             cases: args.cases.map_or(held_out.cases, |cases| cases as usize),
             ..held_out
         },
+        controls: args.controls,
         is_illustrated: args.report.is_some(),
     };
     let done = match (&args.store, &args.datalist, &args.preset) {
@@ -156,6 +161,8 @@ struct Exam<'a> {
     device: Device,
     manifest: &'a ModelManifest,
     settings: HeldOutSettings,
+    /// Whether cases count that are tumour-free by assumption.
+    controls: bool,
     is_illustrated: bool,
 }
 
@@ -173,12 +180,15 @@ impl Exam<'_> {
     fn of_store(&self, store: &dyn Cases) -> Examined {
         let seen = seen_patients(store, &Provenance::of(&[self.manifest]));
         let unseen: Vec<usize> = (0..seen.len()).filter(|case| !seen[*case]).collect();
-        let is_labelled = |case: &&usize| store.records()[**case].kind == CaseKind::Labelled;
-        let labelled = unseen.iter().filter(is_labelled).count();
+        let is_known = |case: &&usize| {
+            let record = &store.records()[**case];
+            self.knows(record.kind, &record.annotation)
+        };
+        let known = unseen.iter().filter(is_known).count();
         let mut left_out = LeftOut {
             trained_on: seen.len() - unseen.len(),
-            unannotated: unseen.len() - labelled,
-            beyond_limit: labelled.saturating_sub(self.settings.cases),
+            unannotated: unseen.len() - known,
+            beyond_limit: known.saturating_sub(self.settings.cases),
             refused: 0,
         };
         self.say_left_out(left_out);
@@ -190,7 +200,7 @@ impl Exam<'_> {
             settings: &self.settings,
         };
         let (mut scores, mut slices) = (Vec::new(), Vec::new());
-        for &case in unseen.iter().filter(is_labelled).take(self.settings.cases) {
+        for &case in unseen.iter().filter(is_known).take(self.settings.cases) {
             match score_case(&exam, case, &mut |scored| self.note(scored, &mut slices)) {
                 Ok(score) => scores.push(score),
                 Err(error) => {
@@ -223,7 +233,7 @@ impl Exam<'_> {
                 Ok(Some(scan)) if is_seen(&scan.source_hash, &scan.fingerprint, &provenance) => {
                     left_out.trained_on += 1;
                 }
-                Ok(Some(scan)) if scan.kind == CaseKind::Labelled => {
+                Ok(Some(scan)) if self.knows(scan.kind, &scan.annotation) => {
                     for remark in &scan.planned.remarks {
                         say_error(&format!("{}: warning: {remark}", entry.id));
                     }
@@ -243,6 +253,11 @@ impl Exam<'_> {
             of_what: list.display().to_string(),
             left_out,
         })
+    }
+
+    /// Tells whether a case's tumours are known: annotated, or none by an assumption that is to count.
+    fn knows(&self, kind: CaseKind, annotation: &Annotation) -> bool {
+        kind == CaseKind::Labelled || (self.controls && annotation.assumed_tumour_free)
     }
 
     fn score(&self, id: &str, scan: &LabelledScan, slices: &mut Vec<Slice>) -> anyhow::Result<CaseScore> {
@@ -278,12 +293,16 @@ impl Exam<'_> {
     /// Says what is not scored, apart from what cannot be read, which was said file by file.
     fn say_left_out(&self, left_out: LeftOut) {
         let limit = self.settings.cases;
+        let unannotated = match self.controls {
+            true => "nobody looked for tumours in them",
+            false => "nobody looked for tumours in them (--controls scores those that are taken for tumour-free)",
+        };
         let reasons = [
             (
                 left_out.trained_on,
                 "the model was trained on them, on near-duplicates or on other scans of their patients".to_string(),
             ),
-            (left_out.unannotated, "nobody looked for tumours in them".into()),
+            (left_out.unannotated, unannotated.into()),
             (left_out.beyond_limit, format!("at most {limit} are scored (--cases)")),
         ];
         for (cases, why) in reasons.iter().filter(|(cases, _)| *cases > 0) {
