@@ -110,6 +110,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
             done => done?,
         }
+        if let Some(path) = &args.results {
+            // Another process may have written there meanwhile.
+            experiment.take_over(path)?;
+        }
         write(args, &experiment, &config.experiment)?;
     }
     write(args, &experiment, &config.experiment)?;

@@ -106,7 +106,7 @@ impl Arm {
         let mut recipe = base.clone();
         recipe.pools = Some(BTreeMap::from([(Pool::LabelledReal, 1.0)]));
         if self.synthesizes() {
-            recipe.centres = centres_beside(&base.centres, config.synthetic_share);
+            recipe.centres = centres_beside(&base.centres, hosts.synthetic);
             recipe.pools = Some(BTreeMap::from([
                 (Pool::LabelledReal, 1.0 - hosts.share),
                 (hosts.pool, hosts.share),
@@ -145,6 +145,8 @@ pub(super) struct Hosts {
     pub pool: Pool,
     /// Share of the indices that ask for a lesion in one of them. Where the gate accepts none, a real patch takes the place.
     pub share: f64,
+    /// Share of the patches that then have a lesion.
+    pub synthetic: f64,
 }
 
 impl Hosts {
@@ -153,6 +155,7 @@ impl Hosts {
         Self {
             pool,
             share: (synthetic / accepted.max(f64::MIN_POSITIVE)).min(1.0),
+            synthetic: synthetic.min(accepted),
         }
     }
 }
@@ -219,7 +222,7 @@ mod tests {
     /// Shares of the whole stream: synthetic, real tumour, organ, anywhere.
     fn mix(accepted: f64) -> [f64; 4] {
         let hosts = Hosts::new(Pool::UnlabelledHost, 0.4, accepted);
-        let beside = centres_beside(&base(), 0.4);
+        let beside = centres_beside(&base(), hosts.synthetic);
         assert!((beside.values().sum::<f64>() - 1.0).abs() < 1e-12, "{beside:?}");
         // A refused host's place is a real patch's.
         let synthetic = hosts.share * accepted;
@@ -240,8 +243,10 @@ mod tests {
             let apart = got.iter().zip(wanted).map(|(a, b)| (a - b).abs());
             assert!(apart.fold(0.0, f64::max) < 1e-12, "{accepted}: {got:?}");
         }
-        // Fewer: every index asks for a lesion, and there are fewer.
-        assert!((mix(0.25)[0] - 0.25).abs() < 1e-12);
+        // Every index asks for a lesion, and there are fewer: real tumours take the place of some.
+        let (wanted, got) = ([0.25, 0.7 / 3.0, 0.35 / 3.0, 0.4], mix(0.25));
+        let apart = got.iter().zip(wanted).map(|(a, b)| (a - b).abs());
+        assert!(apart.fold(0.0, f64::max) < 1e-12, "{got:?}");
         assert_eq!(Hosts::new(Pool::UnlabelledHost, 0.4, 0.0).share, 1.0);
     }
 

@@ -8,6 +8,12 @@ const FIRST_UNLABELLED: u64 = 10_000;
 /// The scanners of the test patients, in turn.
 pub(super) const TEST_SCANNERS: [Scanner; 3] = [Scanner::C, Scanner::D, Scanner::E];
 
+/// Returns the position of a test patient's scanner among [`TEST_SCANNERS`]: ids end in the patient's number.
+pub(super) fn scanner_of(id: &str) -> Option<usize> {
+    let (_, number) = id.rsplit_once('-')?;
+    Some(number.parse::<usize>().ok()? % TEST_SCANNERS.len())
+}
+
 /// Which patients a store holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cohort {
@@ -85,6 +91,15 @@ pub(super) fn test_specs(
 mod tests {
     use super::*;
     use crate::phantom::generate_with;
+
+    #[test]
+    fn a_test_patients_id_tells_its_scanner() {
+        for spec in test_specs(&PhantomSettings::default(), 3, 7, [6.0; 3]) {
+            let scanner = scanner_of(&crate::phantom::case_id(&spec)).map(|at| TEST_SCANNERS[at]);
+            assert_eq!(scanner, Some(spec.scanner));
+        }
+        assert_eq!(scanner_of("liver"), None);
+    }
 
     #[test]
     fn the_oracles_patients_are_the_unlabelled_ones_with_tumours() {

@@ -13,7 +13,10 @@ use crate::stream::recipe::Recipe;
 use crate::volume::Plan;
 
 /// Raised whenever the same configuration would mean other arms: runs of before do not count then.
-const EXPERIMENT_REVISION: u32 = 5;
+const EXPERIMENT_REVISION: u32 = 6;
+/// The revision before. Where fewer lesions passed the gate than were asked for, its real patches were centred as if enough had; its
+/// other runs are this revision's.
+const REVISION_BEFORE: u32 = 5;
 /// The stream's revision at which arms last changed. 6 changed bundles with inner folds alone, which no arm has; 7 copied tumours that
 /// are larger than their box, or judged by the gate, which no arm's are.
 const STREAM_REVISION: u32 = 5;
@@ -210,6 +213,15 @@ impl Setting<'_> {
     /// Returns the digest that results are kept under: of everything but which of the runs are asked for and what one arm alone
     /// is told.
     pub fn digest(&self) -> Digest {
+        self.digest_of(EXPERIMENT_REVISION)
+    }
+
+    /// Returns the digest of the revision before, see [`Results::take_over`](super::Results::take_over).
+    pub fn digest_before(&self) -> Digest {
+        self.digest_of(REVISION_BEFORE)
+    }
+
+    fn digest_of(&self, revision: u32) -> Digest {
         let ExperimentConfig {
             organ,
             cohort_seed,
@@ -219,12 +231,7 @@ impl Setting<'_> {
             ..
         } = self.experiment;
         let everything = Digest::of_json(&(
-            (
-                "experiment",
-                EXPERIMENT_REVISION,
-                env!("CARGO_PKG_VERSION"),
-                STREAM_REVISION,
-            ),
+            ("experiment", revision, env!("CARGO_PKG_VERSION"), STREAM_REVISION),
             (self.plan, self.phantom),
             (self.critic, self.synthesizer, self.segmentor),
             (organ, cohort_seed, test, synthetic_share, strong),

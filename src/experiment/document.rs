@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::cohort::TEST_SCANNERS;
+use super::cohort::{TEST_SCANNERS, scanner_of};
 use super::results::mean;
 use super::{Arm, ExperimentConfig, Results, paired_difference};
 use crate::evaluate::{self, Bootstrap, Curve, PlotRow, Summary, plot};
@@ -75,8 +75,9 @@ fn scanners(results: &Results, config: &ExperimentConfig) -> String {
     for arm in &config.arms {
         let scores = results.scores(*arm, config.labelled, config.unlabelled);
         let of = |scanner: usize| {
-            let cases = (scores.iter()).flat_map(|row| row.iter().skip(scanner).step_by(TEST_SCANNERS.len()));
-            percent(mean(cases.copied()))
+            let is_its = |id: &String| scanner_of(id) == Some(scanner);
+            let cases = scores.iter().flat_map(|row| results.cases.iter().zip(row));
+            percent(mean(cases.filter(|(id, _)| is_its(id)).map(|(_, dsc)| *dsc)))
         };
         if !scores.is_empty() {
             let each: Vec<String> = (0..TEST_SCANNERS.len()).map(of).collect();

@@ -1,6 +1,7 @@
 //! Whose patients and models a folder holds: those of one configuration.
 
 use std::collections::BTreeMap;
+use std::fs::TryLockError;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -53,9 +54,35 @@ pub(super) fn claim(folder: &Path, config: Digest, own: BTreeMap<Arm, Digest>) -
     )))
 }
 
+/// Keeps other processes from carrying out runs in the folder for as long as the file is open: they would train the same models at once,
+/// and each write its own runs alone.
+///
+/// # Errors
+/// [`ExperimentError::Results`] where another process works there.
+pub(super) fn lock(folder: &Path) -> Result<fs_err::File, ExperimentError> {
+    let file = fs_err::File::create(folder.join(".lock"))?;
+    match file.file().try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ExperimentError::Results {
+            path: folder.into(),
+            what: "another process carries out runs in this folder; wait for it, or choose another --out".into(),
+        }),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_process_at_a_time_works_in_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = lock(folder.path()).unwrap();
+        assert!(lock(folder.path()).unwrap_err().to_string().contains("another process"));
+        drop(held);
+        lock(folder.path()).unwrap();
+    }
 
     #[test]
     fn a_folder_belongs_to_one_configuration() {
