@@ -13,7 +13,7 @@ use super::{ConfigArgs, check_folder, say, say_error, say_json};
 use crate::checkpoint::{ModelManifest, Provenance, write_atomically};
 use crate::evaluate::{
     CaseScore, Comparison, Examination, HeldOut, HeldOutSettings, LeftOut, LesionRates, Predictor, ReportHead, Scored,
-    Slice, Summary, html, score_case,
+    Slice, Summary, chosen, html, score_case,
 };
 use crate::ingest::{IngestConfig, LabelledScan, Preset, datalist, labels_on_grid, read_labelled};
 use crate::nn::Network as Net;
@@ -200,7 +200,8 @@ impl Exam<'_> {
             settings: &self.settings,
         };
         let (mut scores, mut slices) = (Vec::new(), Vec::new());
-        for &case in unseen.iter().filter(is_known).take(self.settings.cases) {
+        let known: Vec<usize> = unseen.iter().filter(is_known).copied().collect();
+        for case in chosen(store, known, self.settings.cases) {
             match score_case(&exam, case, &mut |scored| self.note(scored, &mut slices)) {
                 Ok(score) => scores.push(score),
                 Err(error) => {

@@ -1,6 +1,6 @@
 //! Scores of a segmenting network on held-out labelled cases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use burn::tensor::Device;
@@ -66,7 +66,8 @@ pub struct Examination<'a> {
     pub device: &'a Device,
     /// The store.
     pub cases: &'a dyn Cases,
-    /// Which of its cases; those without labelled tumours are passed over.
+    /// Which of its cases; those without labelled tumours are passed over, and where there are more than `settings.cases` those of
+    /// [`chosen`] are taken.
     pub held_out: &'a [usize],
     /// How.
     pub settings: &'a HeldOutSettings,
@@ -94,17 +95,33 @@ pub fn score_held_out(
     exam: &Examination,
     note: &mut dyn FnMut(&Scored) -> ControlFlow<()>,
 ) -> Result<HeldOut, EvaluateError> {
-    let labelled = (exam.held_out.iter()).filter(|case| exam.cases.records()[**case].kind == CaseKind::Labelled);
-    let wanted = labelled.clone().count().min(exam.settings.cases);
+    let labelled =
+        (exam.held_out.iter().copied()).filter(|case| exam.cases.records()[*case].kind == CaseKind::Labelled);
+    let wanted = chosen(exam.cases, labelled.collect(), exam.settings.cases);
     let mut scores = Vec::new();
-    for &case in labelled.take(exam.settings.cases) {
+    for &case in &wanted {
         let mut noted = ControlFlow::Continue(());
         scores.push(score_case(exam, case, &mut |scored| noted = note(scored))?);
-        if noted.is_break() && scores.len() < wanted {
+        if noted.is_break() && scores.len() < wanted.len() {
             return Err(EvaluateError::Stopped);
         }
     }
     Ok(HeldOut::of(scores, &exam.cases.plan().labels, exam.settings))
+}
+
+/// Chooses at most so many of some cases by the hashes of their scans, and leaves them in their order. Ids often begin with the name
+/// of a data set: the first ones would be of one alone.
+pub fn chosen(cases: &dyn Cases, mut among: Vec<usize>, most: usize) -> Vec<usize> {
+    if among.len() > most {
+        let mut by_hash: Vec<_> = among
+            .iter()
+            .map(|case| (cases.records()[*case].source_hash, *case))
+            .collect();
+        by_hash.sort_unstable();
+        let taken: BTreeSet<usize> = by_hash.into_iter().take(most).map(|(_, case)| case).collect();
+        among.retain(|case| taken.contains(case));
+    }
+    among
 }
 
 /// Predicts a case and compares; `note` sees it.

@@ -22,7 +22,7 @@ mod tolerance;
 
 pub use case::{CaseScore, ClassMeasures, Comparison, Measures};
 pub use dice::{ClassMasks, Overlap, overlap};
-pub use held_out::{Examination, HeldOut, HeldOutSettings, Scored, score_case, score_held_out};
+pub use held_out::{Examination, HeldOut, HeldOutSettings, Scored, chosen, score_case, score_held_out};
 pub use lesion_level::{LesionCounts, LesionScore, lesion_level};
 pub use plot::{Curve, Row as PlotRow, as_file, curves, plot};
 pub use report::{HD95_VARIANT, LeftOut, ReportHead, html};

@@ -142,7 +142,7 @@ impl<'a> Experiment<'a> {
             seconds: started.elapsed().as_secs_f64(),
             model_seconds,
             went_on,
-            data_wait: Some(report.data_wait),
+            data_wait: report.data_wait,
             ..self.record(key, &scores)
         };
         self.results.insert(record);

@@ -124,6 +124,9 @@ fn blur_axis(image: &mut Array3<f32>, axis: Axis) {
 ///
 /// Image and label are cut by the same draw (the released FreeTumor code tosses separate coins for them and so gives a
 /// third of its batches labels of other voxels; method, section 7, item 9).
+///
+/// Departure: the share is uniform in [0, 1) and the axis one of three, where the released code draws Beta(0.2, 0.2) and x or y: that
+/// leaves most patches all but whole.
 pub(super) struct SlabMix {
     axis: Axis,
     shares: Vec<f64>,

@@ -9,7 +9,7 @@ use crate::checkpoint::{Architecture, MAX_WEIGHTS_BYTES};
 use crate::nn::{Encoder, Merging, MonaiUnetConfig, Network, NnunetConfig, NnunetStage, SwinUnetrConfig, UnetConfig};
 
 /// The most parameters of a network: what more of them weigh could not be loaded again.
-const MAX_PARAMETERS: u64 = MAX_WEIGHTS_BYTES / 4;
+pub(super) const MAX_PARAMETERS: u64 = MAX_WEIGHTS_BYTES / 4;
 
 /// A network other than the plain U-Net of `widths`. Channels in and out follow from the plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use super::calibrate::{RealScore, calibrate, judge_real};
 use super::check::{MAX_CUBE_LEVELS, Section};
 use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
-use super::fit::{FitSettings, Fitted, Job, Metrics, Trainee, fit, forget_report};
+use super::fit::{FitSettings, Fitted, Job, Metrics, Trainee, fit, forget_report, remove_if_there};
 use super::held_out::{dice_metrics, held_out_scores};
 use super::inner::{forget_inner, inner_folds, train_inner};
 use super::learner::{Course, Learner};
@@ -19,7 +19,7 @@ use super::validation::{ValidationSettings, Validator, mean_dice};
 use super::{LearnError, OptimizerSettings, Split};
 use crate::checkpoint::{
     Architecture, Calibration, FORMAT_VERSION, ModelManifest, Precision, Role, Weights, WeightsFile, fill_network,
-    save_model,
+    inner_folder, save_model,
 };
 use crate::digest::Digest;
 use crate::evaluate::{HeldOut, HeldOutSettings};
@@ -157,10 +157,10 @@ pub struct CriticReport {
     pub steps: u64,
     /// Best validation score and the step after which it was reached, where the run was watched.
     pub best: Option<(f32, u64)>,
-    /// Mean wall time of a step in s.
-    pub step_seconds: f64,
-    /// Share of that time in which a step waited for its data.
-    pub data_wait: f64,
+    /// Mean wall time of a step in s; absent where an earlier run made them all.
+    pub step_seconds: Option<f64>,
+    /// Share of that time in which a step waited for its data; absent likewise.
+    pub data_wait: Option<f64>,
     /// Number of parameters.
     pub parameters: u64,
     /// Training cases.
@@ -268,8 +268,8 @@ impl Trainee for CriticTrainee<'_> {
         self.learner.model()
     }
 
-    fn score(&mut self, _steps: u64) -> Result<Option<f64>, LearnError> {
-        Ok(mean_dice(&self.learner.score()?))
+    fn score(&mut self, _steps: u64, stop: &dyn Fn() -> bool) -> Result<Option<f64>, LearnError> {
+        Ok(mean_dice(&self.learner.score(stop)?))
     }
 
     fn data_wait(&self) -> Duration {
@@ -300,6 +300,10 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     let inner = inner_folds(config, job.cases, &labelled)?;
     if !job.resume {
         forget_report(job.out, "critic")?;
+        if config.inner_folds > 0 || job.out.join(inner_folder(0)).exists() {
+            // Without its manifest there is no critic: an old one would judge beside the new ones of inner folds, or without its own.
+            remove_if_there(&job.out.join("critic.json"))?;
+        }
         forget_inner(job.out, 0)?;
     }
     let trained = train_on(config, job, &labelled, &held_out)?;
@@ -410,7 +414,7 @@ impl Trained {
                 job.cases,
                 learnt,
                 config,
-                (self.fitted.steps, config.seed),
+                (self.fitted.model_steps, config.seed),
                 metrics,
             )),
             calibration,

@@ -79,12 +79,12 @@ pub trait Trainee {
     /// Copies the weights that would become the model.
     fn model(&self) -> Weights;
 
-    /// Scores these weights after so many steps on held-out cases, from 0 to 1; nothing where there are none. What is
-    /// learnt next may depend on it.
+    /// Scores these weights after so many steps on held-out cases, from 0 to 1; nothing where no class is there or called. What
+    /// is learnt next may depend on it.
     ///
     /// # Errors
-    /// [`LearnError`] where a case cannot be read.
-    fn score(&mut self, _steps: u64) -> Result<Option<f64>, LearnError> {
+    /// [`LearnError`] where a case cannot be read; [`LearnError::Stopped`], with nothing changed, where `stop` asked for it.
+    fn score(&mut self, _steps: u64, _stop: &dyn Fn() -> bool) -> Result<Option<f64>, LearnError> {
         Ok(None)
     }
 
@@ -101,14 +101,16 @@ pub struct Fitted {
     pub model: Weights,
     /// Steps made, of earlier runs that this one resumed too; fewer than asked for where it ended early.
     pub steps: u64,
+    /// The step after which the model had these weights.
+    pub model_steps: u64,
     /// The best score on held-out cases, and the step after which it was reached.
     pub best: Option<(f32, u64)>,
     /// What the last step measured, of an earlier run where this one had none left to make.
     pub last_step: Metrics,
-    /// Mean wall time of this run's steps, in s; scoring and saving are not in it.
-    pub step_seconds: f64,
-    /// Share of that time in which steps waited for data.
-    pub data_wait: f64,
+    /// Mean wall time of this run's steps, in s; scoring and saving are not in it. Absent where it had none left to make.
+    pub step_seconds: Option<f64>,
+    /// Share of that time in which steps waited for data; absent likewise.
+    pub data_wait: Option<f64>,
 }
 
 /// How long a run is and how often it is saved.
@@ -172,6 +174,9 @@ pub fn fit(
     };
     remove_if_there(&settings.broken_off_path())?;
     let (mut log, mut last) = open_log(&settings.metrics_path(), start)?;
+    if watch.is_due {
+        log = catch_up(trainee, &mut watch, settings, (start, &mut last), progress)?;
+    }
     let (mut done, mut spent) = (start, Duration::ZERO);
     while done < settings.steps && !watch.is_over(settings.validation) {
         let (began, waited) = (Instant::now(), trainee.data_wait());
@@ -188,14 +193,14 @@ pub fn fit(
         done += 1;
         let every = settings.validation.every;
         if every > 0 && done.is_multiple_of(every) {
-            validate(trainee, &mut watch, settings, (done, &mut metrics))?;
+            watch.is_due = !validate(trainee, &mut watch, settings, (done, &mut metrics), progress)?;
         }
         log_step(&mut log, done, &metrics)?;
         show(settings.stage, &metrics);
         progress.on_step(settings.stage, done, settings.steps, &metrics);
         last.clone_from(&metrics);
         let is_last = done == settings.steps || watch.is_over(settings.validation);
-        let stop = progress.should_stop() && !is_last;
+        let stop = watch.is_due || (progress.should_stop() && !is_last);
         if stop || is_last || done.is_multiple_of(settings.checkpoint_every.max(1)) {
             save(trainee, &mut watch, settings, done).or_else(|error| break_off(settings, (done, &last), error))?;
         }
@@ -203,14 +208,37 @@ pub fn fit(
             return Err(LearnError::Stopped { step: done });
         }
     }
+    let (model, model_steps) = model(trainee, &watch, settings, done)?;
+    let of_steps = |value: f64| (done > start).then_some(value);
     Ok(Fitted {
-        model: model(trainee, &watch, settings)?,
+        model,
         steps: done,
+        model_steps,
         best: watch.best(),
         last_step: last,
-        step_seconds: spent.as_secs_f64() / (done - start).max(1) as f64,
-        data_wait: trainee.data_wait().as_secs_f64() / spent.as_secs_f64().max(f64::MIN_POSITIVE),
+        step_seconds: of_steps(spent.as_secs_f64() / (done - start) as f64),
+        data_wait: of_steps(trainee.data_wait().as_secs_f64() / spent.as_secs_f64()),
     })
+}
+
+/// Scores a state that a run left while it did so, and completes its line of the log.
+fn catch_up(
+    trainee: &mut dyn Trainee,
+    watch: &mut Watch,
+    settings: &FitSettings,
+    (step, metrics): (u64, &mut Metrics),
+    progress: &mut dyn Progress,
+) -> Result<fs_err::File, LearnError> {
+    watch.is_due = !validate(trainee, watch, settings, (step, metrics), progress)?;
+    if watch.is_due {
+        return Err(LearnError::Stopped { step });
+    }
+    let (mut log, _) = open_log(&settings.metrics_path(), step - 1)?;
+    log_step(&mut log, step, metrics)?;
+    show(settings.stage, metrics);
+    progress.on_step(settings.stage, step, settings.steps, metrics);
+    save(trainee, watch, settings, step)?;
+    Ok(log)
 }
 
 /// Refuses to save weights that no loss can come back from.
@@ -280,17 +308,26 @@ fn log_step(log: &mut fs_err::File, step: u64, metrics: &Metrics) -> Result<(), 
     Ok(log.write_all(line.as_bytes())?)
 }
 
-/// Scores the weights, and keeps them where they are the best so far and the best are wanted.
+/// Scores the weights, and keeps them where they are the best so far and the best are wanted; `false` where the run is to stop before that is
+/// done.
 fn validate(
     trainee: &mut dyn Trainee,
     watch: &mut Watch,
     settings: &FitSettings,
     (step, metrics): (u64, &mut Metrics),
-) -> Result<(), LearnError> {
-    let Some(score) = Stage::Validate.time(|| trainee.score(step))? else {
-        return Err(LearnError::Data(
-            "validation.every asks for scores, and no case is held out".into(),
-        ));
+    progress: &mut dyn Progress,
+) -> Result<bool, LearnError> {
+    if progress.should_stop() {
+        return Ok(false);
+    }
+    let stop = || progress.should_stop();
+    let score = match Stage::Validate.time(|| trainee.score(step, &stop)) {
+        Err(LearnError::Stopped { .. }) => return Ok(false),
+        score => score?,
+    };
+    let Some(score) = score else {
+        progress.on_note("no class is there or called in the cases of validation.cases: no score");
+        return Ok(true);
     };
     metrics.insert("validation_dice".into(), score);
     let before = watch.best().map(|(_, step)| step);
@@ -303,13 +340,18 @@ fn validate(
             .filter(|stale| stale.exists());
         stale.map_or(Ok(()), fs_err::remove_file)?;
     }
-    Ok(())
+    Ok(true)
 }
 
-/// Returns the weights that become the model.
-fn model(trainee: &dyn Trainee, watch: &Watch, settings: &FitSettings) -> Result<Weights, LearnError> {
+/// Returns the weights that become the model, and the step after which it had them.
+fn model(
+    trainee: &dyn Trainee,
+    watch: &Watch,
+    settings: &FitSettings,
+    done: u64,
+) -> Result<(Weights, u64), LearnError> {
     let Some((_, step)) = watch.best().filter(|_| settings.validation.keep == Keep::Best) else {
-        return Ok(trainee.model());
+        return Ok((trainee.model(), done));
     };
     let (best, kept) = read_marked(&settings.best_path(step), settings)?;
     if kept != step {
@@ -319,7 +361,7 @@ fn model(trainee: &dyn Trainee, watch: &Watch, settings: &FitSettings) -> Result
         );
         return Err(LearnError::State { path, what });
     }
-    Ok(best)
+    Ok((best, step))
 }
 
 /// Removes the best weights that the saved state does not know of.
@@ -354,7 +396,7 @@ fn restore(trainee: &mut dyn Trainee, watch: &mut Watch, settings: &FitSettings)
     let (mut state, step) = read_marked(&settings.state_path(), settings)?;
     watch.restore(&state);
     take_over_best(settings)?;
-    state.remove("validation");
+    Watch::strip(&mut state);
     trainee.restore(state, step)?;
     Ok(step)
 }
@@ -382,7 +424,8 @@ pub(super) fn forget_report(out: &Path, stage: &str) -> std::io::Result<()> {
     remove_if_there(&out.join(format!("{stage}.report.json")))
 }
 
-fn remove_if_there(path: &Path) -> std::io::Result<()> {
+/// Removes a file that may not be there.
+pub(super) fn remove_if_there(path: &Path) -> std::io::Result<()> {
     match path.exists() {
         true => fs_err::remove_file(path),
         false => Ok(()),

@@ -86,8 +86,8 @@ impl<'a> Learner<'a> {
     }
 
     /// Scores the weights that would become the model, without gradients.
-    pub fn score(&self) -> Result<HeldOut, LearnError> {
+    pub fn score(&self, stop: &dyn Fn() -> bool) -> Result<HeldOut, LearnError> {
         let net = fill_network(fresh(&self.architecture, &self.validator.device, 0), self.model())?;
-        self.validator.score(&net.with_compute_dtype(self.dtype))
+        self.validator.score(&net.with_compute_dtype(self.dtype), stop)
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::cubes::side_of;
+use super::inner::forget_inner;
 use super::{LearnError, Metrics, SynthesizerConfig};
 use crate::checkpoint::{
     Architecture, FORMAT_VERSION, ModelManifest, Provenance, Realism, Role, Training, Weights, WeightsFile,
@@ -106,8 +107,12 @@ pub(super) fn copy_critic(from: &Path, to: &Path) -> Result<(), LearnError> {
         return Ok(());
     }
     let inner = (0..).map(inner_folder);
-    let inner = inner.take_while(|folder| from.join(folder).join("critic.json").exists());
-    for folder in inner.chain([String::new()]) {
+    let inner: Vec<String> = inner
+        .take_while(|folder| from.join(folder).join("critic.json").exists())
+        .collect();
+    // Those of another critic are not this one's.
+    forget_inner(to, inner.len())?;
+    for folder in inner.into_iter().chain([String::new()]) {
         fs_err::create_dir_all(to.join(&folder))?;
         for name in ["critic.safetensors", "critic.json"] {
             let name = Path::new(&folder).join(name);

@@ -199,13 +199,15 @@ impl Optimizer {
             return (module, norm);
         }
         self.steps += 1;
-        if !self.steps.is_multiple_of(self.settings.accumulate.max(1)) {
+        let accumulate = self.settings.accumulate.max(1);
+        if !self.steps.is_multiple_of(accumulate) {
             self.sums = found;
-            return (module, norm);
+            // Of the mean so far: what is bounded where the step is made.
+            return (module, norm / (self.steps % accumulate) as f64);
         }
         self.sums.clear();
         // The mean's norm is what is bounded.
-        let share = 1.0 / self.settings.accumulate.max(1) as f64;
+        let share = 1.0 / accumulate as f64;
         let scale = share * (self.settings.max_norm / (norm * share).max(EPSILON)).min(1.0);
         let mut updater = Updater {
             gradients: found.into_iter(),

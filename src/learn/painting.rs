@@ -47,14 +47,15 @@ pub struct PaintingScore {
     pub diversity_hu: f64,
     /// Standard deviation inside the lesion of means over 3 x 3 x 3 voxels, in HU.
     pub texture_hu: f64,
-    /// The same of the hosts' organs' real lesions.
-    pub real_texture_hu: f64,
+    /// The same of the hosts' organs' real lesions; absent where they have none.
+    pub real_texture_hu: Option<f64>,
     /// By how much the outermost voxels are brighter than those inside, in HU, of lesions that have some inside.
     pub edge_hu: f64,
-    /// The same of the hosts' organs' real lesions.
-    pub real_edge_hu: f64,
-    /// Area under the trained discriminator's curve, real lesions of these cases against painted ones.
-    pub discriminator_auc: f64,
+    /// The same of the hosts' organs' real lesions; absent where they have none.
+    pub real_edge_hu: Option<f64>,
+    /// Area under the trained discriminator's curve, real lesions of these cases against painted ones; absent where there are none
+    /// of either.
+    pub discriminator_auc: Option<f64>,
     /// Noise inside over noise of the organ around, from differences of neighbouring voxels.
     pub noise_ratio: f64,
 }
@@ -62,7 +63,7 @@ pub struct PaintingScore {
 impl PaintingScore {
     /// Returns the measures by name.
     pub(super) fn metrics(&self) -> Metrics {
-        metrics([
+        let mut all = metrics([
             ("lesions", self.lesions as f64),
             ("soft_recall", self.soft_recall),
             ("recall", self.recall),
@@ -72,12 +73,20 @@ impl PaintingScore {
             ("contrast_r2", self.contrast_r2),
             ("diversity_hu", self.diversity_hu),
             ("texture_hu", self.texture_hu),
-            ("real_texture_hu", self.real_texture_hu),
             ("edge_hu", self.edge_hu),
+            ("noise_ratio", self.noise_ratio),
+        ]);
+        let of_real = [
+            ("real_texture_hu", self.real_texture_hu),
             ("real_edge_hu", self.real_edge_hu),
             ("discriminator_auc", self.discriminator_auc),
-            ("noise_ratio", self.noise_ratio),
-        ])
+        ];
+        all.extend(
+            of_real
+                .into_iter()
+                .filter_map(|(name, value)| Some((name.to_string(), value?))),
+        );
+        all
     }
 }
 
@@ -334,6 +343,14 @@ pub(super) fn score_painting(painter: &Painter, brush: &Brush) -> Result<Paintin
         .collect();
     let (contrast_slope, contrast_r2) = line(&points);
     let average = |of: &dyn Fn(&Measure) -> f64| mean(measures.iter().map(of));
+    let of_real = |which: usize| {
+        let known: Vec<f64> = measures.iter().filter_map(|m| m.real_texture_hu[which]).collect();
+        (!known.is_empty()).then(|| mean(known))
+    };
+    let (real, odds) = (
+        painter.real_odds(brush)?,
+        measures.iter().map(|m| m.odds).collect::<Vec<_>>(),
+    );
     Ok(PaintingScore {
         lesions: measures.len(),
         soft_recall: average(&|m| m.soft_recall),
@@ -344,13 +361,10 @@ pub(super) fn score_painting(painter: &Painter, brush: &Brush) -> Result<Paintin
         contrast_r2,
         diversity_hu: average(&|m| m.diversity_hu),
         texture_hu: average(&|m| m.texture_hu),
-        real_texture_hu: mean(measures.iter().filter_map(|m| m.real_texture_hu[0])),
+        real_texture_hu: of_real(0),
         edge_hu: mean(measures.iter().filter_map(|m| m.edge_hu)),
-        real_edge_hu: mean(measures.iter().filter_map(|m| m.real_texture_hu[1])),
-        discriminator_auc: area(
-            &painter.real_odds(brush)?,
-            &measures.iter().map(|m| m.odds).collect::<Vec<_>>(),
-        ),
+        real_edge_hu: of_real(1),
+        discriminator_auc: (!real.is_empty() && !odds.is_empty()).then(|| area(&real, &odds)),
         noise_ratio: mean(measures.iter().filter_map(|m| m.noise_ratio)),
     })
 }

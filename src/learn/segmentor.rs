@@ -99,10 +99,10 @@ pub struct SegmentorReport {
     pub steps: u64,
     /// Best validation score and the step after which it was reached, where the run was watched.
     pub best: Option<(f32, u64)>,
-    /// Mean wall time of a step in s.
-    pub step_seconds: f64,
-    /// Share of that time in which a step waited for its data.
-    pub data_wait: f64,
+    /// Mean wall time of a step in s; absent where an earlier run made them all.
+    pub step_seconds: Option<f64>,
+    /// Share of that time in which a step waited for its data; absent likewise.
+    pub data_wait: Option<f64>,
     /// Number of parameters.
     pub parameters: u64,
     /// The streamed recipe's hash.
@@ -212,10 +212,8 @@ impl Trainee for SegmentorTrainee<'_> {
         self.learner.waited += began.elapsed();
         let loss = self.loss(step, &patches);
         let mut measured = self.learner.learn(step, &loss)?;
-        let synthetic = patches
-            .iter()
-            .filter(|patch| patch.meta.outcome == Outcome::Accepted)
-            .count();
+        let is_synthetic = |outcome| matches!(outcome, Outcome::Accepted | Outcome::BestAfterK);
+        let synthetic = patches.iter().filter(|patch| is_synthetic(patch.meta.outcome)).count();
         let share = synthetic as f64 / patches.len().max(1) as f64;
         measured.insert("synthetic_share".into(), share);
         Ok(measured)
@@ -233,8 +231,8 @@ impl Trainee for SegmentorTrainee<'_> {
         self.learner.model()
     }
 
-    fn score(&mut self, steps: u64) -> Result<Option<f64>, LearnError> {
-        let scores = self.learner.score()?;
+    fn score(&mut self, steps: u64, stop: &dyn Fn() -> bool) -> Result<Option<f64>, LearnError> {
+        let scores = self.learner.score(stop)?;
         self.steering.take(&scores, steps, self.config.batch_size)?;
         Ok(mean_dice(&scores))
     }
@@ -424,8 +422,8 @@ pub fn train_segmentor(
     let mut record = training_of(
         job.cases,
         &training,
-        &(config, recipe.cursor(fitted.steps * u64::from(config.batch_size))),
-        (fitted.steps, config.seed),
+        &(config, recipe.cursor(fitted.model_steps * u64::from(config.batch_size))),
+        (fitted.model_steps, config.seed),
         dice_metrics(&report.held_out),
     );
     // Its synthetic lesions are what those models made of the scans that they learnt from.

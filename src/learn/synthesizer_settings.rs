@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::augment::LookSettings;
 use super::check::{MAX_CUBE_LEVELS, Section};
+use super::choice::MAX_PARAMETERS;
 use super::critic::default_cube_mix;
 use super::guard::GuardSettings;
 use super::painting::PaintingScore;
 use super::{LearnError, Metrics, OptimizerSettings, Split};
-use crate::checkpoint::Precision;
+use crate::checkpoint::{Architecture, Precision};
 use crate::lesion::LesionForm;
 use crate::nn::{GeneratorConfig, PublishedConfig, UnetConfig};
 use crate::volume::SizeClass;
@@ -259,6 +260,15 @@ impl SynthesizerConfig {
         )?;
         section.widths("widths", &self.widths, MAX_CUBE_LEVELS)?;
         section.widths("discriminator_widths", &self.discriminator_widths, MAX_CUBE_LEVELS)?;
+        let (generator, discriminator) = self.networks(1);
+        for (key, shape) in [
+            ("widths", Architecture::Generator(generator)),
+            ("discriminator_widths", Architecture::Unet(discriminator)),
+        ] {
+            let parameters = shape.parameters();
+            let expected = format!("a network of at most {MAX_PARAMETERS} parameters");
+            section.check(key, parameters <= MAX_PARAMETERS, &expected, parameters)?;
+        }
         section.max_cube(self.max_cube)?;
         section.count("steps", self.steps)?;
         section.count("checkpoint_every", self.checkpoint_every)?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::check::Section;
 use super::{Job, LearnError};
 use crate::checkpoint::{Weight, Weights};
-use crate::evaluate::{Examination, HeldOut, HeldOutSettings, score_held_out};
+use crate::evaluate::{EvaluateError, Examination, HeldOut, HeldOutSettings, score_held_out};
 use crate::nn::VoxelClassifier;
 use crate::store::{CaseKind, Cases};
 
@@ -70,6 +70,10 @@ impl ValidationSettings {
     }
 }
 
+/// Names in a saved state.
+const STATE: &str = "validation";
+const DUE: &str = "validation.due";
+
 /// What the scores came to so far: part of the state that a run is resumed from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Watch {
@@ -77,6 +81,8 @@ pub(super) struct Watch {
     since: u64,
     /// The best step that the saved state knows of.
     pub saved: Option<u64>,
+    /// Whether the saved state is still to be scored: the run was stopped while that was done.
+    pub is_due: bool,
 }
 
 impl Watch {
@@ -109,13 +115,18 @@ impl Watch {
         let [[a, b], [c, d]] = [parts(step), parts(self.since)];
         let values = vec![score, a, b, c, d];
         let shape = vec![values.len()];
-        Weights::from([("validation".to_string(), Weight { shape, values })])
+        let mut state = Weights::from([(STATE.to_string(), Weight { shape, values })]);
+        if self.is_due {
+            let (shape, values) = (vec![1], vec![1.0]);
+            state.insert(DUE.to_string(), Weight { shape, values });
+        }
+        state
     }
 
     /// Goes on from a saved state.
     pub fn restore(&mut self, state: &Weights) {
         let saved: Option<[f32; 5]> = state
-            .get("validation")
+            .get(STATE)
             .and_then(|weight| weight.values.clone().try_into().ok());
         if let Some([score, a, b, c, d]) = saved {
             let whole = |high: f32, low: f32| ((high as u64) << 24) | low as u64;
@@ -123,6 +134,12 @@ impl Watch {
             self.since = whole(c, d);
             self.saved = self.best.map(|(_, step)| step);
         }
+        self.is_due = state.contains_key(DUE);
+    }
+
+    /// Takes out of a state what is not the trainee's.
+    pub fn strip(state: &mut Weights) {
+        [STATE, DUE].iter().for_each(|name| drop(state.remove(*name)));
     }
 }
 
@@ -136,7 +153,7 @@ pub(super) struct Validator<'a> {
 }
 
 impl<'a> Validator<'a> {
-    /// Takes the first `count` held-out labelled cases of a job.
+    /// Takes `count` of the held-out labelled cases of a job.
     pub fn new(job: &Job<'a>, held_out: &[usize], (settings, count): (&HeldOutSettings, usize)) -> Self {
         Self {
             cases: job.cases,
@@ -150,7 +167,10 @@ impl<'a> Validator<'a> {
     }
 
     /// Scores a network; there is nothing in it where no case is held out.
-    pub fn score(&self, net: &dyn VoxelClassifier) -> Result<HeldOut, LearnError> {
+    ///
+    /// # Errors
+    /// [`LearnError::Stopped`] where `stop` asks for it between two cases.
+    pub fn score(&self, net: &dyn VoxelClassifier, stop: &dyn Fn() -> bool) -> Result<HeldOut, LearnError> {
         let exam = Examination {
             net,
             device: &self.device,
@@ -158,13 +178,22 @@ impl<'a> Validator<'a> {
             held_out: &self.held_out,
             settings: &self.settings,
         };
-        Ok(score_held_out(&exam, &mut |_| ControlFlow::Continue(()))?)
+        let scores = score_held_out(&exam, &mut |_| match stop() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        });
+        match scores {
+            Err(EvaluateError::Stopped) => Err(LearnError::Stopped { step: 0 }),
+            scores => Ok(scores?),
+        }
     }
 }
 
-/// Returns the mean Dice over the classes that are defined; nothing where there is none.
+/// Returns the mean Dice over the classes, 0 for what is called where there is none, so that weights which see tumours everywhere are not
+/// the best; nothing where no class is there or called.
 pub(super) fn mean_dice(scores: &HeldOut) -> Option<f64> {
-    let defined: Vec<f64> = scores.classes.values().filter_map(|class| class.dice).collect();
+    let classes = scores.classes.values();
+    let defined: Vec<f64> = classes.filter_map(|class| class.dice_with_false_alarms.mean).collect();
     (!defined.is_empty()).then(|| super::numbers::mean(defined))
 }
 

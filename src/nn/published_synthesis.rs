@@ -60,7 +60,7 @@ impl PublishedScene {
 
 /// Returns the mean over a mask, all of the batch together: sum(v A) / (sum(A) + 1e-6).
 fn mean_over(values: Tensor<5>, mask: Tensor<5>) -> Tensor<1> {
-    (values * mask.clone()).sum() / (mask.sum() + EPSILON)
+    kernel::total(values * mask.clone()) / (kernel::total(mask) + EPSILON)
 }
 
 /// Returns L_seg = 1 - the mean, over the painted lesions, of the critic's probability of any tumour.

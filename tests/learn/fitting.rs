@@ -1,13 +1,28 @@
 //! The training loop alone.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use freetumor::checkpoint::{Weight, Weights};
 use freetumor::digest::Digest;
-use freetumor::learn::{FitSettings, Keep, LearnError, Metrics, Quiet, Trainee, ValidationSettings, fit};
+use freetumor::learn::{FitSettings, Keep, LearnError, Metrics, Progress, Quiet, Trainee, ValidationSettings, fit};
 
 /// Has its step as its only weight; its scores are given, and it is killed where they end.
 struct Scored<'a> {
     scores: &'a [f64],
     done: u64,
+    /// The step in whose scoring the run is asked to stop, and how.
+    stopped: Option<(u64, &'a AtomicBool)>,
+}
+
+/// Asks to stop once the flag is set.
+struct Asking<'a>(&'a AtomicBool);
+
+impl Progress for Asking<'_> {
+    fn on_step(&mut self, _stage: &str, _step: u64, _steps: u64, _metrics: &Metrics) {}
+    fn on_note(&mut self, _note: &str) {}
+    fn should_stop(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Trainee for Scored<'_> {
@@ -33,7 +48,13 @@ impl Trainee for Scored<'_> {
         self.state()
     }
 
-    fn score(&mut self, steps: u64) -> Result<Option<f64>, LearnError> {
+    fn score(&mut self, steps: u64, stop: &dyn Fn() -> bool) -> Result<Option<f64>, LearnError> {
+        if let Some((step, flag)) = self.stopped {
+            flag.store(step == steps, Ordering::Relaxed);
+        }
+        if stop() {
+            return Err(LearnError::Stopped { step: 0 });
+        }
         let score = self.scores.get(steps as usize - 1);
         score
             .map(|score| Some(*score))
@@ -108,7 +129,12 @@ fn the_best_weights_are_those_that_the_resumed_state_knows_of() {
             resume,
             validation: &validation,
         };
-        fit(&mut Scored { scores, done: 0 }, &settings, &mut Quiet)
+        let mut trainee = Scored {
+            scores,
+            done: 0,
+            stopped: None,
+        };
+        fit(&mut trainee, &settings, &mut Quiet)
     };
     let bests = || {
         let names = std::fs::read_dir(out.path())
@@ -127,4 +153,51 @@ fn the_best_weights_are_those_that_the_resumed_state_knows_of() {
     // A run that begins again and is killed before its first state leaves nothing that could be resumed.
     run(&[0.9], false).unwrap_err();
     assert!(!out.path().join("critic.state.safetensors").exists());
+}
+
+/// What a run that is stopped while it scores a step leaves, resumed, is what a run leaves that nobody stops.
+#[test]
+fn a_run_that_is_stopped_while_it_scores_scores_first_when_it_goes_on() {
+    let validation = ValidationSettings {
+        every: 2,
+        keep: Keep::Best,
+        ..ValidationSettings::default()
+    };
+    let run = |out: &std::path::Path, stopped: Option<u64>, resume: bool| {
+        let settings = FitSettings {
+            stage: "critic",
+            steps: 6,
+            checkpoint_every: 100,
+            identity: Digest::default(),
+            out,
+            resume,
+            validation: &validation,
+        };
+        let flag = AtomicBool::new(false);
+        let mut trainee = Scored {
+            scores: &[0.0, 0.2, 0.0, 0.4, 0.0, 0.3],
+            done: 0,
+            stopped: stopped.map(|step| (step, &flag)),
+        };
+        fit(&mut trainee, &settings, &mut Asking(&flag))
+    };
+    let log = |out: &std::path::Path| std::fs::read_to_string(out.join("critic.metrics.jsonl")).unwrap();
+    let whole = tempfile::tempdir().unwrap();
+    let expected = run(whole.path(), None, false).unwrap();
+    assert_eq!((expected.best, expected.model_steps), (Some((0.4, 4)), 4));
+    for step in [2, 4, 6] {
+        let out = tempfile::tempdir().unwrap();
+        let stopped =
+            |resume| matches!(run(out.path(), Some(step), resume), Err(LearnError::Stopped { step: at }) if at == step);
+        assert!(stopped(false), "the state of step {step} is saved without its score");
+        assert!(!log(out.path()).lines().last().unwrap().contains("validation_dice"));
+        assert!(stopped(true), "and once more");
+        let fitted = run(out.path(), None, true).unwrap();
+        assert_eq!(
+            (fitted.best, fitted.steps, fitted.model_steps),
+            (expected.best, expected.steps, expected.model_steps)
+        );
+        assert_eq!(log(out.path()), log(whole.path()));
+        assert_eq!(fitted.step_seconds.is_none(), step == 6, "no step was left to make");
+    }
 }
