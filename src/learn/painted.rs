@@ -95,7 +95,7 @@ impl Wanted<'_> {
                 host: &habitat(&cube.labels, &cube.image, organ_id),
                 form: self.form,
             });
-            if mask.kept < self.form.min_kept || mask.voxels == 0 {
+            if mask.kept < self.form.min_kept || mask.voxels == 0 || !mask.is_whole() {
                 continue;
             }
             return Ok(Some(Host {

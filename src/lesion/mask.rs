@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ndarray::Array3;
+use ndarray::{Array3, Axis};
 
 use super::surface::SurfaceGrid;
 use super::{LesionForm, Shape};
@@ -47,6 +47,19 @@ pub struct LesionMask {
     pub diameter_mm: f64,
     /// Semi-axes of the undeformed ellipsoid in mm.
     pub radii_mm: [f64; 3],
+}
+
+impl LesionMask {
+    /// Tells whether the box holds all of it: one that reaches a face is cut off there, at full strength.
+    pub fn is_whole(&self) -> bool {
+        let is_free = |axis: usize| {
+            let last = self.soft.len_of(Axis(axis)).saturating_sub(1);
+            [0, last]
+                .iter()
+                .all(|at| self.soft.index_axis(Axis(axis), *at).iter().all(|soft| *soft == 0))
+        };
+        (0..3).all(is_free)
+    }
 }
 
 /// Places a shape: clips it to its host, keeps the largest piece, and softens its edge.
@@ -400,6 +413,16 @@ mod tests {
             crc.update(mask.soft.as_slice().unwrap());
         }
         assert_eq!(crc.finalize(), 3_421_634_093);
+    }
+
+    #[test]
+    fn a_lesion_that_its_box_cuts_is_not_whole() {
+        let form = LesionForm::default();
+        let host = Array3::ones([48; 3]);
+        let is_whole = |diameter_mm: f64, z: i64| {
+            place(&shape(diameter_mm, &form, 3), &host, ([z, 24, 24], [1.5; 3]), &form).is_whole()
+        };
+        assert!(is_whole(20.0, 24) && !is_whole(20.0, 4) && !is_whole(20.0, 45) && !is_whole(80.0, 24));
     }
 
     #[test]

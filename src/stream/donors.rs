@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::rng::Rng;
 use crate::store::{CaseRecord, TumourRecord};
-use crate::volume::{ContrastBin, Region, Shape, SizeClass};
+use crate::volume::{ContrastBin, Organ, Region, Shape, SizeClass};
 
 /// Real tumours by label id and size class, each as its case's and its own position.
 #[derive(Debug, Default)]
@@ -33,6 +33,21 @@ impl Donors {
     /// Tells whether there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Returns the organs of which there are tumours to copy, refusing one that the recipe names.
+    ///
+    /// # Errors
+    /// The name of such an organ.
+    pub(super) fn organs(&self, organs: Vec<(Organ, f64)>, is_named: bool) -> Result<Vec<(Organ, f64)>, String> {
+        let has = |organ: &Organ| self.0.contains_key(&organ.tumour_id);
+        match organs
+            .iter()
+            .find(|(organ, share)| is_named && *share > 0.0 && !has(organ))
+        {
+            Some((organ, _)) => Err(organ.name.clone()),
+            None => Ok(organs.into_iter().filter(|(organ, _)| has(organ)).collect()),
+        }
     }
 
     /// Draws a tumour by its label id, of a size class where there are some; nothing where the class has no tumour at all.
@@ -77,5 +92,21 @@ mod tests {
             assert!(!drawn.contains(&Some((2, 0))), "a case that may not appear");
         }
         assert_eq!(donors(8, 1).draw(&mut rng, 4, SizeClass::Tiny), None);
+        // The toy's labelled cases have tumours of the liver alone.
+        let organs = || {
+            store
+                .plan()
+                .labels
+                .organs()
+                .into_iter()
+                .map(|organ| (organ, 1.0))
+                .collect()
+        };
+        let names = |organs: Vec<(Organ, f64)>| organs.into_iter().map(|(organ, _)| organ.name).collect::<Vec<_>>();
+        assert_eq!(
+            donors(8, 1).organs(organs(), false).map(names),
+            Ok(vec!["liver".to_string()])
+        );
+        assert!(donors(8, 1).organs(organs(), true).is_err_and(|name| name != "liver"));
     }
 }

@@ -48,7 +48,11 @@ pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
     }
     let after = (trial.engine).judge(painted.image.clone(), trial.judge, trial.cancelled)?;
     let thresholds = thresholds(trial)?;
-    let by_recall = by_recall(trial, (&after, &painted.lesion), thresholds);
+    let recall = recall(trial, &after, &painted.lesion);
+    let by_recall = match trial.gate.rule {
+        GateRule::Published => Some(gate::judge_published(recall)),
+        GateRule::Fixed | GateRule::Calibrated => gate::refused_by(recall, thresholds),
+    };
     // The best of several refused ones is known by all its scores.
     if let Some(verdict) = by_recall.filter(|verdict| !verdict.passes && !trial.keeps_best) {
         return Ok(Opinion {
@@ -68,7 +72,7 @@ pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
             _ => verdict,
         },
         scores: Some(GateScores {
-            recall: scores.recall,
+            recall,
             precision: scores.precision,
             before: scores.before,
             recall_threshold: thresholds.recall,
@@ -114,17 +118,12 @@ fn unreal(trial: &Trial, painted: &Seen, least: f64) -> Result<Option<Opinion>, 
     }))
 }
 
-/// Decides by the critic's recall alone where that is enough: always by the published rule, by the others where it is too low.
-fn by_recall(trial: &Trial, (after, lesion): (&Array3<u8>, &Array3<u8>), thresholds: Thresholds) -> Option<Verdict> {
+/// Returns how much of the lesion the critic calls its organ's tumour; any tumour by the published rule. That rule decides by it alone, the
+/// others where it is too low.
+fn recall(trial: &Trial, after: &Array3<u8>, lesion: &Array3<u8>) -> f64 {
     match trial.gate.rule {
-        GateRule::Published => Some(gate::judge_published(gate::published_recall(
-            after,
-            lesion,
-            tumours(trial),
-        ))),
-        GateRule::Fixed | GateRule::Calibrated => {
-            gate::refused_by(gate::recall(after, lesion, trial.draw.organ.tumour_id), thresholds)
-        }
+        GateRule::Published => gate::published_recall(after, lesion, tumours(trial)),
+        GateRule::Fixed | GateRule::Calibrated => gate::recall(after, lesion, trial.draw.organ.tumour_id),
     }
 }
 

@@ -62,6 +62,16 @@ struct Attempt {
     discriminator: Option<f64>,
 }
 
+impl Attempt {
+    /// Returns what its margin is worth less where it is no lesion of its own: 2, more than margins differ, where the critic saw a tumour there
+    /// before, or sees none now.
+    fn flaw(&self) -> f64 {
+        let is_suspect = self.verdict.is_some_and(|verdict| verdict.host_suspect);
+        let is_unseen = self.scores.is_some_and(|scores| scores.recall == 0.0);
+        if is_suspect || is_unseen { 2.0 } else { 0.0 }
+    }
+}
+
 /// Everything that was tried for one index.
 #[derive(Default)]
 struct Trials {
@@ -227,7 +237,11 @@ impl Maker {
         trials.host_suspect += u32::from(verdict.is_some_and(|verdict| verdict.host_suspect));
         trials.borderline |= verdict.is_some_and(|verdict| verdict.borderline);
         trials.passed = verdict.is_none_or(|verdict| verdict.passes);
-        let margin = |attempt: &Attempt| attempt.verdict.map_or(f64::NEG_INFINITY, |verdict| verdict.margin);
+        let margin = |attempt: &Attempt| {
+            attempt
+                .verdict
+                .map_or(f64::NEG_INFINITY, |verdict| verdict.margin - attempt.flaw())
+        };
         // Of equals the first stays, so that the outcome follows from the order of attempts alone.
         if trials.passed || trials.chosen.as_ref().is_none_or(|best| margin(&made) > margin(best)) {
             trials.chosen = Some(made);
@@ -375,6 +389,7 @@ impl Maker {
         patch.meta.attempts = trials.attempts;
         patch.meta.asked = recipe.gate.enabled.then(|| Asked {
             size: draw.size,
+            contrast: draw.contrast,
             refused: trials.placed - u32::from(trials.passed),
         });
         patch.meta.host_suspect = trials.host_suspect;

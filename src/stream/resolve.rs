@@ -88,6 +88,11 @@ pub(super) fn resolve(
     let models_mm = models.map_or(plan.spacing_mm, |bundle| bundle.plan.spacing_mm);
     let cubes = models.map_or_else(CubeSides::default, |bundle| bundle.cubes);
     let finest_mm = models_mm.into_iter().fold(f64::INFINITY, f64::min);
+    let box_voxels = SizeClass::ALL.map(|size| {
+        let bridge = GridBridge::new(plan.spacing_mm, models_mm, cubes.of(size));
+        bridge.map_or([cubes.of(size); 3], |bridge| bridge.host_size())
+    });
+    let (donors, organs) = donors(cases, &recipe, &allowed, (box_voxels, organs))?;
     let mix = Mix {
         seed: recipe.seed,
         pools: pool_shares(cases, &recipe, &allowed),
@@ -109,11 +114,6 @@ pub(super) fn resolve(
     recipe.unlabelled_negatives = Some(negatives(bundle, &recipe));
     let bundle_hash = check_bundle(cases, (bundle, seen), &recipe, hosting, &allowed)?;
     let real_cases = real_cases(cases, &recipe, &mix, &allowed, hosting)?;
-    let box_voxels = SizeClass::ALL.map(|size| {
-        let bridge = GridBridge::new(plan.spacing_mm, models_mm, cubes.of(size));
-        bridge.map_or([cubes.of(size); 3], |bridge| bridge.host_size())
-    });
-    let donors = donors(cases, &recipe, &allowed, box_voxels)?;
     let patches_per_epoch = recipe.patches_per_epoch.unwrap_or_else(|| {
         // Each volume of the hosts' pool, as often as it is visited.
         schedule.pool_size() * u64::from(recipe.patches_per_visit)
@@ -157,8 +157,11 @@ fn check_named(bundle: Option<&Bundle>, named: Option<String>) -> Result<(), Str
     }
 }
 
+/// Organs, each with its share.
+type Shares = Vec<(Organ, f64)>;
+
 /// Returns the organs with a share, refusing those that the label map or the store does not know.
-fn requested_organs(cases: &dyn Cases, recipe: &Recipe) -> Result<Vec<(Organ, f64)>, StreamError> {
+fn requested_organs(cases: &dyn Cases, recipe: &Recipe) -> Result<Shares, StreamError> {
     let known = cases.plan().labels.organs();
     let held = |organ: &Organ| cases.records().iter().any(|record| record.organ(organ.id).is_some());
     let Some(shares) = &recipe.organs else {
@@ -245,10 +248,17 @@ fn pool_shares(cases: &dyn Cases, recipe: &Recipe, allowed: &[bool]) -> Vec<(Poo
         .collect()
 }
 
-/// Lists the real tumours that copy-paste may take.
-fn donors(cases: &dyn Cases, recipe: &Recipe, allowed: &[bool], box_voxels: [Shape; 4]) -> Result<Donors, StreamError> {
-    if recipe.synthesizer != Some(SynthesizerKind::CopyPaste) {
-        return Ok(Donors::default());
+/// Lists the real tumours that copy-paste may take, and the organs that it can serve.
+fn donors(
+    cases: &dyn Cases,
+    recipe: &Recipe,
+    allowed: &[bool],
+    (box_voxels, organs): ([Shape; 4], Shares),
+) -> Result<(Donors, Shares), StreamError> {
+    let is_host = |(pool, share): (&Pool, &f64)| *pool != Pool::LabelledReal && *share > 0.0;
+    let has_hosts = recipe.pools.as_ref().is_none_or(|pools| pools.iter().any(is_host));
+    if recipe.synthesizer != Some(SynthesizerKind::CopyPaste) || !has_hosts {
+        return Ok((Donors::default(), organs));
     }
     let donors = Donors::of(cases.records(), allowed, box_voxels);
     if donors.is_empty() {
@@ -260,7 +270,16 @@ fn donors(cases: &dyn Cases, recipe: &Recipe, allowed: &[bool], box_voxels: [Sha
             ),
         );
     }
-    Ok(donors)
+    let served = donors.organs(organs, recipe.organs.is_some());
+    served.map_or_else(
+        |name| {
+            infeasible(
+                "organs",
+                format!("copy_paste has no tumour of {name:?} to copy in the cases that may appear"),
+            )
+        },
+        |organs| Ok((donors, organs)),
+    )
 }
 
 type Feasible = BTreeMap<Pool, BTreeMap<String, u64>>;

@@ -91,7 +91,7 @@ fn planted_at(request: &PlantRequest, shape: &Shape, centre: [i64; 3]) -> Result
         form: request.form,
     });
     let keeps_its_class = SizeClass::of_diameter(mask.diameter_mm) == request.size;
-    let holds = mask.voxels > 0 && mask.kept >= request.form.min_kept && keeps_its_class;
+    let holds = mask.voxels > 0 && mask.kept >= request.form.min_kept && keeps_its_class && mask.is_whole();
     Ok(holds.then(|| Planted {
         host,
         centre,
