@@ -27,20 +27,16 @@ fn count_one(meta: &PatchMeta) {
     counter!(names::HOST_SUSPECT_TOTAL, "organ" => organ()).increment(meta.host_suspect.into());
     counter!(names::IGNORED_VOXELS_TOTAL, "organ" => organ()).increment(meta.ignored_voxels.into());
     counter!(names::BORDERLINE_TOTAL).increment(meta.borderline.into());
-    let is_accepted = meta.outcome == Outcome::Accepted;
     if let Some(asked) = meta.asked {
-        counter!(names::GATE_REJECTED_TOTAL, "organ" => organ(), "size" => asked.size.name())
+        // Both, also where one has nothing to count: a ratio needs them from the first patch on.
+        let (size, contrast) = (asked.size.name(), asked.contrast.name());
+        counter!(names::GATE_REJECTED_TOTAL, "organ" => organ(), "size" => size, "contrast" => contrast)
             .increment(asked.refused.into());
+        counter!(names::GATE_ACCEPTED_TOTAL, "organ" => organ(), "size" => size, "contrast" => contrast)
+            .increment((meta.outcome == Outcome::Accepted).into());
     }
     if meta.outcome == Outcome::Unplaceable {
         counter!(names::UNPLACEABLE_TOTAL, "organ" => organ()).increment(1);
-    }
-    if is_accepted {
-        for lesion in &meta.lesions {
-            counter!(names::GATE_ACCEPTED_TOTAL, "organ" => lesion.organ.clone(), "size" => lesion.size.name(),
-                "contrast" => lesion.contrast.name())
-            .increment(1);
-        }
     }
 }
 

@@ -111,6 +111,8 @@ pub struct PatchMeta {
 pub struct Asked {
     /// The size class.
     pub size: SizeClass,
+    /// The contrast bin.
+    pub contrast: ContrastBin,
     /// Lesions that the gate refused.
     pub refused: u32,
 }

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Patches sent, by `outcome`, `pool`, `organ`, and the first lesion's `size` and `contrast` (`none` without one).
@@ -16,9 +16,9 @@ pub const PATCHES_REUSED_TOTAL: &str = "freetumor_patches_reused_total";
 pub const PATCHES_TAKEN_BACK_TOTAL: &str = "freetumor_patches_taken_back_total";
 /// Synthesis attempts behind the patches sent, by `organ`.
 pub const ATTEMPTS_TOTAL: &str = "freetumor_attempts_total";
-/// Lesions that passed the gate, by `organ`, `size` and `contrast`.
+/// Lesions that passed the gate, by `organ`, and the `size` and `contrast` that were asked for.
 pub const GATE_ACCEPTED_TOTAL: &str = "freetumor_gate_accepted_total";
-/// Attempts that the gate refused, by `organ`.
+/// Attempts that the gate refused, likewise.
 pub const GATE_REJECTED_TOTAL: &str = "freetumor_gate_rejected_total";
 /// Attempts whose place the critic had called tumour before, by `organ`.
 pub const HOST_SUSPECT_TOTAL: &str = "freetumor_host_suspect_total";
@@ -225,12 +225,12 @@ pub const METRICS: &[Metric] = &[
     Metric::counter(
         GATE_ACCEPTED_TOTAL,
         &["organ", "size", "contrast"],
-        "lesions that passed the gate",
+        "lesions that passed the gate, by the size and contrast that were asked for",
     ),
     Metric::counter(
         GATE_REJECTED_TOTAL,
-        &["organ", "size"],
-        "lesions that the gate refused, by the size that was asked for",
+        &["organ", "size", "contrast"],
+        "lesions that the gate refused, by the size and contrast that were asked for",
     ),
     Metric::counter(
         HOST_SUSPECT_TOTAL,
@@ -365,6 +365,9 @@ fn describe() {
             MetricKind::Histogram => describe_histogram!(name, unit, help),
         }
     }
+    // Alerts look for an increase, which a counter that begins at its first failure does not show.
+    counter!(PATCHES_FAILED_TOTAL).increment(0);
+    counter!(STREAMS_ENDED_TOTAL, "reason" => "failed").increment(0);
 }
 
 #[cfg(test)]
