@@ -3,7 +3,7 @@
 # Run:    docker run --gpus all -p 8080:8080 -v /data/store:/store:ro -v /data/models:/models:ro \
 #           -e FREETUMOR__SERVER__READ_KEYS="$(cat read.key)" -e 'FREETUMOR__SERVER__ALLOWED_HOSTS=["gpu-node-1"]' freetumor
 # Without a read key it does not start, unless FREETUMOR__SERVER__ALLOW_ANONYMOUS=true (docs/service.md).
-# Clients must call it by a name of ALLOWED_HOSTS; any other Host is refused (421).
+# Clients that bring no key must call it by a name of ALLOWED_HOSTS; any other Host is refused (421).
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src

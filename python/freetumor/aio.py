@@ -22,6 +22,7 @@ class AsyncStream(AsyncIterator[Batch]):
         self._inner = inner
         self._thread = thread
         self._awaited: asyncio.Future[Batch | None] | None = None
+        self._is_closed = False
 
     @property
     def header(self) -> Header:
@@ -36,6 +37,8 @@ class AsyncStream(AsyncIterator[Batch]):
         return self._inner.end_reason
 
     async def __anext__(self) -> Batch:
+        if self._is_closed:
+            raise StopAsyncIteration
         if self._awaited is None:
             # StopIteration cannot cross a future, so the end crosses it as None.
             self._awaited = asyncio.get_running_loop().run_in_executor(self._thread, next, self._inner, None)
@@ -61,6 +64,7 @@ class AsyncStream(AsyncIterator[Batch]):
 
     async def aclose(self) -> None:
         """Leaves the stream, also while a batch is awaited."""
+        self._is_closed = True
         await asyncio.get_running_loop().run_in_executor(None, self._inner.close)
         self._thread.shutdown(wait=False)
 

@@ -123,7 +123,7 @@ def stream(
         last_batch: what an epoch's end does with an incomplete batch, alike on every rank: ``fill`` goes on into the next
             epoch, ``drop`` leaves it out, ``partial`` sends what is left: a smaller batch, on some ranks an empty one.
         timeout: seconds without any byte after which the connection counts as cut; the server sends a sign of life
-            every 15 s.
+            every 15 s (``server.heartbeat_seconds``), and this must be longer.
         prefetch: batches that a background thread reads and decodes ahead; 0: none, the caller reads.
         patience: seconds that an outage of the server may last before the iterator raises. Within them the stream
             connects again, waiting longer each time (0.25 s to 15 s, or what ``Retry-After`` asks for), and goes on

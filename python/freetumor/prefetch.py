@@ -33,6 +33,7 @@ class Prefetcher:
         self.waited_seconds = 0.0
         self._queue: queue.Queue[_Item] | None = None
         self._thread: threading.Thread | None = None
+        self._reading = threading.Lock()
         if depth > 0:
             self._queue = queue.Queue(depth)
             stopped = threading.Event()
@@ -47,7 +48,7 @@ class Prefetcher:
         """Blocks for the next batch or the end; raises what the reader raised, in its place in the order."""
         began = time.perf_counter()
         try:
-            item = self.reader.read() if self._queue is None else self._queue.get()
+            item = self._read() if self._queue is None else self._queue.get()
         finally:
             self.waited_seconds += time.perf_counter() - began
         if isinstance(item, BaseException):
@@ -62,7 +63,15 @@ class Prefetcher:
         if self._thread is not None:
             self._finalizer()
             self._thread.join()
-        self.reader.close()
+        else:
+            # Another thread may be reading: it is woken, and leaves before the connection goes.
+            self.reader.interrupt()
+        with self._reading:
+            self.reader.close()
+
+    def _read(self) -> Batch | End:
+        with self._reading:
+            return self.reader.read()
 
 
 def _stop(reader: Reader, stopped: threading.Event) -> None:

@@ -32,6 +32,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -250,7 +251,9 @@ def fetch(url: str, organ: str, arguments: argparse.Namespace) -> tuple[list[dic
     """Fetches patches of one organ."""
     recipe = {**BASE_RECIPE, **json.loads(arguments.recipe), "organs": {organ: 1.0}}
     outputs = ("source", "soft_mask")
-    stream = freetumor.stream(url, recipe=recipe, batch_size=1, count=arguments.patches, image="i16", outputs=outputs)
+    stream = freetumor.stream(
+        url, recipe=recipe, batch_size=1, count=arguments.patches, image="i16", outputs=outputs, api_key=arguments.api_key
+    )
     patches = []
     for batch in stream:
         patches.append({
@@ -267,6 +270,7 @@ def main() -> int:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="freetumor.quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--url", default="http://127.0.0.1:8080")
+    parser.add_argument("--api-key", default=os.environ.get("FREETUMOR_API_KEY"), help="by default FREETUMOR_API_KEY")
     parser.add_argument("--organs", default="liver,pancreas,kidney")
     parser.add_argument("--patches", type=int, default=16, help="patches per organ")
     parser.add_argument("--recipe", default="{}", help="JSON: what differs from the default recipe, beside organs and no augmentation")

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Final, TypedDict, cast
 
 import numpy as np
@@ -132,6 +133,9 @@ class StreamDataset(IterableDataset[Item]):
         """Chooses the epoch of the next iterators, also of persistent workers; not before the one resumed in."""
         if epoch < int(self._origin[1]):
             raise ValueError(f"epoch: expected at least {int(self._origin[1])}, in which the run went on, got {epoch}")
+        if epoch != int(self._epoch):
+            # What was done is of the epoch before.
+            self._done = self._resumed = 0
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Item]:
@@ -159,6 +163,11 @@ class StreamDataset(IterableDataset[Item]):
         """
         cursor = Cursor.from_dict(state["cursor"])
         expected = self._cursor(cursor.next_index)
+        if replace(cursor, bundle=expected.bundle) == expected != cursor:
+            raise FreeTumorError(
+                f"the state is of other models ({cursor.bundle}) than those that are active now ({expected.bundle}): to go on with "
+                f'them while the server holds them, give the dataset recipe={{..., "bundle": "{cursor.bundle}"}}'
+            )
         if cursor != expected:
             raise FreeTumorError(f"the state is of another stream: expected {expected}, got {cursor}")
         _, workers = _worker()

@@ -144,7 +144,7 @@ def _ask(
     if body is not None:
         headers["Content-Type"] = "application/json"
     if api_key is not None:
-        headers["Authorization"] = f"Bearer {api_key}"
+        headers["Authorization"] = f"Bearer {_key(api_key)}"
     text = None if body is None else json.dumps(body)
     try:
         connection.request(method, parts.path.rstrip("/") + path, text, headers)
@@ -160,6 +160,14 @@ def _ask(
         connection.close()
         raise
     return connection, response, connected
+
+
+def _key(text: str) -> str:
+    """Returns the key without what stands around it, such as a file's last newline; no error repeats it."""
+    key = text.strip()
+    if not key or not all("!" <= character <= "~" for character in key):
+        raise ValueError("api_key: expected visible ASCII characters without spaces between them")
+    return key
 
 
 def _problem(response: http.client.HTTPResponse) -> ProblemError:

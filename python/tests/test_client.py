@@ -127,6 +127,17 @@ def test_a_stream_yields_batches_with_provenance(golden, serve):
     assert request["delivery"]["image"] == "i16" and "cursor" not in request["delivery"]
 
 
+def test_a_key_is_trimmed_and_no_error_repeats_one(golden, serve):
+    url, server = serve(golden)
+    with freetumor.stream(url, {"seed": 1}, batch_size=1, image="i16", api_key=" k\n") as stream:
+        next(stream)
+    assert server.seen[0][0]["Authorization"] == "Bearer k"
+    for key in ("s3c ret", "s3c\nret", "s3crët", " \n"):
+        with pytest.raises(ValueError, match="api_key") as refused:
+            freetumor.stream(url, api_key=key)
+        assert "s3c" not in str(refused.value)
+
+
 def test_a_missing_end_is_never_a_short_epoch(golden, serve):
     whole = [data for _, data in frames(golden)]
     for body, chunked in [(b"".join(whole[:-1]), True), (golden[:-10], True), (golden[:-10], False)]:

@@ -69,8 +69,9 @@ def test_settings_name_the_variable() -> None:
     read = Settings.from_environment
     settings = read({"FREETUMOR_URL": "http://a", "FREETUMOR_RATIO": "0.25", "FREETUMOR_RECIPE": '{"seed": 3}'})
     assert (settings.ratio, settings.recipe, settings.patience) == (0.25, {"seed": 3}, 300.0)
+    assert "s3cret" not in repr(read({"FREETUMOR_URL": "http://a", "FREETUMOR_API_KEY": "s3cret"}))
     wrong = [
-        ({}, "FREETUMOR_URL"), ({"FREETUMOR_RATIO": "0"}, "FREETUMOR_RATIO"), ({"FREETUMOR_RATIO": "x"}, "FREETUMOR_RATIO"),
+        ({}, "FREETUMOR_URL"), ({"FREETUMOR_RATIO": "0.0005"}, "FREETUMOR_RATIO"), ({"FREETUMOR_RATIO": "x"}, "FREETUMOR_RATIO"),
         ({"FREETUMOR_RECIPE": "[]"}, "FREETUMOR_RECIPE"), ({"FREETUMOR_CASE_ID": "a"}, "FREETUMOR_CASE_ID"),
         ({"FREETUMOR_ABSENT_CASES": "yes"}, "FREETUMOR_ABSENT_CASES"), ({"FREETUMOR_LABELS": "{"}, "FREETUMOR_LABELS"),
     ]

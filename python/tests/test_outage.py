@@ -171,6 +171,7 @@ def test_asyncio_gets_the_same_batches_and_never_blocks(server: Server) -> None:
                 got |= content(batch)
         ticking.cancel()
         assert stream.end_reason == "count"
+        assert [batch async for batch in stream] == [], "after its end there is no more, and no error"
         return got, ticks
 
     got, ticks = asyncio.run(run())
@@ -192,9 +193,10 @@ def test_a_wait_that_was_given_up_loses_no_batch(server: Server) -> None:
     assert asyncio.run(run()) == list(range(6))
 
 
-def test_leaving_an_asyncio_stream_that_waits(server: Server) -> None:
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_leaving_an_asyncio_stream_that_waits(server: Server, prefetch: int) -> None:
     async def run() -> None:
-        stream = await freetumor.astream(server.url, {"seed": 3}, count=1000)
+        stream = await freetumor.astream(server.url, {"seed": 3}, count=1000, prefetch=prefetch)
         waiting = asyncio.ensure_future(stream.__anext__())
         await asyncio.sleep(0.01)
         await stream.aclose()

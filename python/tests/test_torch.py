@@ -114,6 +114,19 @@ def test_epochs_follow_each_other_also_after_a_resume(server: Server, workers: i
     assert [index for item in again for index in seen(item)] == epochs[2]
 
 
+def test_a_state_of_an_epoch_that_has_not_begun_is_its_start(server: Server) -> None:
+    data = dataset(server)
+    loader = loader_of(data, 0)
+    data.set_epoch(0)
+    assert len(list(loader)) == len(data)
+    data.set_epoch(1)
+    # The state of the finished iterator, as a loop saves it that does so before it iterates.
+    where = position(loader.state_dict())
+    fresh = dataset(server)
+    fresh.load_state_dict(where)
+    assert [index for item in fresh for index in seen(item)] == list(range(EPOCH, 2 * EPOCH))
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_state_of_an_epochs_end_goes_on_with_the_next(server: Server, workers: int) -> None:
     loader = loader_of(dataset(server), workers)
@@ -183,6 +196,9 @@ def test_states_of_other_streams_and_layouts_are_refused(server: Server) -> None
     other = StreamDataset(server.url, {**RECIPE, "seed": 8})
     with pytest.raises(freetumor.FreeTumorError, match="another stream"):
         other.load_state_dict(data.state_dict())
+    released = {**data.state_dict(), "cursor": {**data.state_dict()["cursor"], "bundle": "0" * 64}}
+    with pytest.raises(freetumor.FreeTumorError, match=f'other models.*"bundle": "{"0" * 64}"'):
+        data.load_state_dict(released)
     one_of_two = {**data.state_dict(), "workers": 2}
     with pytest.raises(freetumor.FreeTumorError, match="position"):
         data.load_state_dict(one_of_two)

@@ -40,7 +40,7 @@ class Settings:
     case_id: str = "{case}"
     allow_absent: bool = False
     labels: Mapping[str, str | int] = field(default_factory=dict[str, "str | int"])
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     patience: float = 300.0
     codec: str = "raw"
     hosts: str = "scans"
@@ -56,8 +56,8 @@ class Settings:
         if not url:
             raise SettingsError("FREETUMOR_URL: expected the server's address, such as http://127.0.0.1:8080, got nothing")
         ratio = _number(environment, "FREETUMOR_RATIO", 0.5)
-        if not 0.0 < ratio <= 1.0:
-            raise SettingsError(f"FREETUMOR_RATIO: expected above 0 and at most 1, got {ratio}")
+        if not 0.001 <= ratio <= 1.0:
+            raise SettingsError(f"FREETUMOR_RATIO: expected 0.001 to 1, got {ratio}")
         case_id = environment.get("FREETUMOR_CASE_ID", "{case}")
         if "{case}" not in case_id:
             raise SettingsError(f"FREETUMOR_CASE_ID: expected a pattern with {{case}} in it, got {case_id!r}")
