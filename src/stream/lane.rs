@@ -26,13 +26,14 @@ pub(super) struct Lane<T> {
 }
 
 impl<T> Lane<T> {
-    pub(super) fn new(key: Key, priority: Priority, course: Course) -> Self {
+    /// `room` is as how many patches of the plan's size one of its patches counts.
+    pub(super) fn new(key: Key, priority: Priority, course: Course, room: u64) -> Self {
         Self {
             key,
             priority,
             course,
             window: Arc::new(OrderedWindow::new()),
-            progress: Progress::default(),
+            progress: Progress::of(room),
         }
     }
 

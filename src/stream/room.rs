@@ -2,7 +2,7 @@
 //!
 //! Everybody may be ahead by one; what is beyond that is shared equally among those who read. Who stalls keeps what lies
 //! ready for it until somebody else needs the room: then the patch that it would read last is taken back, and made again
-//! once its reader comes (equal, by promise P1).
+//! once its reader comes (equal, by promise P1). All are patches of the plan's size: a larger one counts as several.
 
 use super::fair::Weights;
 
@@ -24,6 +24,8 @@ const LONGEST_PAUSE: u64 = 64;
 /// How far a stream has asked, and how far and when it was read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Progress {
+    /// As how many patches of the plan's size one of its counts; 0 is 1.
+    pub(super) room: u64,
     pub(super) asked: u64,
     pub(super) taken: u64,
     /// Whether its reader has come at all.
@@ -37,6 +39,14 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    /// Of a stream whose patches count as so many of the plan's size.
+    pub(super) fn of(room: u64) -> Self {
+        Self {
+            room,
+            ..Self::default()
+        }
+    }
+
     /// Its reader comes for a patch, the first of a batch or another; `reads` is how many all readers together have taken.
     pub(super) fn comes(&mut self, reads: u64, is_first: bool) {
         if is_first && self.taken > 0 {
@@ -57,15 +67,23 @@ impl Progress {
     pub(super) fn ahead(&self) -> u64 {
         self.asked - self.taken
     }
+
+    fn room(&self) -> u64 {
+        self.room.max(1)
+    }
 }
 
 /// How the room is shared at a moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
-    /// Patches that a stream may be ahead whose reader goes on.
-    part: u64,
-    /// Whether patches beyond everybody's first have no room.
-    pub(super) is_used_up: bool,
+    /// Patches beyond its first that a stream may be ahead whose reader goes on, whatever their size.
+    most_beyond: u64,
+    /// The room of these.
+    share: u64,
+    /// What is left of the room beyond everybody's first patch.
+    left: u64,
+    /// Whether some stream's next patch does not fit into that.
+    pub(super) is_tight: bool,
     reads: u64,
     /// As many patches as there may be in all.
     turnover: u64,
@@ -76,16 +94,22 @@ impl Room {
     pub(super) fn of<'a>(limits: &Limits, streams: impl Iterator<Item = &'a Progress> + Clone, reads: u64) -> Self {
         let max_patches = limits.max_patches as u64;
         let mut room = Self {
-            part: 1,
-            is_used_up: true,
+            most_beyond: (limits.window as u64).saturating_sub(1),
+            share: 0,
+            left: 0,
+            is_tight: true,
             reads,
             turnover: max_patches + streams.clone().count() as u64,
         };
         let active = streams.clone().filter(|stream| room.is_active(stream)).count() as u64;
-        let beyond: u64 = streams.map(|stream| stream.ahead().saturating_sub(1)).sum();
-        let most_beyond = (limits.window as u64).saturating_sub(1);
-        room.part = 1 + most_beyond.min(max_patches / active.max(1));
-        room.is_used_up = beyond >= max_patches;
+        let beyond = |stream: &Progress| stream.ahead().saturating_sub(1).saturating_mul(stream.room());
+        let used = streams.clone().map(beyond).fold(0, u64::saturating_add);
+        room.share = max_patches / active.max(1);
+        room.left = max_patches.saturating_sub(used);
+        room.is_tight = streams
+            .map(Progress::room)
+            .max()
+            .is_some_and(|largest| largest > room.left);
         room
     }
 
@@ -98,12 +122,15 @@ impl Room {
     }
 
     fn part(&self, stream: &Progress) -> u64 {
-        if self.is_active(stream) { self.part } else { 1 }
+        match self.is_active(stream) {
+            true => 1 + self.most_beyond.min(self.share / stream.room()),
+            false => 1,
+        }
     }
 
     /// Tells whether a stream may ask for a patch as things are.
     pub(super) fn has_room(&self, stream: &Progress) -> bool {
-        stream.ahead() == 0 || !self.is_used_up
+        stream.ahead() == 0 || stream.room() <= self.left
     }
 
     /// Tells whether a stream holds less than its part.
@@ -133,6 +160,7 @@ mod tests {
 
     fn progress(ahead: u64, is_waiting: bool, last_read: u64) -> Progress {
         Progress {
+            room: 1,
             asked: ahead,
             taken: 0,
             is_reading: true,
@@ -170,19 +198,34 @@ mod tests {
         assert_eq!(stalled(74), [true, false, true]);
         let room = Room::of(&limits(8, 10), streams.iter(), 60);
         // Two are active, so each has a part of 1 + 10 / 2; the one that stalled holds four above its own of one.
-        assert_eq!((room.part, room.surplus(&streams[0])), (6, 4));
+        assert_eq!((room.part(&streams[1]), room.surplus(&streams[0])), (6, 4));
         assert!(room.is_due(&streams[1]) && room.is_due(&streams[2]) && !room.is_due(&streams[0]));
+    }
+
+    #[test]
+    fn a_large_patch_takes_the_room_of_several() {
+        let large = Progress {
+            room: 4,
+            ..progress(2, true, 0)
+        };
+        let small = progress(4, true, 0);
+        let room = Room::of(&limits(8, 10), [large, small].iter(), 0);
+        // Of 10 each has 5: one large patch beyond the first, or five small ones. Used are 4 and 3, and a large one has no place.
+        assert_eq!((room.part(&large), room.part(&small)), (2, 6));
+        assert!(room.has_room(&small) && !room.has_room(&large) && room.is_tight);
+        let first = Progress { asked: 0, ..large };
+        assert!(room.has_room(&first), "everybody may be ahead by one");
     }
 
     proptest! {
         /// Where the room is used up and a stream that is ahead holds less than its part, another holds more than its own.
         #[test]
         fn whoever_is_due_finds_somebody_with_a_surplus(
-            streams in prop::collection::vec((0u64..12, any::<bool>(), 0u64..300), 1..40),
+            streams in prop::collection::vec((0u64..12, any::<bool>(), 0u64..300, 0u64..9), 1..40),
             window in 1usize..10, max_patches in 1usize..40,
         ) {
-            let streams: Vec<Progress> =
-                streams.into_iter().map(|(ahead, waits, last)| progress(ahead, waits, last)).collect();
+            let of = |(ahead, waits, last, room)| Progress { room, ..progress(ahead, waits, last) };
+            let streams: Vec<Progress> = streams.into_iter().map(of).collect();
             let room = Room::of(&limits(window, max_patches), streams.iter(), 300);
             let is_waiting_for_room = streams.iter().any(|stream| room.is_due(stream) && !room.has_room(stream));
             let has_surplus = streams.iter().any(|stream| room.surplus(stream) > 0);

@@ -52,6 +52,8 @@ pub(super) struct Opening<W> {
     pub(super) work: W,
     pub(super) course: Course,
     pub(super) priority: Priority,
+    /// As how many patches of the plan's size one of its patches counts, at least 1.
+    pub(super) room: u64,
 }
 
 /// A patch to be made.
@@ -70,6 +72,8 @@ struct Group<W, T> {
     lanes: usize,
     /// What a patch costs, in nanoseconds.
     cost: u64,
+    /// As in [`Opening`].
+    room: u64,
     made: HashMap<u64, Computation<T>>,
 }
 
@@ -96,8 +100,10 @@ struct State<W, T> {
     fair: Fair,
     lanes: BTreeMap<u64, Lane<T>>,
     groups: HashMap<Key, Group<W, T>>,
-    /// What is kept, oldest first.
-    kept: BTreeMap<u64, (Key, u64)>,
+    /// What is kept, oldest first: key, index and room.
+    kept: BTreeMap<u64, (Key, u64, u64)>,
+    /// The room of what is kept.
+    kept_room: u64,
     /// Patches asked for and not yet taken.
     in_flight: usize,
     /// Patches taken.
@@ -122,6 +128,7 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
                 lanes: BTreeMap::new(),
                 groups: HashMap::new(),
                 kept: BTreeMap::new(),
+                kept_room: 0,
                 in_flight: 0,
                 reads: 0,
                 numbers: 0,
@@ -159,11 +166,12 @@ impl<W: Clone, T: Clone> Scheduler<W, T> {
             work: opening.work,
             lanes: 0,
             cost,
+            room: opening.room.max(1),
             made: HashMap::new(),
         });
         group.lanes += 1;
         state.fair.add(id, opening.priority);
-        let lane = Lane::new(opening.key, opening.priority, opening.course);
+        let lane = Lane::new(opening.key, opening.priority, opening.course, opening.room);
         if state.is_closed {
             lane.window.close();
         }
@@ -284,6 +292,11 @@ impl<W: Clone, T: Clone> State<W, T> {
                 && !room.has_room(&lane.progress)
             {
                 taken_back.extend(self.take_back(giver?));
+                // A small patch makes too little room for a large one.
+                let room = self.room(limits);
+                if !self.lanes.get(&id).is_some_and(|lane| room.has_room(&lane.progress)) {
+                    continue;
+                }
             }
             if let Some(order) = self.ask(id) {
                 return Some(order);
@@ -293,7 +306,7 @@ impl<W: Clone, T: Clone> State<W, T> {
 
     /// Returns who gives room back where all is used: the stream furthest above its part, of those whose last patch lies ready.
     fn giver(&self, room: &Room) -> Option<u64> {
-        if !room.is_used_up {
+        if !room.is_tight {
             return None;
         }
         let above = self.lanes.iter().filter(|(_, lane)| room.surplus(&lane.progress) > 0);
@@ -391,31 +404,35 @@ impl<W: Clone, T: Clone> State<W, T> {
                 }
             }
         }
-        if share_patches > 0 && self.is_wanted(order.key, order.index, share_patches) {
-            self.keep(order, value, share_patches);
+        let most = share_patches as u64 / group.room;
+        if most > 0 && self.is_wanted(order.key, order.index, most) {
+            self.keep(order, value, share_patches as u64);
         }
     }
 
     /// Tells whether a stream of the key is behind an index, but not by more than is kept.
-    fn is_wanted(&self, key: Key, index: u64, share_patches: usize) -> bool {
+    fn is_wanted(&self, key: Key, index: u64, most: u64) -> bool {
         let mut lanes = self.lanes.values().filter(|lane| lane.key == key);
         lanes.any(|lane| {
             let ordinal = lane.course.ordinal(index);
             let asked = lane.progress.asked;
-            ordinal.is_some_and(|ordinal| ordinal >= asked && ordinal - asked < share_patches as u64)
+            ordinal.is_some_and(|ordinal| ordinal >= asked && ordinal - asked < most)
         })
     }
 
-    fn keep(&mut self, order: &Order<W>, value: T, share_patches: usize) {
+    fn keep(&mut self, order: &Order<W>, value: T, share_patches: u64) {
         if let Some(group) = self.groups.get_mut(&order.key) {
             let number = order.number;
             group.made.insert(order.index, Computation::Kept { number, value });
-            self.kept.insert(number, (order.key, order.index));
+            self.kept.insert(number, (order.key, order.index, group.room));
+            self.kept_room += group.room;
         }
-        while self.kept.len() > share_patches {
-            if let Some((_, (key, index))) = self.kept.pop_first()
-                && let Some(group) = self.groups.get_mut(&key)
-            {
+        while self.kept_room > share_patches {
+            let Some((_, (key, index, room))) = self.kept.pop_first() else {
+                break;
+            };
+            self.kept_room -= room;
+            if let Some(group) = self.groups.get_mut(&key) {
                 group.made.remove(&index);
             }
         }
@@ -423,14 +440,14 @@ impl<W: Clone, T: Clone> State<W, T> {
 
     /// Takes a kept patch out that no stream is behind any more.
     fn forget_unwanted(&mut self, key: Key, index: u64) -> Option<Computation<T>> {
-        if self.is_wanted(key, index, usize::MAX) {
+        if self.is_wanted(key, index, u64::MAX) {
             return None;
         }
         let group = self.groups.get_mut(&key)?;
         let Some(Computation::Kept { number, .. }) = group.made.get(&index) else {
             return None;
         };
-        self.kept.remove(number);
+        self.kept_room -= self.kept.remove(number).map_or(0, |(.., room)| room);
         group.made.remove(&index)
     }
 

@@ -28,6 +28,8 @@ struct Bench {
     made: Vec<(u64, u64)>,
     /// How long a recipe's next patch takes.
     took: fn(u64, usize) -> Duration,
+    /// As how many patches a recipe's count.
+    room: fn(u64) -> u64,
     read: BTreeMap<u64, Vec<Arrived<u64>>>,
 }
 
@@ -46,6 +48,7 @@ impl Bench {
             running: Vec::new(),
             made: Vec::new(),
             took: |_, _| COST,
+            room: |_| 1,
             read: BTreeMap::new(),
         }
     }
@@ -61,6 +64,7 @@ impl Bench {
             work: recipe,
             course,
             priority,
+            room: (self.room)(recipe),
         });
         self.read.insert(id, Vec::new());
         self.touch(id);
@@ -114,8 +118,13 @@ impl Bench {
     fn check_bounds(&self) {
         let state = self.scheduler.state();
         let limits = self.scheduler.limits;
-        assert!(state.in_flight <= limits.max_patches + state.lanes.len());
-        assert!(state.kept.len() <= limits.share_patches);
+        let beyond = |lane: &Lane<u64>| lane.progress.ahead().saturating_sub(1) * lane.progress.room;
+        assert!(state.lanes.values().map(beyond).sum::<u64>() <= limits.max_patches as u64);
+        assert!(state.kept_room <= limits.share_patches as u64);
+        assert_eq!(
+            state.kept_room,
+            state.kept.values().map(|(.., room)| *room).sum::<u64>()
+        );
         let ahead: u64 = state.lanes.values().map(|lane| lane.progress.ahead()).sum();
         assert_eq!(ahead, state.in_flight as u64);
         let kept = state.groups.values().flat_map(|group| group.made.values());
@@ -299,6 +308,32 @@ fn a_laggard_within_reach_reuses_and_one_beyond_it_gets_its_patches_made_again()
     assert!(bench.scheduler.state().kept.is_empty());
 }
 
+/// Patches of one, three and more of the plan's than there may be in all, read in turns and one after the other.
+#[test]
+fn large_patches_keep_within_the_room_and_all_arrive() {
+    for one_by_one in [false, true] {
+        let mut bench = Bench::new(limits(6, 9, 5));
+        bench.room = |recipe| [1, 3, 20][recipe as usize % 3];
+        let ids: Vec<u64> = (0..6)
+            .map(|recipe| bench.open(recipe, course(0, 1, 1, 0, 30)))
+            .collect();
+        let late: Vec<u64> = (0..3)
+            .map(|recipe| bench.open(recipe, course(0, 1, 1, 0, 30)))
+            .collect();
+        if one_by_one {
+            ids.iter().chain(&late).for_each(|id| bench.drain(&[*id]));
+        }
+        bench.drain(&[ids.clone(), late.clone()].concat());
+        for (recipe, id) in ids.iter().enumerate().chain(late.iter().enumerate()) {
+            let expected: Vec<u64> = (0..30).map(|index| recipe as u64 * 1_000_000 + index).collect();
+            assert_eq!(bench.values(*id), expected);
+            bench.scheduler.leave(*id);
+        }
+        let state = bench.scheduler.state();
+        assert_eq!((state.kept_room, state.in_flight), (0, 0));
+    }
+}
+
 #[test]
 fn ranks_share_no_patch_and_recipes_share_none() {
     let mut bench = Bench::new(limits(4, 64, 8));
@@ -339,6 +374,7 @@ fn closing_wakes_readers_and_threads() {
         work: 0,
         course: course(0, 1, 1, 0, 10),
         priority: Priority::Stream,
+        room: 1,
     });
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| scheduler.take(id).is_none());

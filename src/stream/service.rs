@@ -25,7 +25,7 @@ use crate::digest::Digest;
 use crate::panic::panic_text;
 use crate::store::Cases;
 use crate::synth::{Cancelled, Engine, GridBridge};
-use crate::volume::Plan;
+use crate::volume::{Plan, Shape};
 
 /// How many threads prepare patches, and how many patches may wait.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,7 +35,8 @@ pub struct StreamConfig {
     pub preparation_threads: usize,
     /// Lesions of whatever streams that go over the device together, while as many wait; the threads above bound how many do.
     pub device_batch: usize,
-    /// Patches that one stream may be ahead of its reader; fewer where many streams share `max_patches`.
+    /// Patches that one stream may be ahead of its reader; fewer where many streams share `max_patches`, or ask for larger ones than the
+    /// plan's: a patch of k times the plan's voxels counts as k, here and below.
     pub window: usize,
     /// Patches that all streams together may be ahead of their readers, beside one for each.
     pub max_patches: usize,
@@ -348,6 +349,14 @@ fn prepare(scheduler: &Scheduler<Work, Made>) {
     }
 }
 
+impl Streams {
+    /// Returns as how many patches of the plan's size a patch counts.
+    fn room(&self, patch: Shape) -> u64 {
+        let voxels = |patch: Shape| patch.iter().map(|side| *side as u64).product::<u64>();
+        voxels(patch).div_ceil(voxels(self.plan().patch).max(1))
+    }
+}
+
 impl PatchService for Streams {
     fn plan(&self) -> &Plan {
         self.maker.cases.plan()
@@ -378,6 +387,7 @@ impl PatchService for Streams {
             work,
             course,
             priority: delivery.priority,
+            room: self.room(prepared.resolved.patch),
         });
         Ok(Box::new(Opened::new(self.core.clone(), prepared, course, lane)))
     }
