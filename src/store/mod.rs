@@ -124,15 +124,20 @@ pub trait Cases: Send + Sync {
     }
 }
 
-/// Returns the hash over sorted case ids, content hashes and the plan: the same for a store and for volumes in memory.
+/// Returns the hash over sorted case ids, content hashes, patients where they are known, and the plan: the same for a store and for volumes in
+/// memory. A patient decides which inner critic may judge a case (promise P1).
 fn snapshot_of(records: &[CaseRecord], plan: &Plan) -> Digest {
-    // The digest of the canonical JSON of `[[[id, content_hash], ...], plan]`, written here piece by piece: as a tree in
+    // The digest of the canonical JSON of `[[[id, content_hash, patient], ...], plan]`, written here piece by piece: as a tree in
     // memory, that JSON is what takes longest when a store of 100,000 cases is opened. Ids need no escapes (`check_id`).
     let mut hasher = blake3::Hasher::new();
     let mut piece = String::from("[[");
     for record in records {
         let comma = if piece.ends_with(']') { "," } else { "" };
-        piece += &format!("{comma}[\"{}\",\"{}\"]", record.id, record.content_hash);
+        piece += &format!("{comma}[\"{}\",\"{}\"", record.id, record.content_hash);
+        if !record.patient.is_empty() {
+            piece += &format!(",{}", canonical_json(&record.patient));
+        }
+        piece.push(']');
         if piece.len() > 1 << 16 {
             // All but the bracket, by which the next case knows that it needs a comma.
             hasher.update(&piece.as_bytes()[..piece.len() - 1]);
@@ -284,5 +289,16 @@ mod tests {
             let cases: Vec<_> = records[..count].iter().map(|r| (&r.id, r.content_hash)).collect();
             assert_eq!(snapshot_of(&records[..count], &plan), Digest::of_json(&(cases, &plan)));
         }
+        let of_patient = |patient: &str| CaseRecord {
+            patient: patient.into(),
+            ..record(7)
+        };
+        let known = of_patient("a \"b\"\\\n");
+        let expected = serde_json::json!([[[known.id, known.content_hash, known.patient]], plan]);
+        assert_eq!(
+            snapshot_of(std::slice::from_ref(&known), &plan),
+            Digest::of_json(&expected)
+        );
+        assert_ne!(snapshot_of(&[known], &plan), snapshot_of(&[of_patient("")], &plan));
     }
 }
