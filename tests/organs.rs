@@ -18,7 +18,7 @@ use freetumor::store::{CaseKind, Cases, Crop, Store, StoreWriter};
 use freetumor::stream::delivery::Delivery;
 use freetumor::stream::recipe::Recipe;
 use freetumor::stream::{PatchService, StreamConfig, Streams};
-use freetumor::volume::{Plan, Region};
+use freetumor::volume::{IGNORE, Plan, Region};
 use serde_json::{Value, json};
 use support::{freetumor, run};
 
@@ -72,12 +72,16 @@ impl Hospital {
     }
 
     fn ingest(&self, list: &str, store: &str) -> String {
+        self.ingest_by("freetumor", list, store)
+    }
+
+    fn ingest_by(&self, preset: &str, list: &str, store: &str) -> String {
         let said = run(&[
             "ingest",
             "--config",
             "configs/demo.toml",
             "--preset",
-            "freetumor",
+            preset,
             "--datalist",
             self.at(list).to_str().unwrap(),
             "--store",
@@ -275,6 +279,48 @@ fn labels_that_are_there_stay_and_a_bad_case_stops_no_other() {
         "{report:#}"
     );
     assert_ne!(whole(&hospital.open("store"), "ct_2").labels, annotated.labels);
+}
+
+/// A label file that leaves the liver open and names no organ: a tumour of which the preset has no class may lie there.
+#[test]
+fn what_annotators_left_open_stays_open() {
+    let hospital = Hospital::new();
+    let spec = cohort(78, 1, 3).swap_remove(1);
+    let volume = generate(&PhantomSpec {
+        spacing_mm: [3.0; 3],
+        ..spec
+    });
+    let open = volume.labels.mapv(|label| if label == 1 { 9 } else { 0 });
+    write_labels(&hospital.at("open_1.nii.gz"), open.view(), &volume.grid).unwrap();
+    let preset = hospital.at("open.toml");
+    std::fs::write(&preset, "annotated = []\n[map]\n5 = \"kidney\"\n9 = \"ignore\"\n").unwrap();
+    let case = json!({"image": "ct_1.nii.gz", "label": "open_1.nii.gz"});
+    hospital.write("open.json", &json!({"unlabeled": [case]}));
+    hospital.ingest_by(preset.to_str().unwrap(), "open.json", "store");
+    let before = whole(&hospital.open("store"), "ct_1");
+    let is_open = |crop: &Crop| crop.labels.mapv(|label| label == IGNORE);
+    assert!(is_open(&before).iter().any(|open| *open));
+    let (code, report) = hospital.label(&[]);
+    assert_eq!(
+        (code, statuses(&report)),
+        (Some(0), every(&["ct_1"], "skipped")),
+        "{report:#}"
+    );
+    assert_eq!(whole(&hospital.open("store"), "ct_1"), before);
+    let (code, report) = hospital.label(&["--case", "ct_1", "--replace"]);
+    assert_eq!(
+        (code, statuses(&report)),
+        (Some(0), every(&["ct_1"], "labelled")),
+        "{report:#}"
+    );
+    let after = whole(&hospital.open("store"), "ct_1");
+    // What the model itself is not sure of is open, too.
+    let is_kept = is_open(&before)
+        .iter()
+        .zip(&is_open(&after))
+        .all(|(before, after)| *after || !*before);
+    assert!(is_kept);
+    assert_ne!(after.labels, before.labels);
 }
 
 #[test]

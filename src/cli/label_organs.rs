@@ -9,7 +9,7 @@ use super::device::{Compute, DeviceArgs};
 use super::models::{Network, Segmenting, open_store};
 use super::progress::Counter;
 use super::{say, say_error, say_json};
-use crate::checkpoint::{ModelManifest, Role};
+use crate::checkpoint::ModelManifest;
 use crate::config::Config;
 use crate::evaluate::{SlidingWindow, predict};
 use crate::organs::{CaseOutcome, CaseStatus, LabelReport, LabelRequest, OrganReport, OrganVerdict, label_organs};
@@ -82,11 +82,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Returns the window that a network was trained on: a segmentor's patch, a critic's cube for medium lesions.
+/// Returns the window that a network was trained on: a segmentor's or an imported critic's patch, a critic's cube for medium lesions.
 fn window_of(manifest: &ModelManifest) -> SlidingWindow {
-    let window = match (manifest.role, &manifest.cubes[..]) {
-        (Role::Segmentor, [d, h, w]) => [*d, *h, *w],
-        (_, cubes) => cubes.get(SizeClass::Medium as usize).map_or([64; 3], |side| [*side; 3]),
+    let window = match &manifest.cubes[..] {
+        [d, h, w] => [*d, *h, *w],
+        cubes => cubes.get(SizeClass::Medium as usize).map_or([64; 3], |side| [*side; 3]),
     };
     SlidingWindow {
         window,

@@ -29,6 +29,9 @@ pub(super) struct LedgerEntry {
     /// The ids in its label files.
     #[serde(default)]
     pub(super) label_ids: BTreeSet<u8>,
+    /// The file of its image, as the datalist has it.
+    #[serde(default)]
+    pub(super) image: Option<PathBuf>,
 }
 
 impl Ledger {

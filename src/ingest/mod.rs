@@ -56,6 +56,16 @@ pub enum IngestError {
     /// The store refuses.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A case under the id of another one.
+    #[error("{path}: the store's case {id:?} is another scan, of {before}; give this one another id in its datalist")]
+    OtherScan {
+        /// The file.
+        path: PathBuf,
+        /// The id.
+        id: String,
+        /// The file that the case was made of.
+        before: PathBuf,
+    },
     /// A datalist that cannot be understood.
     #[error("{path}: datalist: {what}")]
     Datalist {

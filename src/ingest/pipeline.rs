@@ -161,7 +161,13 @@ impl Pipeline<'_> {
                 report.label_ids = made.label_ids;
                 report.stored = Some(StoredCase::of(&record, self.plan));
             }
-            Err(error) => report.reason = Some(error.to_string()),
+            Err(error) => {
+                let stays = match self.writer.existing(&entry.id) {
+                    Some(_) => "; an older version of the case stays in the store",
+                    None => "",
+                };
+                report.reason = Some(format!("{error}{stays}"));
+            }
         }
         report
     }
@@ -169,14 +175,19 @@ impl Pipeline<'_> {
     fn case(&self, entry: &Entry) -> Result<(Status, LedgerEntry, CaseRecord), IngestError> {
         store::check_id(&entry.id)?;
         let key = self.key(entry)?;
-        if let Some(known) = self.ledger.entry(&entry.id)
+        if let Some(mut known) = self.ledger.entry(&entry.id)
             && known.key == key
             && let Some(record) = self.writer.existing(&entry.id)
             && (record.content_hash == known.content_hash || record.has_pseudo_labels())
         {
+            if known.image.as_ref() != Some(&entry.image) {
+                known.image = Some(entry.image.clone());
+                self.ledger.write(&entry.id, &known)?;
+            }
             return Ok((Status::Skipped, known, record));
         }
         let (input, mut warnings, label_ids) = self.prepare(entry)?;
+        self.check_scan(entry, input.source_hash)?;
         let record = self.writer.write(input)?;
         warnings.extend(self.remarks(&record));
         let made = LedgerEntry {
@@ -184,9 +195,26 @@ impl Pipeline<'_> {
             content_hash: record.content_hash,
             warnings,
             label_ids,
+            image: Some(entry.image.clone()),
         };
         self.ledger.write(&entry.id, &made)?;
         Ok((Status::Ok, made, record))
+    }
+
+    /// Refuses a case whose id another scan of another file has: two data sets may number their files alike.
+    fn check_scan(&self, entry: &Entry, source_hash: Digest) -> Result<(), IngestError> {
+        let before = self.ledger.entry(&entry.id).and_then(|known| known.image);
+        let Some(path) = before.filter(|path| *path != entry.image) else {
+            return Ok(());
+        };
+        match self.writer.existing(&entry.id) {
+            Some(record) if record.source_hash != source_hash => Err(IngestError::OtherScan {
+                path: entry.image.clone(),
+                id: entry.id.clone(),
+                before: path,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the digest of everything that decides what the case becomes.

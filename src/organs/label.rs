@@ -3,13 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use ndarray::Array3;
+use ndarray::{Array3, Zip};
 use serde::Serialize;
 
 use super::{OrganReport, Scan, propose};
 use crate::panic::panic_text;
-use crate::store::{CaseInput, CaseKind, CaseRecord, Cases, Store, StoreError, StoreWriter};
-use crate::volume::{Annotation, Region};
+use crate::store::{CaseInput, CaseKind, CaseRecord, Cases, Crop, Store, StoreError, StoreWriter};
+use crate::volume::{Annotation, BACKGROUND, IGNORE, Region};
 
 /// Returns a network's label ids of a case.
 pub type Predict<'a> = dyn FnMut(&Store, usize) -> Result<Array3<u8>, StoreError> + 'a;
@@ -157,10 +157,16 @@ fn label_case(
     if let Some(reason) = reason_to_leave(record, request)? {
         return Ok(left(id, CaseStatus::Skipped, reason));
     }
-    let prediction = predict(store, case).map_err(|error| error.to_string())?;
     let whole = store.read(case, Region::whole(record.grid.shape));
-    let image = whole.map_err(|error| error.to_string())?.image;
-    let proposal = propose(
+    let Crop {
+        image, labels: known, ..
+    } = whole.map_err(|error| error.to_string())?;
+    let is_annotated = !record.has_pseudo_labels() && known.iter().any(|label| *label != BACKGROUND);
+    if is_annotated && !request.replace {
+        return leave(id, "has annotators' labels; --replace replaces them".into(), request);
+    }
+    let prediction = predict(store, case).map_err(|error| error.to_string())?;
+    let mut proposal = propose(
         &Scan {
             image: &image,
             prediction: &prediction,
@@ -168,6 +174,14 @@ fn label_case(
         },
         &store.plan().labels,
     );
+    if is_annotated {
+        // What annotators left open stays open: a tumour that the preset has no class for may lie there.
+        Zip::from(&mut proposal.labels).and(&known).for_each(|label, known| {
+            if *known == IGNORE {
+                *label = IGNORE;
+            }
+        });
+    }
     let is_empty = proposal.accepted.is_empty();
     // Labels that are there are better than none; a case without any is marked as looked at.
     if !is_empty || record.organs.is_empty() {
@@ -201,10 +215,19 @@ fn label_case(
     })
 }
 
+/// Leaves a case as it is; one that was asked for by name is refused.
+fn leave(id: &str, reason: String, request: &LabelRequest) -> Result<CaseOutcome, String> {
+    match request.only.is_empty() {
+        true => Ok(left(id, CaseStatus::Skipped, reason)),
+        false => Err(reason),
+    }
+}
+
 /// Tells why a case is left as it is, or nothing; an error refuses a case that was asked for by name.
 fn reason_to_leave(record: &CaseRecord, request: &LabelRequest) -> Result<Option<String>, String> {
     let by_annotators = |class: &String| class.ends_with("_tumour");
-    if record.kind == CaseKind::Labelled || record.annotation.classes.iter().any(by_annotators) {
+    let has_tumours = !record.tumours.is_empty() || record.annotation.classes.iter().any(by_annotators);
+    if record.kind == CaseKind::Labelled || has_tumours {
         let reason = "its tumours are labelled: such labels are never replaced".to_string();
         return if request.only.is_empty() {
             Ok(Some(reason))

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{CaseRecord, NearDuplicate};
-use crate::volume::{Fingerprint, MIN_SCORE, Outline};
+use crate::volume::{MIN_SCORE, Outline};
 
 /// How two cases are alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -105,16 +105,18 @@ pub(super) struct Known<'a> {
     pub(super) near: &'a [NearDuplicate],
 }
 
-/// Finds the near-duplicates among cases. Pairs of cases that the index had with the same fingerprints are taken from there, so
-/// that m new ones among n cost m n comparisons.
+/// Finds the near-duplicates among cases. Pairs of cases that the index had with the same voxels are taken from there, so that m new
+/// ones among n cost m n comparisons. (Not with the same fingerprints alone: of two copies one may have become another scan of the same
+/// fingerprint, and pairs of copies are not in the index.)
 pub(super) fn find_near(records: &[CaseRecord], known: &Known) -> Vec<NearDuplicate> {
-    let before: HashMap<&str, (usize, &Fingerprint)> = (known.records.iter().enumerate())
-        .map(|(case, record)| (record.id.as_str(), (case, &record.fingerprint)))
+    let before: HashMap<&str, (usize, &CaseRecord)> = (known.records.iter().enumerate())
+        .map(|(case, record)| (record.id.as_str(), (case, record)))
         .collect();
     // For every case, which it was in the index before.
     let was = |record: &CaseRecord| {
-        let (case, fingerprint) = before.get(record.id.as_str())?;
-        (*fingerprint == &record.fingerprint).then_some(*case)
+        let (case, known) = before.get(record.id.as_str())?;
+        let is_same = known.fingerprint == record.fingerprint && known.source_hash == record.source_hash;
+        is_same.then_some(*case)
     };
     let was: Vec<Option<usize>> = records.iter().map(was).collect();
     let is: BTreeMap<usize, u32> = (was.iter().zip(0..))
@@ -154,6 +156,37 @@ mod tests {
     use super::super::tests::record;
     use super::*;
     use crate::digest::Digest;
+
+    /// Of two copies one becomes another scan of the same fingerprint: the pair was in no index, and must be found.
+    #[test]
+    fn copies_that_part_are_compared() {
+        let random = |seed: u64| -> Vec<i16> {
+            let mut rng = crate::rng::Rng::keyed(seed, 0, 0, crate::rng::Purpose::Test);
+            (0..64 * 64 * 48).map(|_| (60.0 + 40.0 * rng.normal()) as i16).collect()
+        };
+        let image = ndarray::Array3::from_shape_vec((48, 64, 64), random(1)).unwrap();
+        let fingerprint = crate::volume::Fingerprint::of(image.view(), [3.0; 3]);
+        let with = |number: usize, hash: u8| CaseRecord {
+            fingerprint: fingerprint.clone(),
+            source_hash: Digest::of(&[hash]),
+            ..record(number)
+        };
+        let before = [with(0, 7), with(1, 7)];
+        let after = [with(0, 7), with(1, 8)];
+        let near = |records: &[CaseRecord], known: &[CaseRecord]| {
+            find_near(
+                records,
+                &Known {
+                    records: known,
+                    near: &[],
+                },
+            )
+        };
+        assert!(near(&before, &[]).is_empty(), "copies are no near-duplicates");
+        let expected = near(&after, &[]);
+        assert_eq!(expected.len(), 1, "{expected:?}");
+        assert_eq!(near(&after, &before), expected);
+    }
 
     #[test]
     fn groups_join_scans_copies_and_patients_through_each_other() {

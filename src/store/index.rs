@@ -87,7 +87,7 @@ fn read_preamble(file: &mut impl Read, file_bytes: u64) -> Result<u32, String> {
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes of a slice of four"));
     if word(8) != VERSION {
         return Err(format!(
-            "expected index version {VERSION}, got {}: written by another release, ingest again",
+            "expected index version {VERSION}, got {}: written by another release; ingest into a new folder",
             word(8)
         ));
     }
@@ -129,11 +129,12 @@ impl<R: Read> Read for Hashed<R> {
 pub(super) fn read(dir: &Path) -> Result<(Plan, Contents), StoreError> {
     let path = dir.join(INDEX_NAME);
     let damaged = |what: String| StoreError::damaged(&path, what);
-    let file_bytes = fs_err::metadata(&path).map_err(|error| no_index(&path, error))?.len();
+    // The file that is read, not one that takes its place meanwhile.
+    let mut file = fs_err::File::open(&path).map_err(|error| no_index(&path, error))?;
+    let file_bytes = file.metadata()?.len();
     if file_bytes > MAX_BYTES as u64 {
         return Err(damaged(format!("{file_bytes} bytes, at most {MAX_BYTES}")));
     }
-    let mut file = fs_err::File::open(&path)?;
     let crc = read_preamble(&mut file, file_bytes).map_err(damaged)?;
     // Checked before it is decoded, so that no length in it is believed unseen; hashed again while it is decoded, so that
     // what is used is what was checked. Neither holds the file in memory.

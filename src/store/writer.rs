@@ -1,6 +1,6 @@
 //! Writing a store: one immutable file per case, put in place by rename, and the index over all of them.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, s};
@@ -79,7 +79,13 @@ impl StoreWriter {
             let (known, _) = index::read(&dir)?;
             check_same_plan(&dir, &known, plan)?;
         } else {
-            index::write(&dir, plan, index::Contents::default())?;
+            let _lock = lock(&dir)?;
+            // Another writer may have finished meanwhile.
+            if dir.join(index::INDEX_NAME).exists() {
+                check_same_plan(&dir, &index::read(&dir)?.0, plan)?;
+            } else {
+                index::write(&dir, plan, index::Contents::default())?;
+            }
         }
         Ok(Self {
             dir,
@@ -134,12 +140,9 @@ impl StoreWriter {
     /// [`StoreError::Io`] where the store cannot be listed or written; damaged cases are reported, not errors.
     pub fn finish(self) -> Result<Finished, StoreError> {
         // Two shards that finish together must not overwrite each other's newer index.
-        let lock = fs_err::File::create(self.dir.join(".lock"))?;
-        match lock.file().lock() {
-            // A file system without locks: run the shards' last `finish` alone, as `docs/ingest.md` says.
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
-            outcome => outcome?,
-        }
+        let _lock = lock(&self.dir)?;
+        let (plan, before) = index::read(&self.dir)?;
+        check_same_plan(&self.dir, &plan, &self.plan)?;
         let (mut records, mut damaged) = (Vec::new(), Vec::new());
         for entry in fs_err::read_dir(self.dir.join(CASES_DIR))? {
             let path = entry?.path();
@@ -147,7 +150,13 @@ impl StoreWriter {
                 continue;
             }
             match CaseFile::open(&path) {
-                Ok(file) if case_path(&self.dir, &file.record().id) == path => records.push(file.record().clone()),
+                Ok(file) if case_path(&self.dir, &file.record().id) == path => {
+                    let record = file.record();
+                    match self.check_plan(&record.grid, &record.annotation) {
+                        Ok(()) => records.push(record.clone()),
+                        Err(what) => damaged.push(StoreError::damaged(&path, what)),
+                    }
+                }
                 Ok(file) => damaged.push(StoreError::damaged(
                     &path,
                     format!("it holds case {:?}", file.record().id),
@@ -156,7 +165,6 @@ impl StoreWriter {
             }
         }
         records.sort_by(|a, b| a.id.cmp(&b.id));
-        let (_, before) = index::read(&self.dir)?;
         let known = Known {
             records: &before.records,
             near: &before.near_duplicates,
@@ -191,14 +199,7 @@ impl StoreWriter {
                 "image and labels: expected the grid's shape {shape:?}, got {found:?}"
             ));
         }
-        let spacing_mm = case.grid.spacing_mm();
-        let near = |axis: usize| (spacing_mm[axis] - self.plan.spacing_mm[axis]).abs() <= SPACING_TOLERANCE_MM;
-        if !(0..3).all(near) {
-            return Err(format!(
-                "grid.affine: expected the plan's spacing {:?} mm, got {spacing_mm:?}",
-                self.plan.spacing_mm
-            ));
-        }
+        self.check_plan(&case.grid, &case.annotation)?;
         if let Some(hu) = case.image.iter().find(|hu| **hu < AIR_HU) {
             return Err(format!("image: expected at least {AIR_HU} HU, got {hu}"));
         }
@@ -208,7 +209,20 @@ impl StoreWriter {
         if let Some(label) = (0..=255).find(|label| seen[usize::from(*label)] && !known(*label)) {
             return Err(format!("labels: id {label} is not in the plan's label map"));
         }
-        case.annotation
+        Ok(())
+    }
+
+    /// Refuses a case of another plan: its file does not say of which it is.
+    fn check_plan(&self, grid: &Grid, annotation: &Annotation) -> Result<(), String> {
+        let spacing_mm = grid.spacing_mm();
+        let near = |axis: usize| (spacing_mm[axis] - self.plan.spacing_mm[axis]).abs() <= SPACING_TOLERANCE_MM;
+        if !(0..3).all(near) {
+            return Err(format!(
+                "grid.affine: expected the plan's spacing {:?} mm, got {spacing_mm:?}",
+                self.plan.spacing_mm
+            ));
+        }
+        annotation
             .admissible(&self.plan.labels)
             .map(drop)
             .map_err(|error| format!("annotation: {error}"))
@@ -324,6 +338,18 @@ fn window<T: Copy>(volume: &Array3<T>, region: Region) -> Vec<T> {
         }
     }
     copy
+}
+
+/// Waits for the store's lock, which is held until the file is closed.
+fn lock(dir: &Path) -> Result<fs_err::File, StoreError> {
+    let file = fs_err::File::create(dir.join(".lock"))?;
+    match file.file().lock() {
+        Ok(()) => Ok(file),
+        // A file system without locks (or one whose lock service does not answer): run the shards' last `finish` alone, as
+        // `docs/ingest.md` says.
+        Err(error) if error.kind() == ErrorKind::Unsupported || error.raw_os_error() == Some(libc::ENOLCK) => Ok(file),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Hashes everything stored that can change a patch; never ids, patients, codecs, paths or times.

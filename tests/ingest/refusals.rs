@@ -73,6 +73,38 @@ fn one_bad_case_does_not_stop_the_others_and_a_second_run_skips() {
     assert_eq!(Store::open(files.path("store")).unwrap().snapshot(), snapshot);
 }
 
+/// Two hospitals number their files alike.
+#[test]
+fn a_case_is_no_other_scan_under_its_id_and_a_refused_one_says_what_stays() {
+    let files = Files::new();
+    files.good("a");
+    let list =
+        |image: &str| serde_json::json!({"training": [{"image": image, "label": "a_seg.nii.gz", "id": "case_001"}]});
+    assert_eq!(files.ingest("lits", &list("a.nii.gz")).cases[0].status, Status::Ok);
+    let snapshot = || Store::open(files.path("store")).unwrap().snapshot();
+    let before = snapshot();
+    let (image, _, grid) = patient();
+    write_image(&files.path("other.nii.gz"), image.mapv(|hu| hu + 1).view(), &grid).unwrap();
+    let refused = &files.ingest("lits", &list("other.nii.gz")).cases[0];
+    let reason = refused.reason.as_ref().unwrap();
+    assert!(
+        reason.contains("\"case_001\" is another scan")
+            && reason.contains("a.nii.gz")
+            && reason.contains("older version"),
+        "{reason}"
+    );
+    assert_eq!(snapshot(), before);
+    // The same scan from elsewhere, and a new version of the same file, are what they were.
+    std::fs::copy(files.path("a.nii.gz"), files.path("moved.nii.gz")).unwrap();
+    assert_ne!(
+        files.ingest("lits", &list("moved.nii.gz")).cases[0].status,
+        Status::Refused
+    );
+    std::fs::copy(files.path("other.nii.gz"), files.path("moved.nii.gz")).unwrap();
+    assert_eq!(files.ingest("lits", &list("moved.nii.gz")).cases[0].status, Status::Ok);
+    assert_ne!(snapshot(), before);
+}
+
 #[test]
 fn a_preset_that_does_not_fit_is_named_with_those_that_do() {
     let files = Files::new();
