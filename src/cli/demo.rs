@@ -92,7 +92,7 @@ fn demo_config(dir: &Path) -> anyhow::Result<Config> {
     fs_err::create_dir_all(dir)?;
     let path = dir.join("demo.toml");
     fs_err::write(&path, CONFIG)?;
-    let config = config::load(Some(&path), std::env::vars())?;
+    let config = config::load(Some(&path), super::environment()?)?;
     config.log.start()?;
     Ok(config)
 }

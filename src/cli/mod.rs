@@ -72,9 +72,20 @@ impl ConfigArgs {
 }
 
 fn load(path: Option<&Path>) -> anyhow::Result<Config> {
-    let config = config::load(path, std::env::vars())?;
+    let config = config::load(path, environment()?)?;
     config.log.start()?;
     Ok(config)
+}
+
+/// Returns the environment's variables that are of the configuration.
+fn environment() -> anyhow::Result<impl Iterator<Item = (String, String)>> {
+    let named = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let ours = named.filter(|(name, _)| name.starts_with(config::ENVIRONMENT_PREFIX));
+    let read = |(name, value): (String, std::ffi::OsString)| match value.into_string() {
+        Ok(value) => Ok((name, value)),
+        Err(_) => Err(anyhow::anyhow!("{name}: expected UTF-8")),
+    };
+    Ok(ours.map(read).collect::<anyhow::Result<Vec<_>>>()?.into_iter())
 }
 
 /// Parses the arguments, runs the command, and returns its exit code: 0 done, 1 failed, 2 wrong usage.

@@ -44,6 +44,17 @@ pub enum ConfigError {
     },
 }
 
+/// Says what is wrong and where; not the line itself, which may hold a key.
+fn without_text(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message();
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
+        return message.into();
+    };
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |start| start.chars().count()) + 1;
+    format!("line {line}, column {column}: {message}")
+}
+
 /// Reads the configuration from a file, if one is given, and the environment.
 ///
 /// # Errors
@@ -57,7 +68,7 @@ pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, Stri
             let path = path.to_path_buf();
             ConfigError::Syntax {
                 path,
-                message: error.to_string(),
+                message: without_text(&text, &error),
             }
         })?;
         sources.push(path.display().to_string());
@@ -201,5 +212,13 @@ mod tests {
         assert!(error.contains("environment") && error.contains("plan.patch"), "{error}");
         let error = with(Some("[recipe.gate]\nrecall = 2.0\n"), &[]).unwrap_err();
         assert!(error.contains("gate.recall") && error.contains("0 to 1"), "{error}");
+    }
+
+    /// The line itself may hold a key.
+    #[test]
+    fn a_syntax_error_tells_its_place_and_not_the_text() {
+        let error = with(Some("[server]\nread_keys = [\"hunter22]\n"), &[]).unwrap_err();
+        assert!(error.contains("c.toml") && error.contains("line 2, column "), "{error}");
+        assert!(!error.contains("hunter"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
 //! What the routes share: the service, the settings, and who may work at the same time.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -25,6 +25,8 @@ pub(super) struct App {
     pub default_recipe: Recipe,
     /// The same, filled in from the store.
     pub default_resolved: RwLock<Arc<Resolved>>,
+    /// One renewal of it at a time.
+    pub renewing: Mutex<()>,
     pub metrics: PrometheusHandle,
     pub draining: watch::Sender<bool>,
     pub streams: Arc<Semaphore>,
@@ -58,11 +60,18 @@ impl App {
             .clone()
     }
 
-    /// Keeps what the default recipe comes to, and sets the metric that says which models serve it.
-    pub fn set_default(&self, resolved: Arc<Resolved>) {
+    /// Keeps what the default recipe comes to now, and sets the metric that says which models serve it. One at a time: of two changes of
+    /// models the later one is what is kept.
+    ///
+    /// # Errors
+    /// [`StreamError`] names the field.
+    pub fn renew_default(&self) -> Result<(), StreamError> {
+        let _one = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let resolved = self.service.resolve(self.default_recipe.clone())?;
         tell_models(&self.default_resolved(), 0.0);
         tell_models(&resolved, 1.0);
         *self.default_resolved.write().unwrap_or_else(PoisonError::into_inner) = resolved;
+        Ok(())
     }
 
     /// Admits a stream, or says when to try again.

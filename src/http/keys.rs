@@ -90,7 +90,7 @@ impl Caller {
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
     /// It cannot be read.
-    #[error("server.{setting}: cannot read the keys")]
+    #[error("server.{setting}: cannot read the keys: {source}")]
     Read {
         /// The setting.
         setting: &'static str,

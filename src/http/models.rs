@@ -103,7 +103,7 @@ async fn change(
 ) -> Result<Json<ModelEntry>, Problem> {
     let entry = on_thread("models", move || {
         let entry = work(shelf(&app)?)?;
-        app.set_default(app.service.resolve(app.default_recipe.clone())?);
+        app.renew_default()?;
         Ok(entry)
     })
     .await?;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use ::metrics::gauge;
@@ -149,9 +149,10 @@ impl Server {
             config,
             default_recipe,
             default_resolved: RwLock::new(default_resolved),
+            renewing: Mutex::default(),
         });
         tell_version();
-        app.set_default(app.default_resolved());
+        app.renew_default()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(IO_THREADS)
             .thread_name("http")
@@ -264,13 +265,19 @@ async fn drained(app: Shared) {
         async move { slots.acquire_many_owned(limit).await }
     };
     let streams = timeout_at(deadline, all(&app.streams, app.config.max_streams)).await;
-    let batches = timeout(
-        deadline.saturating_duration_since(Instant::now()),
-        all(&app.batches, app.config.max_batch_requests),
-    )
-    .await;
-    if streams.is_err() || batches.is_err() {
-        tracing::warn!("the drain time is over; open streams are cut");
+    let followers = app.trainings.as_ref().map_or(0, |host| host.config().max_followers);
+    // Single batches, and what clients have not yet taken: answers and files.
+    let others = [
+        (&app.batches, app.config.max_batch_requests),
+        (&app.answers, app.config.max_streams),
+        (&app.followers, followers),
+    ];
+    let mut is_late = streams.is_err();
+    for (slots, limit) in others {
+        is_late |= timeout_at(deadline, all(slots, limit)).await.is_err();
+    }
+    if is_late {
+        tracing::warn!("the drain time is over; what is still sent is cut");
     }
     if let Some(checkpoint) = checkpoint
         && checkpoint.await.is_err()

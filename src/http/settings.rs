@@ -97,6 +97,9 @@ impl Default for ServerConfig {
     }
 }
 
+/// A hundred years: later than any clock is asked for.
+const YEARS_SECONDS: u64 = 100 * 366 * 86_400;
+
 impl ServerConfig {
     /// Tells what is wrong with the settings, naming the key, or nothing.
     pub fn refusal(&self) -> Option<String> {
@@ -111,7 +114,8 @@ impl ServerConfig {
             ("heartbeat_seconds", 1, 300, self.heartbeat_seconds),
             ("stall_seconds", 1, 86_400, self.stall_seconds),
             ("drain_seconds", 0, 3600, self.drain_seconds),
-            ("max_stream_age_seconds", 1, u64::MAX, age),
+            ("max_stream_age_seconds", 1, YEARS_SECONDS, age),
+            ("retry_after_seconds", 1, 3600, u64::from(self.retry_after_seconds)),
         ];
         ranges
             .into_iter()

@@ -84,6 +84,8 @@ pub struct TrainingParts {
 pub struct TrainingHost {
     parts: Arc<TrainingParts>,
     jobs: Arc<(Mutex<Jobs>, Condvar)>,
+    /// One promotion at a time: each holds models of its own on the device.
+    pub(super) promoting: Mutex<()>,
     /// Held as long as this server has the folder: two would write into the same files.
     _lock: fs_err::File,
 }
@@ -96,9 +98,11 @@ impl TrainingHost {
     pub fn start(parts: TrainingParts) -> Result<Arc<Self>, JobError> {
         let lock = lock(&parts)?;
         let jobs = Jobs::find(&parts)?;
+        parts.models.forget_unfinished()?;
         let host = Self {
             parts: Arc::new(parts),
             jobs: Arc::new((Mutex::new(jobs), Condvar::new())),
+            promoting: Mutex::default(),
             _lock: lock,
         };
         let (parts, jobs) = (host.parts.clone(), host.jobs.clone());
@@ -212,8 +216,9 @@ impl TrainingHost {
             }
             JobState::Queued => {
                 let name = status.name.clone();
-                jobs.queue.retain(|queued| *queued != name);
+                // Written down first: where that fails, it still waits.
                 jobs.tell(&name, Event::Stopped)?;
+                jobs.unqueue(&name);
             }
             state @ (JobState::Stopped | JobState::Interrupted | JobState::Finished | JobState::Failed) => {
                 let what = "only one that is queued or running can be stopped";
@@ -241,7 +246,7 @@ impl TrainingHost {
         }
         jobs.admit_one_more(&self.parts.config)?;
         jobs.tell(&name, Event::Queued)?;
-        jobs.queue.push_back(name.clone());
+        jobs.queue(name.clone());
         let status = jobs.get(name.as_str())?.status.clone();
         drop(jobs);
         self.jobs.1.notify_all();
@@ -262,6 +267,10 @@ impl TrainingHost {
         }
         // Cut off in between, nothing of it is taken for a training, or becomes part of one of the same name.
         let removed = self.parts.root.join(format!("{REMOVED}{name}"));
+        if removed.exists() {
+            // Of an earlier removal that did not come to its end.
+            fs_err::remove_dir_all(&removed)?;
+        }
         fs_err::rename(self.folder(&name), &removed)?;
         jobs.known.remove(&name);
         fs_err::remove_dir_all(removed)?;

@@ -2,14 +2,23 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::time::Duration;
 
 use serde::Serialize;
 
+use super::run::hold_models;
 use super::{JobError, JobName, JobRecord, JobState, TrainingHost};
 use crate::checkpoint::{Bundle, Calibration, Role, load_manifest};
 use crate::digest::Digest;
 use crate::learn::{Promotion, promote_segmentor};
 use crate::nn::CubeSides;
+
+/// What the folder of a promotion is called until it is complete.
+const PROMOTING: &str = ".promoting-";
+
+/// A promotion takes minutes: what is older has nobody who completes it.
+const FORGET_AFTER: Duration = Duration::from_secs(86_400);
 
 /// Where models lie.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +49,22 @@ impl ModelFolders {
         let first = first.map(|(_, folder)| folder.clone());
         first.or_else(|| Some(self.root.as_ref()?.join(name)))
     }
+
+    /// Removes what promotions left that were cut off; not what another server may still be making in the same folder.
+    pub(super) fn forget_unfinished(&self) -> std::io::Result<()> {
+        let Some(root) = self.root.as_ref().filter(|root| root.exists()) else {
+            return Ok(());
+        };
+        for entry in fs_err::read_dir(root)? {
+            let entry = entry?;
+            let is_one = entry.file_name().to_string_lossy().starts_with(PROMOTING);
+            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if is_one && age > FORGET_AFTER {
+                fs_err::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl TrainingHost {
@@ -62,12 +87,15 @@ impl TrainingHost {
             ));
         };
         let target = root.join(models.as_str());
+        let _one = self.promoting.lock().unwrap_or_else(PoisonError::into_inner);
         if target.exists() {
             return Err(JobError::ModelsExist(models.clone()));
         }
         let source = self.painters_of(&record)?;
+        // The recipe that says which cases it never saw names them.
+        hold_models(&record, parts)?;
         // A name that starts with a dot is not listed.
-        let folder = tempfile::Builder::new().prefix(".promoting-").tempdir_in(root)?;
+        let folder = tempfile::Builder::new().prefix(PROMOTING).tempdir_in(root)?;
         let (roles, cubes) = match &source {
             Some(source) => copy_painters(source, folder.path())?,
             None => (BTreeSet::from([Role::Critic]), CubeSides::default()),
@@ -139,6 +167,8 @@ fn copy_model(from: &Path, to: &Path, role: Role) -> Result<bool, JobError> {
     }
     for file in files {
         fs_err::copy(from.join(&file), to.join(&file))?;
+        // On the disk before the folder gets its name.
+        fs_err::File::open(to.join(&file))?.sync_all()?;
     }
     Ok(true)
 }

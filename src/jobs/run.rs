@@ -95,7 +95,7 @@ fn check_record(record: &JobRecord, parts: &TrainingParts) -> Result<Arc<Resolve
 }
 
 /// Loads the job's models where a new server holds others.
-fn hold_models(record: &JobRecord, parts: &TrainingParts) -> Result<(), JobError> {
+pub(super) fn hold_models(record: &JobRecord, parts: &TrainingParts) -> Result<(), JobError> {
     let gone = match parts.service.resolve(record.config.recipe.clone()) {
         Err(StreamError::BundleGone(hash)) => hash,
         _ => return Ok(()),
@@ -108,6 +108,8 @@ fn hold_models(record: &JobRecord, parts: &TrainingParts) -> Result<(), JobError
         loaded => loaded?,
     };
     if loaded.bundle != Some(gone) {
+        // Nobody asked for these.
+        shelf.release(name)?;
         let what = format!("models {name:?} are others than those that the training began with ({gone})");
         return Err(JobError::Unfit(what));
     }

@@ -100,6 +100,18 @@ impl Jobs {
         Ok(())
     }
 
+    /// Lets a job wait for its turn.
+    pub fn queue(&mut self, name: JobName) {
+        self.queue.push_back(name);
+        gauge!(TRAININGS_QUEUED).set(self.queue.len() as f64);
+    }
+
+    /// Takes a job out of those that wait.
+    pub fn unqueue(&mut self, name: &JobName) {
+        self.queue.retain(|queued| queued != name);
+        gauge!(TRAININGS_QUEUED).set(self.queue.len() as f64);
+    }
+
     /// Writes a new job down and queues it.
     pub fn enter(&mut self, record: JobRecord, folder: &Path, parts: &TrainingParts) -> Result<JobStatus, JobError> {
         record.write(folder)?;
@@ -108,7 +120,7 @@ impl Jobs {
             self.known.remove(&name);
             return Err(error);
         }
-        self.queue.push_back(name.clone());
+        self.queue(name.clone());
         Ok(self.get(name.as_str())?.status.clone())
     }
 

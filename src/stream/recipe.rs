@@ -137,8 +137,17 @@ fn check(field: &str, ok: bool, expected: &str, got: impl std::fmt::Debug) -> Re
     Err(RecipeError {
         field: field.into(),
         expected: expected.into(),
-        got: format!("{got:?}"),
+        got: shortened(&got),
     })
+}
+
+/// Returns a value's text, at most 200 characters of it: clients may send a megabyte.
+fn shortened(got: &impl std::fmt::Debug) -> String {
+    let text = format!("{got:?}");
+    match text.char_indices().nth(200) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }
 
 fn check_shares<K: std::fmt::Debug>(field: &str, shares: &BTreeMap<K, f64>) -> Result<(), RecipeError> {

@@ -208,11 +208,13 @@ impl Shelf {
 
     /// Lists every bundle that is held or could be loaded.
     pub fn list(&self) -> Vec<ModelEntry> {
+        // Before the lock: the folder may be far away, and streams must not wait for it.
+        let others = self.parts.source.names();
         let places = self.read();
         let mut entries: Vec<_> = places.held.keys().filter_map(|name| places.entry(name)).collect();
-        let others = self.parts.source.names().into_iter();
         entries.extend(
             others
+                .into_iter()
                 .filter(|name| !places.held.contains_key(name))
                 .map(|name| ModelEntry {
                     name,
