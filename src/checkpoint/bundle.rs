@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 
 use super::load::{AnyGenerator, load_discriminator, load_generator, load_network};
-use super::{Calibration, CheckpointError, ModelManifest, Realism, Role, Training, check_plan, check_spacing};
+use super::{Calibration, CheckpointError, ModelManifest, Realism, Role, check_plan, check_spacing};
 use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::nn::{CubeSides, Generator, Network, Published, Unet};
@@ -274,16 +274,9 @@ fn check_run(folder: &Path, [generator, discriminator]: [&ModelManifest; 2]) -> 
     let (Some(one), Some(other)) = (&generator.training, &discriminator.training) else {
         return Ok(());
     };
-    let run = |run: &Training| {
-        (
-            run.snapshot,
-            run.config.clone(),
-            run.seed,
-            run.steps,
-            run.metrics.clone(),
-        )
-    };
-    if run(one) == run(other) {
+    let is_same = (one.snapshot, one.seed, one.steps) == (other.snapshot, other.seed, other.steps)
+        && (&one.config, &one.metrics) == (&other.config, &other.metrics);
+    if is_same {
         return Ok(());
     }
     Err(CheckpointError::Invalid {

@@ -98,7 +98,7 @@ impl TrainingHost {
     pub fn start(parts: TrainingParts) -> Result<Arc<Self>, JobError> {
         let lock = lock(&parts)?;
         let jobs = Jobs::find(&parts)?;
-        parts.models.forget_unfinished()?;
+        parts.models.forget_unfinished();
         let host = Self {
             parts: Arc::new(parts),
             jobs: Arc::new((Mutex::new(jobs), Condvar::new())),

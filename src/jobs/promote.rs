@@ -50,20 +50,23 @@ impl ModelFolders {
         first.or_else(|| Some(self.root.as_ref()?.join(name)))
     }
 
-    /// Removes what promotions left that were cut off; not what another server may still be making in the same folder.
-    pub(super) fn forget_unfinished(&self) -> std::io::Result<()> {
-        let Some(root) = self.root.as_ref().filter(|root| root.exists()) else {
-            return Ok(());
+    /// Removes what promotions left that were cut off; not what another server may still be making in the same folder. What cannot be removed
+    /// stays, as in a folder that may only be read: it is not listed, and no reason not to start.
+    pub(super) fn forget_unfinished(&self) {
+        let entries = self.root.as_ref().and_then(|root| fs_err::read_dir(root).ok());
+        let is_old = |entry: &fs_err::DirEntry| {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > FORGET_AFTER))
         };
-        for entry in fs_err::read_dir(root)? {
-            let entry = entry?;
+        for entry in entries.into_iter().flatten().flatten() {
             let is_one = entry.file_name().to_string_lossy().starts_with(PROMOTING);
-            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-            if is_one && age > FORGET_AFTER {
-                fs_err::remove_dir_all(entry.path())?;
+            if is_one
+                && is_old(&entry)
+                && let Err(error) = fs_err::remove_dir_all(entry.path())
+            {
+                tracing::warn!(%error, "what a promotion left cannot be removed");
             }
         }
-        Ok(())
     }
 }
 
@@ -171,4 +174,30 @@ fn copy_model(from: &Path, to: &Path, role: Role) -> Result<bool, JobError> {
         fs_err::File::open(to.join(&file))?.sync_all()?;
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_completes_any_more_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let made = [".promoting-old", ".promoting-new", "models"].map(|name| root.path().join(name));
+        for folder in &made {
+            fs_err::create_dir(folder).unwrap();
+        }
+        let two_days_ago = SystemTime::now() - 2 * FORGET_AFTER;
+        for old in [&made[0], &made[2]] {
+            std::fs::File::open(old).unwrap().set_modified(two_days_ago).unwrap();
+        }
+        let folders = |root: Option<PathBuf>| ModelFolders { root, first: None };
+        folders(Some(root.path().into())).forget_unfinished();
+        assert_eq!(made.each_ref().map(|folder| folder.exists()), [false, true, true]);
+        // Nothing there is nothing to remove.
+        folders(Some(root.path().join("absent"))).forget_unfinished();
+        folders(None).forget_unfinished();
+    }
 }
