@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
-use freetumor::checkpoint::Bundle;
+use burn::tensor::{Device, Tensor, TensorData, activation};
+use freetumor::checkpoint::{Bundle, CalibrationEntry, Thresholds};
 use freetumor::evaluate::HeldOutSettings;
 use freetumor::kernel::ComputeDtype;
 use freetumor::learn::{Job, Quiet, SegmentorConfig, train_segmentor};
@@ -256,6 +256,64 @@ fn critic_leaves_out_what_it_calls_tumour_and_nothing_else() {
     // The bundled critic was trained for minutes: it finds a twentieth of these voxels, and calls as much healthy tissue
     // tumour (docs/trainers.md). What it does find is left out.
     assert!(ignored > 0 && other == 0, "{healthy} {ignored} {other}");
+}
+
+/// Returns the greatest probability of a tumour that the critic gives each voxel of a cube, computed here.
+fn probability(bundle: &Bundle, image: &Array3<i16>) -> Array3<f32> {
+    let window = bundle.plan.window_hu;
+    let (d, h, w) = image.dim();
+    let values: Vec<f32> = image.iter().map(|hu| window.normalise(*hu)).collect();
+    let x = Tensor::<5>::from_data(TensorData::new(values, [1, 1, d, h, w]), &Device::flex());
+    let chances = activation::softmax(bundle.critic.forward(x), 1);
+    let of = |id: usize| chances.clone().narrow(1, id, 1);
+    let most = Tensor::cat(vec![of(2), of(4), of(6)], 1).max_dim(1).into_data();
+    Array3::from_shape_vec((d, h, w), most.iter::<f32>().collect()).unwrap()
+}
+
+#[test]
+fn a_calibrated_critic_leaves_out_tissue_that_may_be_tumour_but_the_lesions_rim() {
+    let hidden = hidden();
+    let called = read(&start(&hidden, Some(critic()), 2), recipe(None), 2);
+    let ignored = read(&start(&hidden, None, 2), recipe(Some(UnlabelledNegatives::Ignore)), 2);
+    for level in [0.0, 0.02] {
+        let mut bundle = Bundle::load(Path::new("assets/demo"), &Device::flex()).unwrap();
+        bundle.calibration.entries.push(CalibrationEntry {
+            organ: None,
+            size: None,
+            contrast: None,
+            lesions: 5,
+            thresholds: Thresholds {
+                recall: 0.0,
+                precision: 0.0,
+            },
+            suspect_from: Some(level),
+        });
+        let bundle = Arc::new(bundle);
+        let patches = read(&start(&hidden, Some(bundle.clone()), 2), recipe(None), 2);
+        let (mut possible, mut spared) = (0, 0);
+        for ((patch, called), ignored) in patches.iter().zip(&called).zip(&ignored) {
+            assert_eq!(patch.source, ignored.source);
+            let chances = probability(&bundle, &patch.source);
+            for (at, label) in patch.label.indexed_iter() {
+                // Tissue that `ignore` leaves out lies in no rim.
+                let is_tissue_elsewhere = ignored.label[at] == IGNORE;
+                // The same softmax, summed in another order perhaps.
+                if (f64::from(chances[at]) - level).abs() < 1e-6 && level > 0.0 {
+                    continue;
+                }
+                let may_be = is_tissue_elsewhere && f64::from(chances[at]) >= level;
+                let expected = if may_be { IGNORE } else { called.label[at] };
+                assert_eq!(*label, expected, "patch {} {at:?}", patch.meta.index);
+                possible += usize::from(may_be);
+                spared += usize::from(is_tissue_elsewhere && *label != IGNORE);
+            }
+        }
+        assert!(possible > 0 && (spared > 0) == (level > 0.0), "{possible} {spared}");
+        let [healthy, left_out, _] = count(&hidden, &patches);
+        eprintln!(
+            "level {level}: hidden tumours sent as healthy {healthy}, as ignore {left_out}; tissue ignored {possible}, kept {spared}"
+        );
+    }
 }
 
 #[test]

@@ -28,9 +28,13 @@ pub struct CalibrationEntry {
     pub lesions: usize,
     /// What to ask.
     pub thresholds: Thresholds,
+    /// Of entries of any size and contrast: the probability of a tumour from which a voxel of an unlabelled host may belong to one. At
+    /// least half of the voxels of four in five real lesions are at least as probable. Absent in older critics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspect_from: Option<f64>,
 }
 
-/// The 20th percentile of out-of-fold scores on real lesions, per organ, size and contrast bin, pooled where few.
+/// What four in five real lesions that a critic did not learn from reach, per organ, size and contrast bin, pooled where few.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
@@ -94,6 +98,21 @@ impl Calibration {
         };
         self.entries.iter().find(fits).map(|entry| entry.thresholds)
     }
+
+    /// Returns from which probability of an organ's tumour a voxel is suspect; nothing where that was never measured.
+    pub fn suspect_from(&self, organ: &str) -> Option<f64> {
+        let of_organ = |entry: &CalibrationEntry| entry.organ.as_deref().is_none_or(|name| name == organ);
+        let is_general = |entry: &CalibrationEntry| entry.size.is_none() && entry.contrast.is_none();
+        let mut fitting = self.entries.iter().filter(|entry| of_organ(entry) && is_general(entry));
+        fitting.find_map(|entry| entry.suspect_from)
+    }
+
+    /// Tells what is wrong with a calibration of a file, or nothing.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let levels = self.entries.iter().filter_map(|entry| entry.suspect_from);
+        let wrong = levels.into_iter().find(|level| !(0.0..=1.0).contains(level));
+        wrong.map(|got| format!("calibration.entries: expected suspect_from from 0 to 1, got {got}"))
+    }
 }
 
 #[cfg(test)]
@@ -110,6 +129,35 @@ mod tests {
         assert_eq!(Realism::default().threshold(0.2), None);
         let hundred = Realism::of((0..100).map(|score| f64::from(score) / 100.0).collect());
         assert_eq!(hundred.threshold(0.29), Some(0.29));
+    }
+
+    #[test]
+    fn the_level_of_an_organ_is_that_of_its_widest_bin() {
+        let entry = |organ: Option<&str>, size, suspect_from| CalibrationEntry {
+            organ: organ.map(Into::into),
+            size,
+            contrast: None,
+            lesions: 5,
+            thresholds: Thresholds {
+                recall: 0.5,
+                precision: 0.5,
+            },
+            suspect_from,
+        };
+        let mut calibration = Calibration {
+            entries: vec![
+                entry(Some("liver"), Some(SizeClass::Small), None),
+                entry(Some("liver"), None, Some(0.25)),
+                entry(None, None, Some(0.125)),
+            ],
+        };
+        assert_eq!(calibration.suspect_from("liver"), Some(0.25));
+        assert_eq!(calibration.suspect_from("kidney"), Some(0.125));
+        assert_eq!(calibration.refusal(), None);
+        calibration.entries.truncate(1);
+        assert_eq!(calibration.suspect_from("liver"), None);
+        calibration.entries[0].suspect_from = Some(-1.0);
+        assert!(calibration.refusal().unwrap().ends_with("got -1"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 
 use super::save::sha256;
-use super::{Architecture, CheckpointError, FORMAT_VERSION, ModelManifest, Role, fill, read_weights};
+use super::{Architecture, Calibration, CheckpointError, FORMAT_VERSION, ModelManifest, Role, fill, read_weights};
 use crate::nn::{Body, Generator, Network, Published, Unet};
 use crate::volume::Plan;
 
@@ -65,6 +65,9 @@ pub fn load_manifest(folder: &Path, role: Role) -> Result<ModelManifest, Checkpo
         return invalid(what);
     }
     if let Some(what) = misfit(&manifest) {
+        return invalid(what);
+    }
+    if let Some(what) = manifest.calibration.as_ref().and_then(Calibration::refusal) {
         return invalid(what);
     }
     if let Some(realism) = &manifest.realism {

@@ -13,10 +13,9 @@ use crate::stream::recipe::Recipe;
 use crate::volume::Plan;
 
 /// Raised whenever the same configuration would mean other arms: runs of before do not count then.
-const EXPERIMENT_REVISION: u32 = 6;
-/// The revision before. Where fewer lesions passed the gate than were asked for, its real patches were centred as if enough had; its
-/// other runs are this revision's.
-const REVISION_BEFORE: u32 = 5;
+const EXPERIMENT_REVISION: u32 = 7;
+/// Revisions before, whose runs without models are this one's: their critics were calibrated otherwise.
+const REVISIONS_BEFORE: [u32; 2] = [6, 5];
 /// The stream's revision at which arms last changed. 6 changed bundles with inner folds alone, which no arm has; 7 copied tumours that
 /// are larger than their box, or judged by the gate, which no arm's are.
 const STREAM_REVISION: u32 = 5;
@@ -216,9 +215,9 @@ impl Setting<'_> {
         self.digest_of(EXPERIMENT_REVISION)
     }
 
-    /// Returns the digest of the revision before, see [`Results::take_over`](super::Results::take_over).
-    pub fn digest_before(&self) -> Digest {
-        self.digest_of(REVISION_BEFORE)
+    /// Returns the digests by revisions before, see [`Results::take_over`](super::Results::take_over).
+    pub fn digests_before(&self) -> Vec<Digest> {
+        REVISIONS_BEFORE.map(|revision| self.digest_of(revision)).to_vec()
     }
 
     fn digest_of(&self, revision: u32) -> Digest {

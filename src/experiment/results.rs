@@ -54,8 +54,8 @@ pub struct RunRecord {
 pub struct Results {
     /// The digest of everything that decides a run.
     pub config: Digest,
-    /// The digest of the revision before.
-    before: Digest,
+    /// Its digests by revisions before.
+    before: Vec<Digest>,
     /// Ids of the test cases.
     pub cases: Vec<String>,
     /// Digests of what decides the runs of one arm alone.
@@ -72,8 +72,8 @@ struct Stored {
 }
 
 impl Results {
-    /// Starts without runs; `digests` are of the configuration by this revision and by the one before.
-    pub fn new([config, before]: [Digest; 2], own: BTreeMap<Arm, Digest>, cases: Vec<String>) -> Self {
+    /// Starts without runs; the digests are of the configuration by this revision and by those before.
+    pub fn new((config, before): (Digest, Vec<Digest>), own: BTreeMap<Arm, Digest>, cases: Vec<String>) -> Self {
         Self {
             config,
             before,
@@ -84,8 +84,8 @@ impl Results {
     }
 
     /// Reads a file's runs, if there is one of the same configuration; a file of another is left out, and
-    /// `false` returned, and so are the runs of an arm that was told something else. Of a file of the revision before those runs are
-    /// left out of which every patch was to have a lesion: their real patches were centred for more lesions than passed.
+    /// `false` returned, and so are the runs of an arm that was told something else. Of a file of a revision before only the runs count that
+    /// need no models.
     ///
     /// # Errors
     /// [`ExperimentError::Results`] names the file.
@@ -102,13 +102,13 @@ impl Results {
         }
         let stored: Stored =
             serde_json::from_slice(&fs_err::read(path)?).map_err(|error| refused(error.to_string()))?;
-        let is_before = stored.config == self.before;
+        let is_before = self.before.contains(&stored.config);
         if !(is_before || stored.config == self.config) || stored.cases != self.cases {
             return Ok(false);
         }
         let is_current = |run: &RunRecord| {
-            let was_capped = is_before && run.hosts_share >= 1.0;
-            !was_capped && run.own == self.own.get(&run.key.arm).copied()
+            let needs_models = run.key.arm.needs_models();
+            !(is_before && needs_models) && run.own == self.own.get(&run.key.arm).copied()
         };
         for run in stored.runs.into_iter().filter(is_current).collect::<Vec<_>>() {
             if run.tumour_dsc.len() != self.cases.len() {
@@ -253,8 +253,8 @@ mod tests {
         let cases = || vec!["a".to_string(), "b".to_string()];
         let new = |config: i32, own: i32| {
             let own = BTreeMap::from([(Arm::Published, Digest::of_json(&own))]);
-            let digests = [config, config - 1].map(|config| Digest::of_json(&config));
-            Results::new(digests, own, cases())
+            let before = [config - 1, config - 2].map(|config| Digest::of_json(&config));
+            Results::new((Digest::of_json(&config), before.to_vec()), own, cases())
         };
         let mut results = new(1, 1);
         for (seed, real) in [(0, 0.4), (1, 0.5), (2, 0.3)] {
@@ -285,18 +285,14 @@ mod tests {
         // What one arm alone is told concerns its runs alone.
         let mut told = new(1, 2);
         assert!(told.take_over(&path).unwrap() && told.runs.len() == results.runs.len() - 1);
-        let mut other = new(3, 1);
+        let mut other = new(4, 1);
         assert!(!other.take_over(&path).unwrap() && other.runs.is_empty());
-        // By the revision before; of a run that asked for a lesion in every patch it had other real patches.
-        let capped = record(Arm::Gated, 1, [0.5, 0.5]);
-        results.insert(RunRecord {
-            hosts_share: 1.0,
-            ..capped.clone()
-        });
-        results.write(&config, &path).unwrap();
-        let mut next = new(2, 1);
-        assert!(next.take_over(&path).unwrap() && next.run(&capped.key).is_none());
-        assert_eq!(next.runs.len(), results.runs.len() - 1);
+        // By revisions before, whose models were others.
+        for later in [2, 3] {
+            let mut next = new(later, 1);
+            assert!(next.take_over(&path).unwrap());
+            assert!(next.runs.keys().all(|key| key.arm == Arm::RealOnly) && next.runs.len() == 3);
+        }
         let mut same = new(1, 1);
         assert!(same.take_over(&path).unwrap() && same == results);
         fs_err::write(&path, "{").unwrap();

@@ -76,7 +76,7 @@ impl<'a> Experiment<'a> {
         let specs = test_specs(setting.phantom, config.cohort_seed, config.test, plan.spacing_mm);
         let test = store_of(&setting, &place, &place.out.join("test"), &specs)?;
         let cases = scored_cases(config, organ, &test)?;
-        let digests = [setting.digest(), setting.digest_before()];
+        let digests = (setting.digest(), setting.digests_before());
         let mut results = Results::new(digests, setting.own_digests(), cases);
         results.take_over(&place.out.join("results.json"))?;
         Ok(Self {

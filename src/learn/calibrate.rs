@@ -1,7 +1,7 @@
 //! The gate's thresholds from the critic's scores on real lesions it was not trained on.
 
 use burn::tensor::Device;
-use ndarray::{Array3, Zip};
+use ndarray::{Array3, Array4, Axis, Zip};
 
 use super::LearnError;
 use super::augment::Look;
@@ -14,8 +14,10 @@ use crate::volume::{ContrastBin, SizeClass};
 
 /// A bin of fewer lesions is pooled with its neighbours.
 const LEAST_LESIONS: usize = 5;
-/// The share of real lesions that a threshold refuses.
-const PERCENTILE: f64 = 0.2;
+/// The largest share of real lesions that the gate is to refuse, and that are to be less probable than the level of suspicion.
+const REFUSED: f64 = 0.2;
+/// What each of two scores may refuse of them, so that both together do not refuse more.
+const REFUSED_BY_EACH: f64 = REFUSED / 2.0;
 
 /// The scores of one real lesion.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub(super) struct RealScore {
     pub contrast: ContrastBin,
     pub recall: f64,
     pub precision: f64,
+    /// The greatest probability that at least half of the lesion's voxels have of being its organ's tumour.
+    pub probable: f64,
 }
 
 /// Scores every real lesion of a catalogue in its cube, as a synthesized one is scored. Nothing was there "before":
@@ -42,7 +46,8 @@ pub(super) fn judge_real(
         let side = side_of(size, max_cube);
         let cube = read_cube(catalogue.cases, case, tumour.centre, side, &Look::none())?;
         let image = cube.image.mapv(|hu| plan.window_hu.normalise(hu as i16));
-        let after = argmax(&forward(critic, &image, device));
+        let logits = forward(critic, &image, device);
+        let after = argmax(&logits);
         let lesion = lesion_of(&cube, tumour.id);
         let any = |id: u8| catalogue.organs.iter().any(|organ| organ.tumour_id == id);
         let mut others = cube.labels.mapv(|id| u8::from(any(id)));
@@ -64,13 +69,32 @@ pub(super) fn judge_real(
             contrast: ContrastBin::of_contrast(f64::from(tumour.contrast_hu)),
             recall: score.recall,
             precision: score.precision,
+            probable: probable(&logits, &lesion, tumour.id),
         });
     }
     Ok(out)
 }
 
-/// Returns the 20th percentile per bin, from organ, size and contrast to everything; bins of few lesions are left to
-/// the next wider one.
+/// Returns the probability of a class that at least half of a lesion's voxels have; 1 of a lesion without any.
+fn probable(logits: &Array4<f32>, lesion: &Array3<u8>, id: u8) -> f64 {
+    let mut inside = Vec::new();
+    Zip::from(logits.lanes(Axis(0))).and(lesion).for_each(|logits, lesion| {
+        if *lesion != 0 {
+            let own = logits[usize::from(id)];
+            // The softmax over the class's own value: nothing overflows but to 0.
+            inside.push(
+                1.0 / logits
+                    .iter()
+                    .map(|logit| libm::exp(f64::from(logit - own)))
+                    .sum::<f64>(),
+            );
+        }
+    });
+    inside.sort_by(f64::total_cmp);
+    inside.get(inside.len().saturating_sub(1) / 2).copied().unwrap_or(1.0)
+}
+
+/// Returns the thresholds per bin, from organ, size and contrast to everything; bins of few lesions are left to the next wider one.
 pub(super) fn calibrate(scores: &[RealScore]) -> Calibration {
     let mut organs: Vec<&str> = scores.iter().map(|score| score.organ.as_str()).collect();
     organs.sort_unstable();
@@ -100,9 +124,11 @@ pub(super) fn calibrate(scores: &[RealScore]) -> Calibration {
             contrast,
             lesions: fitting.len(),
             thresholds: Thresholds {
-                recall: percentile(fitting.iter().map(|score| score.recall)),
-                precision: percentile(fitting.iter().map(|score| score.precision)),
+                recall: reached(REFUSED_BY_EACH, fitting.iter().map(|score| score.recall)),
+                precision: reached(REFUSED_BY_EACH, fitting.iter().map(|score| score.precision)),
             },
+            suspect_from: (size.is_none() && contrast.is_none())
+                .then(|| reached(REFUSED, fitting.iter().map(|score| score.probable))),
         })
     });
     Calibration {
@@ -110,10 +136,15 @@ pub(super) fn calibrate(scores: &[RealScore]) -> Calibration {
     }
 }
 
-fn percentile(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[(PERCENTILE * (values.len() - 1) as f64) as usize]
+/// Returns the score that a new real lesion misses in at most a share of all cases: of n scores the k-th smallest, where
+/// k = floor(share (n + 1)), as in split conformal prediction (Vovk et al., Algorithmic Learning in a Random World, 2005). Of too few
+/// scores none is such a bound: every lesion reaches 0.
+fn reached(share: f64, scores: impl Iterator<Item = f64>) -> f64 {
+    let mut scores: Vec<f64> = scores.collect();
+    scores.sort_by(f64::total_cmp);
+    // 0.1 of 30 are 3, though the product of doubles might be a little less.
+    let rank = libm::floor(share * (scores.len() + 1) as f64 + 1e-9) as usize;
+    rank.checked_sub(1).map_or(0.0, |place| scores[place])
 }
 
 #[cfg(test)]
@@ -127,23 +158,71 @@ mod tests {
             contrast: ContrastBin::Dim,
             recall,
             precision: 1.0,
+            probable: recall,
         }
     }
 
     #[test]
     fn few_lesions_are_pooled_upwards() {
         let mut scores: Vec<_> = (0..11)
-            .map(|i| score("liver", SizeClass::Small, f64::from(i) / 10.0))
+            .map(|i| score("liver", SizeClass::Small, 0.3 + f64::from(i) / 100.0))
             .collect();
-        scores.push(score("liver", SizeClass::Tiny, 0.0));
+        scores.push(score("liver", SizeClass::Tiny, 0.2));
         scores.push(score("kidney", SizeClass::Tiny, 0.9));
         let calibration = calibrate(&scores);
         let recall = |organ: &str, size| calibration.thresholds(organ, size, ContrastBin::Dim).unwrap().recall;
-        assert_eq!(recall("liver", SizeClass::Small), 0.2);
-        // One tiny liver lesion: all of the liver's twelve, whose second lowest but one is 0.1.
-        assert_eq!(recall("liver", SizeClass::Tiny), 0.1);
-        // One kidney lesion: all thirteen.
-        assert_eq!(recall("kidney", SizeClass::Tiny), 0.1);
+        // The least of eleven.
+        assert_eq!(recall("liver", SizeClass::Small), 0.3);
+        // One tiny liver lesion: the least of all of the liver's twelve.
+        assert_eq!(recall("liver", SizeClass::Tiny), 0.2);
+        // One kidney lesion: the least of all thirteen.
+        assert_eq!(recall("kidney", SizeClass::Tiny), 0.2);
+        // The second of twelve, and of thirteen.
+        assert_eq!(calibration.suspect_from("liver"), Some(0.3));
+        assert_eq!(calibration.suspect_from("kidney"), Some(0.3));
+        let levels = calibration.entries.iter().filter(|entry| entry.suspect_from.is_some());
+        assert!(levels.clone().all(|entry| entry.size.is_none()) && levels.count() == 2);
         assert!(calibrate(&[]).entries.is_empty());
+    }
+
+    #[test]
+    fn what_is_like_the_scored_lesions_misses_a_bound_in_a_share_of_cases_and_never_one_that_nobody_can_know() {
+        for (lesions, expected) in [(1, 0.0), (3, 0.0), (4, 0.5), (8, 0.5), (9, 0.6), (14, 0.7)] {
+            let scores = (0..lesions).map(|i| 0.5 + f64::from(i) / 10.0);
+            assert!((reached(0.2, scores) - expected).abs() < 1e-12, "{lesions}");
+        }
+        // Whichever of n + 1 scores is the new one, at most the share of them lies under the bound of the others, and no much
+        // smaller share.
+        for count in 2..60_u32 {
+            let all: Vec<f64> = (0..count).map(|i| 1.0 + f64::from(i * 37 % 61)).collect();
+            for share in [0.1, 0.2] {
+                let missing = (0..all.len()).filter(|new| {
+                    let others = all.iter().enumerate().filter(|(place, _)| place != new);
+                    all[*new] < reached(share, others.map(|(_, score)| *score))
+                });
+                let (missing, most) = (missing.count() as f64, share * f64::from(count) + 1e-9);
+                assert!((most - 1.0 - 1e-6..=most).contains(&missing), "{missing} of {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn half_of_a_lesions_voxels_are_as_probable_as_it_is() {
+        let mut logits = Array4::zeros((3, 1, 1, 5));
+        for (at, odds) in [9.0, 0.5, 2.0, 1.0, 4.0_f32].into_iter().enumerate() {
+            // Beside two classes whose odds are 1 together.
+            logits[[0, 0, 0, at]] = 0.25_f32.ln();
+            logits[[1, 0, 0, at]] = 0.75_f32.ln();
+            logits[[2, 0, 0, at]] = odds.ln();
+        }
+        let is = |inside: [u8; 5], expected: f64| {
+            let lesion = Array3::from_shape_vec((1, 1, 5), inside.to_vec()).unwrap();
+            let found = probable(&logits, &lesion, 2);
+            assert!((found - expected).abs() < 1e-6, "{found}, not {expected}");
+        };
+        // The second of four, the third of five.
+        is([0, 1, 1, 1, 1], 1.0 / 2.0);
+        is([1, 1, 1, 1, 1], 2.0 / 3.0);
+        is([0; 5], 1.0);
     }
 }

@@ -8,7 +8,7 @@ use ndarray::Array3;
 use super::encoded::Encoded;
 use super::judge::{Trial, judge};
 use super::leak::judges;
-use super::negatives::{Search, SearchError, UnlabelledNegatives, unsearched};
+use super::negatives::{Search, SearchError, Suspects, UnlabelledNegatives, unsearched};
 use super::patch::{Asked, GateScores, LesionMeta, Outcome, PatchMeta, StreamedPatch};
 use super::planting::Lesion;
 use super::recipe::Fallback;
@@ -398,7 +398,7 @@ impl Maker {
     }
 
     /// Asks the critic what it calls tumour in the untouched patch, where the recipe wants to know.
-    fn suspects(&self, order: &PatchOrder, case: usize, patch: Region) -> Result<Option<Array3<u8>>, MakeError> {
+    fn suspects(&self, order: &PatchOrder, case: usize, patch: Region) -> Result<Option<Suspects>, MakeError> {
         let organs = unsearched(&self.cases.records()[case], &self.cases.plan().labels);
         let negatives = order.prepared.resolved.recipe.unlabelled_negatives;
         if organs.is_empty() || negatives != Some(UnlabelledNegatives::Critic) {

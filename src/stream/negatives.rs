@@ -11,10 +11,10 @@ use super::scene::{Painted, overlap, paste};
 use crate::nn::CubeSides;
 use crate::store::{CaseKind, CaseRecord, Cases, StoreError};
 use crate::synth::gate::dilate_voxel;
-use crate::synth::{Cancelled, Engine, GridBridge, LESION_FROM, SynthError};
+use crate::synth::{Cancelled, Engine, GridBridge, HostLook, LESION_FROM, SynthError};
 use crate::volume::{Annotation, ClassSet, IGNORE, LabelMap, Organ, Region, Shape, dilated};
 
-/// How far around a synthesized lesion `ignore` keeps healthy tissue, in mm: the soft edge takes up to 3, the rest is
+/// How far around a synthesized lesion healthy tissue is kept that may be tumour, in mm: the soft edge takes up to 3, the rest is
 /// untouched tissue that teaches where the lesion ends. The gate counts false tumour at least as far.
 const RIM_MM: f64 = 6.0;
 
@@ -26,7 +26,8 @@ pub enum UnlabelledNegatives {
     Trust,
     /// It may be anywhere: the organs' tissue is *ignore*, but for 6 mm around the synthesized lesion.
     Ignore,
-    /// It is where the critic calls tumour in the untouched patch: there, and one voxel around it, is *ignore*.
+    /// It is where the critic sees one in the untouched patch. *Ignore* is what it calls tumour, and one voxel around it; and, but for 6 mm
+    /// around the synthesized lesion, the organs' tissue that it finds as probably tumour as it finds four in five real lesions.
     Critic,
 }
 
@@ -86,18 +87,35 @@ pub(super) fn near_lesion(painted: &Painted, patch: Region, spacing_mm: [f64; 3]
     near
 }
 
-/// Turns suspect voxels and those that touch them into *ignore*, but never a tumour's.
-pub(super) fn ignore_suspects(label: &mut Array3<u8>, suspects: &Array3<u8>, labels: &LabelMap) {
-    if suspects.iter().all(|suspect| *suspect == 0) {
-        return;
+/// What the critic sees in an untouched patch.
+pub(super) struct Suspects {
+    /// 1 where it calls tumour.
+    called: Array3<u8>,
+    /// Where one is as probable as its calibration asks.
+    possible: Array3<bool>,
+}
+
+impl Suspects {
+    /// Turns what is called tumour and what touches it into *ignore*, but never a tumour's voxels; and, except near the lesion, the
+    /// organs' healthy tissue that may be one.
+    pub fn ignore(&self, label: &mut Array3<u8>, (labels, organs): (&LabelMap, &[Organ]), near: Option<&Array3<bool>>) {
+        let mut keep = ClassSet::default();
+        labels.organs().iter().for_each(|organ| keep.insert(organ.tumour_id));
+        let elsewhere = match near {
+            Some(near) => Zip::from(&self.possible)
+                .and(near)
+                .map_collect(|possible, near| !possible || *near),
+            None => self.possible.mapv(|possible| !possible),
+        };
+        ignore_tissue(label, organs, Some(&elsewhere));
+        Zip::from(label)
+            .and(&dilate_voxel(&self.called))
+            .for_each(|id, called| {
+                if *called && *id < Undecided::FIRST && !keep.contains(*id) {
+                    *id = IGNORE;
+                }
+            });
     }
-    let mut keep = ClassSet::default();
-    labels.organs().iter().for_each(|organ| keep.insert(organ.tumour_id));
-    Zip::from(label).and(&dilate_voxel(suspects)).for_each(|id, suspect| {
-        if *suspect && *id < Undecided::FIRST && !keep.contains(*id) {
-            *id = IGNORE;
-        }
-    });
 }
 
 /// A patch of a host that the critic is to look at.
@@ -123,42 +141,51 @@ pub(super) enum SearchError {
 }
 
 impl Search<'_> {
-    /// Marks with 1 what the critic calls a tumour of the organs in the untouched patch.
-    pub(super) fn suspects(&self, organs: &[Organ]) -> Result<Array3<u8>, SearchError> {
-        let is_tumour = |id: u8| organs.iter().any(|organ| organ.tumour_id == id);
+    /// Returns what the critic sees of tumours of the organs in the untouched patch.
+    pub(super) fn suspects(&self, organs: &[Organ]) -> Result<Suspects, SearchError> {
+        let is_tumour = |id: &u8| organs.iter().any(|organ| organ.tumour_id == *id);
         let store_mm = self.cases.plan().spacing_mm;
         let ratio = std::array::from_fn(|axis| self.models_mm[axis] / store_mm[axis]);
-        let mut suspects = Array3::zeros(self.patch.size);
+        let mut called = Array3::zeros(self.patch.size);
+        let mut possible = Array3::from_elem(self.patch.size, false);
         let (side, boxes) = cover(self.cubes, self.patch, ratio);
         let bridge = GridBridge::new(store_mm, self.models_mm, side);
         for seen in boxes {
-            let classes = self.classes(seen, bridge)?;
+            let look = self.look(seen, bridge)?;
             let Some(parts) = overlap(self.patch, seen) else {
                 continue;
             };
             // Where boxes overlap, one that sees a tumour is enough.
-            let mut part = Array3::zeros(self.patch.size);
-            paste(&mut part, &classes.mapv(|id| u8::from(is_tumour(id))), parts);
-            suspects |= &part;
+            let (mut is_called, mut is_possible) = (Array3::zeros(self.patch.size), possible.clone());
+            paste(&mut is_called, &look.classes.map(is_tumour).mapv(u8::from), parts);
+            paste(&mut is_possible, &look.possible.map(is_tumour), parts);
+            called |= &is_called;
+            possible |= &is_possible;
         }
-        Ok(suspects)
+        Ok(Suspects { called, possible })
     }
 
-    /// Returns the critic's classes in a box, which on another grid is the part of its cube that the cube surely holds.
-    fn classes(&self, seen: Region, bridge: Option<GridBridge>) -> Result<Array3<u8>, SearchError> {
+    /// Returns what the critic says of a box, which on another grid is the part of its cube that the cube surely holds.
+    fn look(&self, seen: Region, bridge: Option<GridBridge>) -> Result<HostLook, SearchError> {
         let Some(bridge) = bridge else {
             let host = self.cases.read(self.case, seen)?;
-            return Ok(self.engine.classes(host.image, self.cancelled)?);
+            return Ok(self.engine.look(host.image, self.cancelled)?);
         };
         let centre = std::array::from_fn(|axis| seen.start[axis] + (seen.size[axis] / 2) as i64);
         let around = Region::centred(centre, bridge.host_size());
         let host = self.cases.read(self.case, around)?;
-        let classes = bridge.labels_back(&self.engine.classes(bridge.view(&host.image), self.cancelled)?);
-        let mut inside = Array3::zeros(seen.size);
-        if let Some(parts) = overlap(seen, around) {
-            paste(&mut inside, &classes, parts);
-        }
-        Ok(inside)
+        let look = self.engine.look(bridge.view(&host.image), self.cancelled)?;
+        let back = |ids: &Array3<u8>| {
+            let mut inside = Array3::zeros(seen.size);
+            if let Some(parts) = overlap(seen, around) {
+                paste(&mut inside, &bridge.labels_back(ids), parts);
+            }
+            inside
+        };
+        Ok(HostLook {
+            classes: back(&look.classes),
+            possible: back(&look.possible),
+        })
     }
 }
 
@@ -250,14 +277,33 @@ mod tests {
     }
 
     #[test]
-    fn suspects_grow_by_a_voxel_and_spare_tumours() {
+    fn what_is_called_tumour_grows_by_a_voxel_and_spares_tumours() {
         let labels = LabelMap::default();
-        let suspects = row(&[0, 0, 1, 0, 0, 0, 1]);
+        let organs = [labels.organ("liver").unwrap()];
+        let mut suspects = Suspects {
+            called: row(&[0, 0, 1, 0, 0, 0, 1]),
+            possible: row(&[0; 7]).mapv(|_| false),
+        };
         let mut label = row(&[1, 1, 1, 2, 1, 255, 0]);
-        ignore_suspects(&mut label, &suspects, &labels);
+        suspects.ignore(&mut label, (&labels, &organs), None);
         assert_eq!(label, row(&[1, 255, 255, 2, 1, 255, 255]));
         let before = label.clone();
-        ignore_suspects(&mut label, &row(&[0; 7]), &labels);
+        suspects.called.fill(0);
+        suspects.ignore(&mut label, (&labels, &organs), None);
         assert_eq!(label, before);
+    }
+
+    #[test]
+    fn what_may_be_tumour_is_healthy_tissue_outside_the_rim() {
+        let labels = LabelMap::default();
+        let organs = [labels.organ("liver").unwrap()];
+        let suspects = Suspects {
+            called: row(&[0, 0, 0, 0, 0, 0, 0, 1]),
+            possible: row(&[1, 1, 1, 1, 1, 0, 0, 1]).mapv(|possible| possible == 1),
+        };
+        let near = row(&[0, 1, 1, 0, 0, 0, 0, 1]).mapv(|near| near == 1);
+        let mut label = row(&[1, 1, 2, 0, 3, 1, 1, 1]);
+        suspects.ignore(&mut label, (&labels, &organs), Some(&near));
+        assert_eq!(label, row(&[255, 1, 2, 0, 3, 1, 255, 255]));
     }
 }

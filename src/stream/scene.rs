@@ -4,7 +4,7 @@ use ndarray::{Array3, Slice, Zip, s};
 
 use super::StreamError;
 use super::encoded::Encoded;
-use super::negatives::{self, UnlabelledNegatives};
+use super::negatives::{self, Suspects, UnlabelledNegatives};
 use super::patch::{PatchMeta, StreamedPatch, Undecided};
 use super::recipe::Recipe;
 use crate::rng::{Purpose, Rng};
@@ -61,7 +61,7 @@ pub(super) struct Scene<'a> {
     pub(super) painted: Option<&'a Painted>,
     pub(super) warp: Option<Warp>,
     /// 1 where the critic calls tumour in the untouched box of [`read_box`]; absent where it was not asked.
-    pub(super) suspects: Option<Array3<u8>>,
+    pub(super) suspects: Option<Suspects>,
 }
 
 /// Draws the warp of a patch.
@@ -147,13 +147,16 @@ fn doubt(patch: &mut StreamedPatch, scene: &Scene, region: Region) {
     let margin = scene.warp.as_ref().map_or([0; 3], Warp::margin);
     let before = ignored_inside(&patch.label, margin);
     let label = &mut patch.label;
+    let organs = negatives::unsearched(record, labels);
+    let near = || {
+        let painted = scene.painted?;
+        Some(negatives::near_lesion(painted, region, record.grid.spacing_mm()))
+    };
     match (scene.recipe.unlabelled_negatives, &scene.suspects) {
-        (Some(UnlabelledNegatives::Critic), Some(suspects)) => negatives::ignore_suspects(label, suspects, labels),
-        (Some(UnlabelledNegatives::Ignore), _) => {
-            let near = |painted| negatives::near_lesion(painted, region, record.grid.spacing_mm());
-            let organs = negatives::unsearched(record, labels);
-            negatives::ignore_tissue(label, &organs, scene.painted.map(near).as_ref());
+        (Some(UnlabelledNegatives::Critic), Some(suspects)) => {
+            suspects.ignore(label, (labels, &organs), near().as_ref());
         }
+        (Some(UnlabelledNegatives::Ignore), _) => negatives::ignore_tissue(label, &organs, near().as_ref()),
         _ => return,
     }
     patch.meta.ignored_voxels = ignored_inside(&patch.label, margin) - before;

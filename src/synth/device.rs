@@ -1,6 +1,6 @@
 //! What the device thread computes: batches of alike cubes.
 
-use burn::tensor::{Device, Tensor, TensorData, activation};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use ndarray::Array3;
 
 use super::{LesionCube, SynthError};
@@ -8,6 +8,7 @@ use crate::checkpoint::Bundle;
 use crate::nn::{Condition, Network, PublishedScene, REAL, SYNTHETIC, published_residual};
 use crate::rng::{Purpose, Rng};
 use crate::telemetry::metrics::Stage;
+use crate::volume::Organ;
 
 /// What is asked of a cube in which the critic recognises a lesion.
 #[derive(Clone, Debug)]
@@ -16,6 +17,16 @@ pub struct SecondLook {
     pub before: Array3<u8>,
     /// How probably real rather than painted the discriminator finds each voxel after it, where the bundle has one.
     pub real: Option<Array3<f32>>,
+}
+
+/// What the critic says of an untouched host.
+#[derive(Clone, Debug)]
+pub struct HostLook {
+    /// Its label ids.
+    pub classes: Array3<u8>,
+    /// The tumour class that a voxel may be of, as probable as the critic's calibration asks; 0 where there is none, and everywhere of a
+    /// critic whose calibration does not say.
+    pub possible: Array3<u8>,
 }
 
 /// Work on one cube, in HU.
@@ -37,6 +48,7 @@ pub(super) enum Task {
 pub(super) enum Answer {
     Residual(Array3<f32>),
     SecondLook(SecondLook),
+    HostLook(HostLook),
     Classes(Array3<u8>),
     /// How real it looks, voxel by voxel.
     Real(Array3<f32>),
@@ -112,7 +124,10 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
             residuals(Stage::Synthesize.time(|| batch.paint_published(&work))?)
         }
         Task::Judge(..) => classes(Stage::Gate.time(|| batch.classes(&images(0)))),
-        Task::Look(_) => classes(Stage::Look.time(|| batch.classes(&images(0)))),
+        Task::Look(_) => {
+            let looks = Stage::Look.time(|| batch.look(&images(0)));
+            looks.into_iter().map(Answer::HostLook).collect()
+        }
         Task::Discriminate(_) => {
             let real = Stage::Gate.time(|| batch.real(&images(0)));
             let real = real.ok_or(SynthError::NoModel("discriminator"))?;
@@ -228,16 +243,53 @@ impl Batch<'_> {
             .collect()
     }
 
-    /// Returns the critic's label ids. One whose numbers would depend on the batch sees the cubes one by one (promise P1).
-    fn classes(&self, images: &[&Array3<i16>]) -> Vec<Array3<u8>> {
+    /// Returns the critic's logits. One whose numbers would depend on the batch sees the cubes one by one (promise P1).
+    fn logits(&self, images: &[&Array3<i16>]) -> Tensor<5> {
         let (critic, seen) = (self.critic, self.normalised(images));
-        let logits = if critic.ignores_batch_mates() {
+        if critic.ignores_batch_mates() {
             critic.forward(seen)
         } else {
             let alone = (0..self.size).map(|i| critic.forward(seen.clone().narrow(0, i, 1)));
             Tensor::cat(alone.collect(), 0)
-        };
-        let ids = logits.argmax(1).into_data();
+        }
+    }
+
+    /// Returns the critic's label ids.
+    fn classes(&self, images: &[&Array3<i16>]) -> Vec<Array3<u8>> {
+        self.ids(self.logits(images).argmax(1))
+    }
+
+    /// Returns the critic's label ids, and the tumours that it takes for possible.
+    fn look(&self, images: &[&Array3<i16>]) -> Vec<HostLook> {
+        let logits = self.logits(images);
+        let classes = self.ids(logits.clone().argmax(1));
+        let possible = self.possible(logits);
+        let looks = classes.into_iter().zip(possible);
+        looks
+            .map(|(classes, possible)| HostLook { classes, possible })
+            .collect()
+    }
+
+    /// Returns, of the tumours that are as probable as their organ's level, the one that exceeds it most.
+    fn possible(&self, logits: Tensor<5>) -> Vec<Array3<u8>> {
+        let organs = self.bundle.plan.labels.organs().into_iter();
+        let level_of = |organ: Organ| Some((organ.tumour_id, self.bundle.calibration.suspect_from(&organ.name)?));
+        let (tumours, levels): (Vec<u8>, Vec<f64>) = organs.filter_map(level_of).unzip();
+        if tumours.is_empty() {
+            return vec![Array3::zeros(self.dim); self.size];
+        }
+        let probabilities = activation::softmax(logits, 1);
+        let excess = tumours.iter().zip(levels);
+        let excess = excess.map(|(id, level)| probabilities.clone().narrow(1, usize::from(*id), 1) - level as f32);
+        let (excess, nth) = Tensor::cat(excess.collect(), 1).max_dim_with_indices(1);
+        let nth = self.ids((nth + 1).mask_fill(excess.lower_elem(0.0), 0));
+        let id_of = |nth: u8| usize::from(nth).checked_sub(1).map_or(0, |nth| tumours[nth]);
+        nth.into_iter().map(|nth| nth.mapv(id_of)).collect()
+    }
+
+    /// Takes a tensor of one channel of ids apart.
+    fn ids(&self, ids: Tensor<5, Int>) -> Vec<Array3<u8>> {
+        let ids = ids.into_data();
         let ids: Vec<u8> = ids.iter::<i64>().map(|id| id as u8).collect();
         let cubes = ids.chunks_exact(ids.len() / self.size);
         cubes

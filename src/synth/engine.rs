@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use metrics::{counter, gauge};
 use ndarray::Array3;
 
-use super::device::{self, Answer, SecondLook, Task};
+use super::device::{self, Answer, HostLook, SecondLook, Task};
 use super::{Cancelled, LesionCube, SynthError};
 use crate::checkpoint::Bundle;
 use crate::panic::panic_text;
@@ -158,12 +158,15 @@ impl Engine {
         }
     }
 
-    /// Returns the label ids that the critic gives a cube in HU.
+    /// Returns what the critic says of a cube of an untouched host in HU.
     ///
     /// # Errors
     /// [`SynthError`] where the stream is gone or the device fails.
-    pub fn classes(&self, image: Array3<i16>, cancelled: &Cancelled) -> Result<Array3<u8>, SynthError> {
-        self.ask_classes(Task::Look(image), cancelled)
+    pub fn look(&self, image: Array3<i16>, cancelled: &Cancelled) -> Result<HostLook, SynthError> {
+        match self.ask(Task::Look(image), cancelled.clone())? {
+            Answer::HostLook(look) => Ok(look),
+            _ => Err(SynthError::Ended),
+        }
     }
 
     fn ask_classes(&self, task: Task, cancelled: &Cancelled) -> Result<Array3<u8>, SynthError> {
@@ -364,6 +367,7 @@ mod tests {
             Answer::Residual(values) | Answer::Real(values) => format!("{values:?}"),
             Answer::Classes(ids) => format!("{ids:?}"),
             Answer::SecondLook(both) => format!("{both:?}"),
+            Answer::HostLook(look) => format!("{look:?}"),
         }
     }
 

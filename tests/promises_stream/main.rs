@@ -174,6 +174,7 @@ fn bundle(provenance: Provenance) -> Arc<Bundle> {
                     recall: 0.0,
                     precision: 0.0,
                 },
+                suspect_from: Some(0.2),
             }],
         },
         realism: None,
