@@ -29,12 +29,12 @@ pub struct CalibrationEntry {
     /// What to ask.
     pub thresholds: Thresholds,
     /// Of entries of any size and contrast: the probability of a tumour from which a voxel of an unlabelled host may belong to one. At
-    /// least half of the voxels of four in five real lesions are at least as probable. Absent in older critics.
+    /// least half of the voxels of nine in ten real lesions are at least as probable. Absent in older critics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspect_from: Option<f64>,
 }
 
-/// What four in five real lesions that a critic did not learn from reach, per organ, size and contrast bin, pooled where few.
+/// What nine in ten real lesions that a critic did not learn from reach, per organ, size and contrast bin, pooled where few.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {

@@ -27,7 +27,7 @@ pub enum UnlabelledNegatives {
     /// It may be anywhere: the organs' tissue is *ignore*, but for 6 mm around the synthesized lesion.
     Ignore,
     /// It is where the critic sees one in the untouched patch. *Ignore* is what it calls tumour, and one voxel around it; and, but for 6 mm
-    /// around the synthesized lesion, the organs' tissue that it finds as probably tumour as it finds four in five real lesions.
+    /// around the synthesized lesion, the organs' tissue that it finds as probably tumour as it finds nine in ten real lesions.
     Critic,
 }
 
