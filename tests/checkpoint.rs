@@ -73,8 +73,8 @@ fn whole_bundle() -> tempfile::TempDir {
                 recall: 0.4,
                 precision: 0.3,
             },
-            suspect_from: None,
         }],
+        suspect_from: None,
     });
     let weights = collect(&unet(7).init(&Device::flex(), 1));
     save_model(folder.path(), critic, &weights, Precision::Single).unwrap();

@@ -61,7 +61,7 @@ pub struct Bundle {
     pub published: Option<Published>,
     /// Stage 2's voxel-wise discriminator: logits for 0 background, 1 real tumour, 2 synthetic tumour.
     pub discriminator: Option<Unet>,
-    /// The gate's thresholds.
+    /// The gate's thresholds, and the levels from which tissue is suspect.
     pub calibration: Calibration,
     /// How real the discriminator finds real lesions.
     pub realism: Option<Realism>,

@@ -1,5 +1,7 @@
 //! The gate's thresholds, calibrated on real lesions.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::volume::{ContrastBin, SizeClass};
@@ -28,20 +30,22 @@ pub struct CalibrationEntry {
     pub lesions: usize,
     /// What to ask.
     pub thresholds: Thresholds,
-    /// Of entries of any size and contrast: the probability of a tumour from which a voxel of an unlabelled host may belong to one. At
-    /// least half of the voxels of nine in ten real lesions are at least as probable. Absent in older critics.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub suspect_from: Option<f64>,
 }
 
-/// What nine in ten real lesions that a critic did not learn from reach, per organ, size and contrast bin, pooled where few.
+/// What real lesions score that a critic did not learn from, pooled where few.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
-    /// From the most special bin to the most general.
+    /// The gate's thresholds, from the most special bin to the most general: nine in ten real lesions reach each.
     pub entries: Vec<CalibrationEntry>,
+    /// By organ, the probability of a tumour from which a voxel of an unlabelled host may belong to one: at least half of the voxels of
+    /// nine in ten real lesions are as probable. Absent in older critics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspect_from: Option<BTreeMap<String, f64>>,
 }
 
+/// The most entries of a calibration.
+const MOST_ENTRIES: usize = 10_000;
 /// The most lesions that a manifest may tell of.
 const MOST_LESIONS: usize = 100_000;
 
@@ -99,19 +103,27 @@ impl Calibration {
         self.entries.iter().find(fits).map(|entry| entry.thresholds)
     }
 
-    /// Returns from which probability of an organ's tumour a voxel is suspect; nothing where that was never measured.
+    /// Returns from which probability of an organ's tumour a voxel is suspect, 0 of an organ of which too few lesions were scored; nothing
+    /// of a critic whose calibration does not say.
     pub fn suspect_from(&self, organ: &str) -> Option<f64> {
-        let of_organ = |entry: &CalibrationEntry| entry.organ.as_deref().is_none_or(|name| name == organ);
-        let is_general = |entry: &CalibrationEntry| entry.size.is_none() && entry.contrast.is_none();
-        let mut fitting = self.entries.iter().filter(|entry| of_organ(entry) && is_general(entry));
-        fitting.find_map(|entry| entry.suspect_from)
+        let levels = self.suspect_from.as_ref()?;
+        Some(levels.get(organ).copied().unwrap_or(0.0))
     }
 
     /// Tells what is wrong with a calibration of a file, or nothing.
     pub(super) fn refusal(&self) -> Option<String> {
-        let levels = self.entries.iter().filter_map(|entry| entry.suspect_from);
-        let wrong = levels.into_iter().find(|level| !(0.0..=1.0).contains(level));
-        wrong.map(|got| format!("calibration.entries: expected suspect_from from 0 to 1, got {got}"))
+        let levels = self.suspect_from.iter().flatten();
+        let count = self.entries.len() + levels.clone().count();
+        if count > MOST_ENTRIES {
+            return Some(format!(
+                "calibration: expected up to {MOST_ENTRIES} entries, got {count}"
+            ));
+        }
+        let thresholds = self.entries.iter().map(|entry| entry.thresholds);
+        let thresholds = thresholds.flat_map(|least| [("recall", least.recall), ("precision", least.precision)]);
+        let levels = levels.map(|(_, level)| ("suspect_from", *level));
+        let wrong = thresholds.chain(levels).find(|(_, value)| !(0.0..=1.0).contains(value));
+        wrong.map(|(key, got)| format!("calibration: expected {key} from 0 to 1, got {got}"))
     }
 }
 
@@ -132,32 +144,43 @@ mod tests {
     }
 
     #[test]
-    fn the_level_of_an_organ_is_that_of_its_widest_bin() {
-        let entry = |organ: Option<&str>, size, suspect_from| CalibrationEntry {
-            organ: organ.map(Into::into),
-            size,
+    fn an_organ_without_a_level_is_suspect_everywhere_but_in_critics_of_before() {
+        let levels = BTreeMap::from([("liver".to_string(), 0.25)]);
+        let mut calibration = Calibration {
+            suspect_from: Some(levels),
+            ..Calibration::default()
+        };
+        assert_eq!(calibration.suspect_from("liver"), Some(0.25));
+        assert_eq!(calibration.suspect_from("kidney"), Some(0.0));
+        calibration.suspect_from = None;
+        assert_eq!(calibration.suspect_from("liver"), None);
+    }
+
+    #[test]
+    fn a_calibration_of_a_file_that_is_none_is_refused() {
+        let entry = CalibrationEntry {
+            organ: None,
+            size: None,
             contrast: None,
             lesions: 5,
             thresholds: Thresholds {
                 recall: 0.5,
-                precision: 0.5,
+                precision: 1.0,
             },
-            suspect_from,
         };
-        let mut calibration = Calibration {
-            entries: vec![
-                entry(Some("liver"), Some(SizeClass::Small), None),
-                entry(Some("liver"), None, Some(0.25)),
-                entry(None, None, Some(0.125)),
-            ],
+        let of = |entries: Vec<CalibrationEntry>, level: f64| {
+            let calibration = Calibration {
+                entries,
+                suspect_from: Some(BTreeMap::from([("liver".to_string(), level)])),
+            };
+            calibration.refusal().unwrap_or_default()
         };
-        assert_eq!(calibration.suspect_from("liver"), Some(0.25));
-        assert_eq!(calibration.suspect_from("kidney"), Some(0.125));
-        assert_eq!(calibration.refusal(), None);
-        calibration.entries.truncate(1);
-        assert_eq!(calibration.suspect_from("liver"), None);
-        calibration.entries[0].suspect_from = Some(-1.0);
-        assert!(calibration.refusal().unwrap().ends_with("got -1"));
+        assert_eq!(of(vec![entry.clone()], 0.5), "");
+        assert!(of(vec![entry.clone()], -1.0).ends_with("suspect_from from 0 to 1, got -1"));
+        let mut high = entry.clone();
+        high.thresholds.recall = f64::NAN;
+        assert!(of(vec![high], 0.5).ends_with("recall from 0 to 1, got NaN"));
+        assert!(of(vec![entry; MOST_ENTRIES], 0.5).contains("up to 10000 entries"));
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// The results: JSON; beside it tables (.md) and pictures (.svg)
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
+    /// Other results whose runs count, too: those of another process, or of before. They are left as they are
+    #[arg(long, value_name = "FILE")]
+    from: Vec<PathBuf>,
     /// Only runs of these arms
     #[arg(long, value_delimiter = ',', value_parser = parse_arm)]
     arms: Vec<Arm>,
@@ -71,13 +74,23 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         stream: &config.stream,
     };
     let mut experiment = Experiment::open(setting, place)?;
-    if let Some(path) = &args.results
-        && !experiment.take_over(path)?
-    {
-        bail!(
-            "{}: its runs are of another configuration; name another file, or move this one away",
-            path.display()
-        );
+    if let Some(missing) = args.from.iter().find(|path| !path.exists()) {
+        bail!("--from {}: there is no such file", missing.display());
+    }
+    for path in args.results.iter().chain(&args.from) {
+        let Some(left_out) = experiment.take_over(path)? else {
+            bail!(
+                "{}: its runs are of another configuration; name another file, or move this one away",
+                path.display()
+            );
+        };
+        if left_out > 0 && args.results.as_ref() == Some(path) && !args.list {
+            bail!(
+                "{}: {left_out} of its runs were made otherwise than they would be now, and would be lost; name another file as --results, \
+                 and this one as --from: what still counts is taken over",
+                path.display()
+            );
+        }
     }
     let runs: Vec<RunKey> = config
         .experiment

@@ -26,9 +26,9 @@ pub enum Arm {
     Generator,
     /// The same; what else there is of the hosts' organs, more than 6 mm away from the lesion, is *ignore*.
     Ignoring,
-    /// The same, without the tumours that the critic sees in the hosts: there the label is *ignore*.
+    /// The same, without the hosts' tissue that may be tumour by the critic's look: there the label is *ignore*.
     Screened,
-    /// And those of the generator's lesions that pass the gate; where hosts may hide tumours, without those that the critic sees.
+    /// And those of the generator's lesions that pass the gate; where hosts may hide tumours, without the tissue that may be one by the critic's look.
     Gated,
     /// And those of the published generator's lesions that pass the published gate.
     Published,

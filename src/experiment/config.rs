@@ -16,7 +16,7 @@ use crate::volume::Plan;
 const EXPERIMENT_REVISION: u32 = 7;
 /// Revisions before, whose runs without models are this one's: their critics were calibrated otherwise.
 const REVISIONS_BEFORE: [u32; 2] = [6, 5];
-/// The stream's revision at which arms last changed. 6 changed bundles with inner folds alone, which no arm has; 7 copied tumours that
+/// The stream's revision at which arms last changed. 6 changed bundles with inner folds alone, which no arm of before has; 7 copied tumours that
 /// are larger than their box, or judged by the gate, which no arm's are.
 const STREAM_REVISION: u32 = 5;
 /// The most patients of one kind.
@@ -35,7 +35,7 @@ pub struct ExperimentConfig {
     /// Unlabelled patients (scanners C and D).
     pub unlabelled: usize,
     /// Whether the unlabelled patients have tumours that nobody labelled: those that the oracle learns from. The arms `screened` and
-    /// `gated` leave out what the critic sees of them, `ignoring` all tissue that may be one; the others take them for healthy tissue.
+    /// `gated` leave out what may be one by the critic's look, `ignoring` all tissue of the organ; the others take them for healthy tissue.
     pub hidden: bool,
     /// Test patients (scanners C, D and E in turn).
     pub test: usize,
@@ -160,6 +160,9 @@ impl ExperimentConfig {
         let mut further = vec![[Arm::Published, Arm::PublishedUngated], [Arm::Oracle, Arm::RealOnly]];
         if self.arms.contains(&Arm::Screened) {
             further.insert(0, [Arm::Screened, Arm::Generator]);
+            if self.arms.contains(&Arm::Ignoring) {
+                further.insert(1, [Arm::Screened, Arm::Ignoring]);
+            }
         }
         pairs.chain(further).collect()
     }

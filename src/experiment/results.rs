@@ -41,6 +41,9 @@ pub struct RunRecord {
     /// Share of a training step in which it waited for patches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_wait: Option<f64>,
+    /// Real lesions that the critic was calibrated on, and the probability of a tumour from which it takes a host's tissue for suspect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<(usize, f64)>,
     /// The class of machines on which the same run gives the same bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numerics: Option<String>,
@@ -84,18 +87,18 @@ impl Results {
     }
 
     /// Reads a file's runs, if there is one of the same configuration; a file of another is left out, and
-    /// `false` returned, and so are the runs of an arm that was told something else. Of a file of a revision before only the runs count that
-    /// need no models.
+    /// nothing returned. Returned is how many runs were left out: those of an arm that was told something else, and of a file of a
+    /// revision before those that needed models.
     ///
     /// # Errors
     /// [`ExperimentError::Results`] names the file.
-    pub fn take_over(&mut self, path: &Path) -> Result<bool, ExperimentError> {
+    pub fn take_over(&mut self, path: &Path) -> Result<Option<usize>, ExperimentError> {
         let refused = |what: String| ExperimentError::Results {
             path: path.into(),
             what,
         };
         if !path.exists() {
-            return Ok(true);
+            return Ok(Some(0));
         }
         if fs_err::metadata(path)?.len() > MAX_BYTES {
             return Err(refused(format!("expected at most {MAX_BYTES} bytes")));
@@ -104,13 +107,14 @@ impl Results {
             serde_json::from_slice(&fs_err::read(path)?).map_err(|error| refused(error.to_string()))?;
         let is_before = self.before.contains(&stored.config);
         if !(is_before || stored.config == self.config) || stored.cases != self.cases {
-            return Ok(false);
+            return Ok(None);
         }
         let is_current = |run: &RunRecord| {
             let needs_models = run.key.arm.needs_models();
             !(is_before && needs_models) && run.own == self.own.get(&run.key.arm).copied()
         };
-        for run in stored.runs.into_iter().filter(is_current).collect::<Vec<_>>() {
+        let (current, others): (Vec<RunRecord>, Vec<RunRecord>) = stored.runs.into_iter().partition(is_current);
+        for run in current {
             if run.tumour_dsc.len() != self.cases.len() {
                 return Err(refused(format!(
                     "{}: expected {} cases",
@@ -120,7 +124,7 @@ impl Results {
             }
             self.insert(run);
         }
-        Ok(true)
+        Ok(Some(others.len()))
     }
 
     /// Adds a run.
@@ -240,6 +244,7 @@ mod tests {
             model_seconds: None,
             went_on: false,
             data_wait: None,
+            calibration: None,
             numerics: None,
             own: None,
         }
@@ -280,21 +285,22 @@ mod tests {
         assert!((difference - 0.35).abs() < 1e-12);
         results.write(&config, &path).unwrap();
         let mut same = new(1, 1);
-        assert!(same.take_over(&path).unwrap());
+        assert_eq!(same.take_over(&path).unwrap(), Some(0));
         assert_eq!(same, results);
         // What one arm alone is told concerns its runs alone.
         let mut told = new(1, 2);
-        assert!(told.take_over(&path).unwrap() && told.runs.len() == results.runs.len() - 1);
+        assert_eq!(told.take_over(&path).unwrap(), Some(1));
+        assert_eq!(told.runs.len(), results.runs.len() - 1);
         let mut other = new(4, 1);
-        assert!(!other.take_over(&path).unwrap() && other.runs.is_empty());
+        assert!(other.take_over(&path).unwrap().is_none() && other.runs.is_empty());
         // By revisions before, whose models were others.
         for later in [2, 3] {
             let mut next = new(later, 1);
-            assert!(next.take_over(&path).unwrap());
+            assert_eq!(next.take_over(&path).unwrap(), Some(results.runs.len() - 3));
             assert!(next.runs.keys().all(|key| key.arm == Arm::RealOnly) && next.runs.len() == 3);
         }
         let mut same = new(1, 1);
-        assert!(same.take_over(&path).unwrap() && same == results);
+        assert_eq!((same.take_over(&path).unwrap(), &same), (Some(0), &results));
         fs_err::write(&path, "{").unwrap();
         assert!(same.take_over(&path).unwrap_err().to_string().contains("results.json"));
     }

@@ -93,11 +93,11 @@ impl<'a> Experiment<'a> {
         &self.results
     }
 
-    /// Takes over a file's runs; `false` where they are of another configuration.
+    /// Takes over a file's runs, see [`Results::take_over`].
     ///
     /// # Errors
     /// [`ExperimentError::Results`] names the file.
-    pub fn take_over(&mut self, path: &Path) -> Result<bool, ExperimentError> {
+    pub fn take_over(&mut self, path: &Path) -> Result<Option<usize>, ExperimentError> {
         self.results.take_over(path)
     }
 
@@ -116,6 +116,7 @@ impl<'a> Experiment<'a> {
             .as_ref()
             .and_then(|(_, is_new)| is_new.then(|| started.elapsed().as_secs_f64()));
         let bundle = models.map(|(bundle, _)| bundle);
+        let calibration = bundle.as_ref().and_then(|bundle| self.calibration(bundle));
         let service = Streams::start(store.clone(), bundle, self.place.stream.clone())?;
         let folder = self.place.out.join("runs").join(key.name());
         let hosts = self.hosts(key, &service)?;
@@ -143,6 +144,7 @@ impl<'a> Experiment<'a> {
             model_seconds,
             went_on,
             data_wait: report.data_wait,
+            calibration,
             ..self.record(key, &scores)
         };
         self.results.insert(record);
@@ -174,9 +176,17 @@ impl<'a> Experiment<'a> {
             model_seconds: None,
             went_on: false,
             data_wait: None,
+            calibration: None,
             numerics: Some(self.place.dtype.numerics(self.place.device)),
             own: self.setting.own_digests().get(&key.arm).copied(),
         }
+    }
+
+    /// Returns how many lesions a critic was calibrated on, and the organ's level.
+    fn calibration(&self, bundle: &Bundle) -> Option<(usize, f64)> {
+        let lesions = bundle.calibration.entries.last().map_or(0, |entry| entry.lesions);
+        let level = bundle.calibration.suspect_from(&self.setting.experiment.organ)?;
+        Some((lesions, level))
     }
 
     /// Returns what a run takes of its healthy patients; of gated arms, the share of accepted patches is measured first.

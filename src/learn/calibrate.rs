@@ -1,4 +1,4 @@
-//! The gate's thresholds from the critic's scores on real lesions it was not trained on.
+//! The gate's thresholds, and the level from which tissue is suspect, from the critic's scores on real lesions it was not trained on.
 
 use burn::tensor::Device;
 use ndarray::{Array3, Array4, Axis, Zip};
@@ -12,8 +12,8 @@ use crate::nn::VoxelClassifier;
 use crate::synth::gate::{Judged, scores};
 use crate::volume::{ContrastBin, SizeClass};
 
-/// A bin of fewer lesions is pooled with its neighbours.
-const LEAST_LESIONS: usize = 5;
+/// A bin of fewer lesions is pooled with its neighbours: no score of theirs is one that nine in ten lesions reach.
+pub(super) const LEAST_LESIONS: usize = 9;
 /// The largest share of real lesions that each of the gate's two scores is to refuse: a fifth together.
 const REFUSED_BY_EACH: f64 = 0.1;
 /// The largest share of real lesions that are to be less probable than the level of suspicion. A hidden tumour that is called healthy costs
@@ -50,6 +50,9 @@ pub(super) fn judge_real(
         let logits = forward(critic, &image, device);
         let after = argmax(&logits);
         let lesion = lesion_of(&cube, tumour.id);
+        if lesion.iter().all(|inside| *inside == 0) {
+            continue;
+        }
         let any = |id: u8| catalogue.organs.iter().any(|organ| organ.tumour_id == id);
         let mut others = cube.labels.mapv(|id| u8::from(any(id)));
         Zip::from(&mut others)
@@ -76,7 +79,7 @@ pub(super) fn judge_real(
     Ok(out)
 }
 
-/// Returns the probability of a class that at least half of a lesion's voxels have; 1 of a lesion without any.
+/// Returns the greatest probability of a class that at least half of a lesion's voxels have.
 fn probable(logits: &Array4<f32>, lesion: &Array3<u8>, id: u8) -> f64 {
     let mut inside = Vec::new();
     Zip::from(logits.lanes(Axis(0))).and(lesion).for_each(|logits, lesion| {
@@ -92,7 +95,7 @@ fn probable(logits: &Array4<f32>, lesion: &Array3<u8>, id: u8) -> f64 {
         }
     });
     inside.sort_by(f64::total_cmp);
-    inside.get(inside.len().saturating_sub(1) / 2).copied().unwrap_or(1.0)
+    inside[inside.len() / 2]
 }
 
 /// Returns the thresholds per bin, from organ, size and contrast to everything; bins of few lesions are left to the next wider one.
@@ -128,12 +131,18 @@ pub(super) fn calibrate(scores: &[RealScore]) -> Calibration {
                 recall: reached(REFUSED_BY_EACH, fitting.iter().map(|score| score.recall)),
                 precision: reached(REFUSED_BY_EACH, fitting.iter().map(|score| score.precision)),
             },
-            suspect_from: (size.is_none() && contrast.is_none())
-                .then(|| reached(UNSUSPECTED, fitting.iter().map(|score| score.probable))),
         })
     });
+    let level = |organ: &&str| {
+        let own = scores.iter().filter(|score| score.organ == *organ);
+        (
+            (*organ).to_string(),
+            reached(UNSUSPECTED, own.map(|score| score.probable)),
+        )
+    };
     Calibration {
         entries: entries.collect(),
+        suspect_from: Some(organs.iter().map(level).collect()),
     }
 }
 
@@ -168,21 +177,22 @@ mod tests {
         let mut scores: Vec<_> = (0..11)
             .map(|i| score("liver", SizeClass::Small, 0.3 + f64::from(i) / 100.0))
             .collect();
-        scores.push(score("liver", SizeClass::Tiny, 0.2));
+        scores.extend((0..8).map(|i| score("liver", SizeClass::Tiny, 0.21 + f64::from(i) / 100.0)));
         scores.push(score("kidney", SizeClass::Tiny, 0.9));
         let calibration = calibrate(&scores);
         let recall = |organ: &str, size| calibration.thresholds(organ, size, ContrastBin::Dim).unwrap().recall;
         // The least of eleven.
         assert_eq!(recall("liver", SizeClass::Small), 0.3);
-        // One tiny liver lesion: the least of all of the liver's twelve.
-        assert_eq!(recall("liver", SizeClass::Tiny), 0.2);
-        // One kidney lesion: the least of all thirteen.
-        assert_eq!(recall("kidney", SizeClass::Tiny), 0.2);
-        assert_eq!(calibration.suspect_from("liver"), Some(0.2));
-        assert_eq!(calibration.suspect_from("kidney"), Some(0.2));
-        let levels = calibration.entries.iter().filter(|entry| entry.suspect_from.is_some());
-        assert!(levels.clone().all(|entry| entry.size.is_none()) && levels.count() == 2);
-        assert!(calibrate(&[]).entries.is_empty());
+        // Eight tiny liver lesions: the least of all of the liver's nineteen, and the one above it.
+        assert_eq!(recall("liver", SizeClass::Tiny), 0.22);
+        // One kidney lesion: of all twenty.
+        assert_eq!(recall("kidney", SizeClass::Tiny), 0.22);
+        // No organ borrows another's level.
+        assert_eq!(calibration.suspect_from("liver"), Some(0.22));
+        assert_eq!(calibration.suspect_from("kidney"), Some(0.0));
+        let none = calibrate(&[]);
+        assert!(none.entries.is_empty());
+        assert_eq!(none.suspect_from("liver"), Some(0.0));
     }
 
     #[test]
@@ -220,9 +230,9 @@ mod tests {
             let found = probable(&logits, &lesion, 2);
             assert!((found - expected).abs() < 1e-6, "{found}, not {expected}");
         };
-        // The second of four, the third of five.
-        is([0, 1, 1, 1, 1], 1.0 / 2.0);
+        // The third of four, and of five.
+        is([0, 1, 1, 1, 1], 2.0 / 3.0);
         is([1, 1, 1, 1, 1], 2.0 / 3.0);
-        is([0; 5], 1.0);
+        is([0, 1, 0, 0, 0], 1.0 / 3.0);
     }
 }

@@ -60,7 +60,7 @@ impl ConditionalTrainee<'_> {
         let bin = ContrastBin::of_contrast(host.contrast_hu);
         let thresholds = self.bundle.calibration.thresholds(organ, host.size(), bin);
         let recall = thresholds.map_or(0.7, |thresholds| thresholds.recall);
-        // A critic that misses a fifth of the real lesions calibrates to 0, and would ask for nothing.
+        // A critic that misses a tenth of the real lesions, or was shown few, calibrates to 0, and would ask for nothing.
         (recall + self.config.recall_margin).clamp(self.config.least_recall, 0.95) as f32
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::augment::{Look, LookSettings};
-use super::calibrate::{RealScore, calibrate, judge_real};
+use super::calibrate::{LEAST_LESIONS, RealScore, calibrate, judge_real};
 use super::check::{MAX_CUBE_LEVELS, Section};
 use super::choice::{NetworkChoice, architecture, check_sides, fresh};
 use super::cubes::{Catalogue, Cube, normalise, read_cube, side_of, stack, targets};
@@ -167,9 +167,9 @@ pub struct CriticReport {
     pub training_cases: usize,
     /// Scores of the held-out cases.
     pub held_out: HeldOut,
-    /// Held-out real lesions that calibrated the gate.
+    /// Real lesions that calibrated the gate: held-out ones, and those of training cases that inner critics judge.
     pub calibration_lesions: usize,
-    /// The gate's thresholds.
+    /// The gate's thresholds, and the levels from which tissue is suspect.
     pub calibration: Calibration,
     /// Measures of the last step.
     pub last_step: Metrics,
@@ -311,6 +311,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     let mut scores = trained.judge(config, job, &held_out)?;
     scores.extend(train_inner(config, job, &inner)?);
     let calibration = calibrate(&scores);
+    job.progress.on_note(&calibrated_on(scores.len()));
     let report = CriticReport {
         steps: trained.fitted.steps,
         best: trained.fitted.best,
@@ -329,6 +330,19 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     trained.save(config, job, (&labelled, metrics), Some(calibration))?;
     write_report(job.out, "critic", &report)?;
     Ok(report)
+}
+
+/// Says what a number of scored lesions allows.
+fn calibrated_on(lesions: usize) -> String {
+    let so = if lesions < LEAST_LESIONS {
+        format!(
+            ": fewer than {LEAST_LESIONS} allow no thresholds; the gate will refuse what the critic does not see at all, and all tissue of \
+             unlabelled hosts will be suspect. Inner folds (critic.inner_folds) score the lesions of training cases, too"
+        )
+    } else {
+        String::new()
+    };
+    format!("calibrated on {lesions} real lesions{so}")
 }
 
 /// A critic that has learnt.

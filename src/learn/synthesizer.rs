@@ -104,7 +104,7 @@ pub(super) struct Made {
 impl StageTwo<'_> {
     /// Returns what measures lesions in the hosts of the report.
     pub fn painter<'a>(&'a self, progress: &'a mut dyn Progress) -> Result<Painter<'a>, LearnError> {
-        progress.on_note("painting lesions into held-out hosts");
+        progress.on_note("painting lesions to measure them");
         let catalogue = Catalogue::new(self.cases, self.hosts);
         Ok(Painter {
             config: self.config,

@@ -397,7 +397,7 @@ impl Maker {
         Ok(patch)
     }
 
-    /// Asks the critic what it calls tumour in the untouched patch, where the recipe wants to know.
+    /// Asks the critic what may be tumour in the untouched patch, where the recipe wants to know.
     fn suspects(&self, order: &PatchOrder, case: usize, patch: Region) -> Result<Option<Suspects>, MakeError> {
         let organs = unsearched(&self.cases.records()[case], &self.cases.plan().labels);
         let negatives = order.prepared.resolved.recipe.unlabelled_negatives;

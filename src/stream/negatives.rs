@@ -91,23 +91,23 @@ pub(super) fn near_lesion(painted: &Painted, patch: Region, spacing_mm: [f64; 3]
 pub(super) struct Suspects {
     /// 1 where it calls tumour.
     called: Array3<u8>,
-    /// Where one is as probable as its calibration asks.
-    possible: Array3<bool>,
+    /// Of each organ, where its tumour is as probable as the critic's calibration asks: 1 there.
+    possible: Vec<(Organ, Array3<u8>)>,
 }
 
 impl Suspects {
     /// Turns what is called tumour and what touches it into *ignore*, but never a tumour's voxels; and, except near the lesion, the
     /// organs' healthy tissue that may be one.
-    pub fn ignore(&self, label: &mut Array3<u8>, (labels, organs): (&LabelMap, &[Organ]), near: Option<&Array3<bool>>) {
+    pub fn ignore(&self, label: &mut Array3<u8>, labels: &LabelMap, near: Option<&Array3<bool>>) {
         let mut keep = ClassSet::default();
         labels.organs().iter().for_each(|organ| keep.insert(organ.tumour_id));
-        let elsewhere = match near {
-            Some(near) => Zip::from(&self.possible)
-                .and(near)
-                .map_collect(|possible, near| !possible || *near),
-            None => self.possible.mapv(|possible| !possible),
-        };
-        ignore_tissue(label, organs, Some(&elsewhere));
+        for (organ, possible) in &self.possible {
+            let mut kept = possible.mapv(|possible| possible == 0);
+            if let Some(near) = near {
+                kept |= near;
+            }
+            ignore_tissue(label, std::slice::from_ref(organ), Some(&kept));
+        }
         Zip::from(label)
             .and(&dilate_voxel(&self.called))
             .for_each(|id, called| {
@@ -144,10 +144,16 @@ impl Search<'_> {
     /// Returns what the critic sees of tumours of the organs in the untouched patch.
     pub(super) fn suspects(&self, organs: &[Organ]) -> Result<Suspects, SearchError> {
         let is_tumour = |id: &u8| organs.iter().any(|organ| organ.tumour_id == *id);
+        // Where boxes overlap, one that sees a tumour is enough.
+        let add = |all: &mut Array3<u8>, seen: &Array3<u8>, parts| {
+            let mut part = Array3::zeros(all.dim());
+            paste(&mut part, seen, parts);
+            *all |= &part;
+        };
         let store_mm = self.cases.plan().spacing_mm;
         let ratio = std::array::from_fn(|axis| self.models_mm[axis] / store_mm[axis]);
         let mut called = Array3::zeros(self.patch.size);
-        let mut possible = Array3::from_elem(self.patch.size, false);
+        let mut possible: Vec<(Organ, Array3<u8>)> = Vec::new();
         let (side, boxes) = cover(self.cubes, self.patch, ratio);
         let bridge = GridBridge::new(store_mm, self.models_mm, side);
         for seen in boxes {
@@ -155,12 +161,20 @@ impl Search<'_> {
             let Some(parts) = overlap(self.patch, seen) else {
                 continue;
             };
-            // Where boxes overlap, one that sees a tumour is enough.
-            let (mut is_called, mut is_possible) = (Array3::zeros(self.patch.size), possible.clone());
-            paste(&mut is_called, &look.classes.map(is_tumour).mapv(u8::from), parts);
-            paste(&mut is_possible, &look.possible.map(is_tumour), parts);
-            called |= &is_called;
-            possible |= &is_possible;
+            add(&mut called, &look.classes.map(is_tumour).mapv(u8::from), parts);
+            for (tumour_id, seen) in &look.possible {
+                let Some(organ) = organs.iter().find(|organ| organ.tumour_id == *tumour_id) else {
+                    continue;
+                };
+                match possible.iter_mut().find(|(other, _)| other == organ) {
+                    Some((_, all)) => add(all, seen, parts),
+                    None => {
+                        let mut all = Array3::zeros(self.patch.size);
+                        add(&mut all, seen, parts);
+                        possible.push((organ.clone(), all));
+                    }
+                }
+            }
         }
         Ok(Suspects { called, possible })
     }
@@ -184,7 +198,9 @@ impl Search<'_> {
         };
         Ok(HostLook {
             classes: back(&look.classes),
-            possible: back(&look.possible),
+            possible: (look.possible.iter())
+                .map(|(id, possible)| (*id, back(possible)))
+                .collect(),
         })
     }
 }
@@ -279,31 +295,34 @@ mod tests {
     #[test]
     fn what_is_called_tumour_grows_by_a_voxel_and_spares_tumours() {
         let labels = LabelMap::default();
-        let organs = [labels.organ("liver").unwrap()];
         let mut suspects = Suspects {
             called: row(&[0, 0, 1, 0, 0, 0, 1]),
-            possible: row(&[0; 7]).mapv(|_| false),
+            possible: Vec::new(),
         };
         let mut label = row(&[1, 1, 1, 2, 1, 255, 0]);
-        suspects.ignore(&mut label, (&labels, &organs), None);
+        suspects.ignore(&mut label, &labels, None);
         assert_eq!(label, row(&[1, 255, 255, 2, 1, 255, 255]));
         let before = label.clone();
         suspects.called.fill(0);
-        suspects.ignore(&mut label, (&labels, &organs), None);
+        suspects.ignore(&mut label, &labels, None);
         assert_eq!(label, before);
     }
 
     #[test]
     fn what_may_be_tumour_is_healthy_tissue_outside_the_rim() {
         let labels = LabelMap::default();
-        let organs = [labels.organ("liver").unwrap()];
+        let [liver, pancreas] = ["liver", "pancreas"].map(|name| labels.organ(name).unwrap());
         let suspects = Suspects {
-            called: row(&[0, 0, 0, 0, 0, 0, 0, 1]),
-            possible: row(&[1, 1, 1, 1, 1, 0, 0, 1]).mapv(|possible| possible == 1),
+            called: row(&[0, 0, 0, 0, 0, 0, 0, 1, 0]),
+            possible: vec![
+                (liver, row(&[1, 1, 1, 1, 1, 0, 0, 1, 0])),
+                (pancreas.clone(), row(&[0, 0, 0, 0, 0, 1, 1, 1, 1])),
+            ],
         };
-        let near = row(&[0, 1, 1, 0, 0, 0, 0, 1]).mapv(|near| near == 1);
-        let mut label = row(&[1, 1, 2, 0, 3, 1, 1, 1]);
-        suspects.ignore(&mut label, (&labels, &organs), Some(&near));
-        assert_eq!(label, row(&[255, 1, 2, 0, 3, 1, 255, 255]));
+        let near = row(&[0, 1, 1, 0, 0, 0, 0, 1, 0]).mapv(|near| near == 1);
+        // What may be a tumour of the pancreas is no reason to leave liver out.
+        let mut label = row(&[1, 1, 2, 0, 3, 1, 1, 1, pancreas.id]);
+        suspects.ignore(&mut label, &labels, Some(&near));
+        assert_eq!(label, row(&[255, 1, 2, 0, 3, 1, 255, 255, 255]));
     }
 }

@@ -378,7 +378,8 @@ fn check_bundle(
     if recipe.gate.enabled && recipe.gate.realism > 0.0 && !is_measured {
         return infeasible(
             "gate.realism",
-            "the models have no discriminator that was shown held-out real lesions; train stage 2 anew, or ask for 0",
+            "the models have no discriminator that was shown held-out real lesions; train stage 2 anew with cases held out \
+             (synthesizer.split), or ask for 0",
         );
     }
     leak::check_leak(cases, (bundle, seen), recipe, allowed)?;

@@ -60,7 +60,7 @@ pub(super) struct Scene<'a> {
     pub(super) case: usize,
     pub(super) painted: Option<&'a Painted>,
     pub(super) warp: Option<Warp>,
-    /// 1 where the critic calls tumour in the untouched box of [`read_box`]; absent where it was not asked.
+    /// What the critic sees in the untouched box of [`read_box`]; absent where it was not asked.
     pub(super) suspects: Option<Suspects>,
 }
 
@@ -154,7 +154,7 @@ fn doubt(patch: &mut StreamedPatch, scene: &Scene, region: Region) {
     };
     match (scene.recipe.unlabelled_negatives, &scene.suspects) {
         (Some(UnlabelledNegatives::Critic), Some(suspects)) => {
-            suspects.ignore(label, (labels, &organs), near().as_ref());
+            suspects.ignore(label, labels, near().as_ref());
         }
         (Some(UnlabelledNegatives::Ignore), _) => negatives::ignore_tissue(label, &organs, near().as_ref()),
         _ => return,

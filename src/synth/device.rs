@@ -8,7 +8,6 @@ use crate::checkpoint::Bundle;
 use crate::nn::{Condition, Network, PublishedScene, REAL, SYNTHETIC, published_residual};
 use crate::rng::{Purpose, Rng};
 use crate::telemetry::metrics::Stage;
-use crate::volume::Organ;
 
 /// What is asked of a cube in which the critic recognises a lesion.
 #[derive(Clone, Debug)]
@@ -24,9 +23,8 @@ pub struct SecondLook {
 pub struct HostLook {
     /// Its label ids.
     pub classes: Array3<u8>,
-    /// The tumour class that a voxel may be of, as probable as the critic's calibration asks; 0 where there is none, and everywhere of a
-    /// critic whose calibration does not say.
-    pub possible: Array3<u8>,
+    /// Of each tumour class for which the critic's calibration has a level, where it is as probable: 1 there.
+    pub possible: Vec<(u8, Array3<u8>)>,
 }
 
 /// Work on one cube, in HU.
@@ -259,32 +257,33 @@ impl Batch<'_> {
         self.ids(self.logits(images).argmax(1))
     }
 
-    /// Returns the critic's label ids, and the tumours that it takes for possible.
+    /// Returns the critic's label ids, and where it takes tumours for possible.
     fn look(&self, images: &[&Array3<i16>]) -> Vec<HostLook> {
         let logits = self.logits(images);
-        let classes = self.ids(logits.clone().argmax(1));
-        let possible = self.possible(logits);
-        let looks = classes.into_iter().zip(possible);
-        looks
-            .map(|(classes, possible)| HostLook { classes, possible })
-            .collect()
-    }
-
-    /// Returns, of the tumours that are as probable as their organ's level, the one that exceeds it most.
-    fn possible(&self, logits: Tensor<5>) -> Vec<Array3<u8>> {
-        let organs = self.bundle.plan.labels.organs().into_iter();
-        let level_of = |organ: Organ| Some((organ.tumour_id, self.bundle.calibration.suspect_from(&organ.name)?));
-        let (tumours, levels): (Vec<u8>, Vec<f64>) = organs.filter_map(level_of).unzip();
-        if tumours.is_empty() {
-            return vec![Array3::zeros(self.dim); self.size];
+        let without = |classes| HostLook {
+            classes,
+            possible: Vec::new(),
+        };
+        let mut looks: Vec<_> = self.ids(logits.clone().argmax(1)).into_iter().map(without).collect();
+        for organ in self.bundle.plan.labels.organs() {
+            let Some(level) = self.bundle.calibration.suspect_from(&organ.name) else {
+                continue;
+            };
+            let id = organ.tumour_id;
+            let possible = match level {
+                // Everything is, whatever the critic says.
+                0.0 => vec![Array3::ones(self.dim); self.size],
+                level => {
+                    let probable = activation::softmax(logits.clone(), 1).narrow(1, usize::from(id), 1);
+                    self.ids(probable.greater_equal_elem(level as f32).int())
+                }
+            };
+            looks
+                .iter_mut()
+                .zip(possible)
+                .for_each(|(look, possible)| look.possible.push((id, possible)));
         }
-        let probabilities = activation::softmax(logits, 1);
-        let excess = tumours.iter().zip(levels);
-        let excess = excess.map(|(id, level)| probabilities.clone().narrow(1, usize::from(*id), 1) - level as f32);
-        let (excess, nth) = Tensor::cat(excess.collect(), 1).max_dim_with_indices(1);
-        let nth = self.ids((nth + 1).mask_fill(excess.lower_elem(0.0), 0));
-        let id_of = |nth: u8| usize::from(nth).checked_sub(1).map_or(0, |nth| tumours[nth]);
-        nth.into_iter().map(|nth| nth.mapv(id_of)).collect()
+        looks
     }
 
     /// Takes a tensor of one channel of ids apart.
