@@ -179,13 +179,13 @@ impl Scene {
         let after = compose(&cube.image, &residual, &cube.soft);
         clock.lap();
         let (before, cancelled) = (planted.host.image.clone(), Cancelled::default());
-        let called = self.engine.judge(after.clone(), None, &cancelled).unwrap();
-        let seen = self.engine.compare([before, after], None, &cancelled).unwrap();
+        let called = self.engine.judge(after, None, &cancelled).unwrap();
+        let seen = self.engine.judge(before, None, &cancelled).unwrap();
         clock.lap();
         let lesion = planted.soft.map(|soft| u8::from(*soft >= LESION_FROM));
         let tumours: Vec<u8> = self.plan.labels.organs().iter().map(|organ| organ.tumour_id).collect();
         let scores = gate::scores(&Judged {
-            before: &seen.before,
+            before: &seen,
             after: &called,
             lesion: &lesion,
             others: &planted.host.labels.map(|label| u8::from(tumours.contains(label))),
@@ -217,8 +217,8 @@ impl Scene {
         clock.lap();
         let after = compose(&cube.image, &residual, &cube.soft);
         clock.last = Instant::now();
-        self.engine.judge(after.clone(), None, &cube.cancelled).unwrap();
-        self.engine.compare([cube.image, after], None, &cube.cancelled).unwrap();
+        self.engine.judge(after, None, &cube.cancelled).unwrap();
+        self.engine.judge(cube.image, None, &cube.cancelled).unwrap();
         clock.lap();
         [clock.laps[0], clock.laps[1]]
     }

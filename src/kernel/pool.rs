@@ -6,22 +6,35 @@ use super::isa::Isa;
 use super::layout::from_zeros;
 use super::norm::for_every_isa;
 
+/// Columns that are compared together.
+const LANES: usize = 64;
+
 for_every_isa! {
-    /// Takes the maximum over the 2x2 columns of four rows, (z, y) = (0, 0), (0, 1), (1, 0), (1, 1).
+    /// Takes the maximum over the 2x2 columns of four rows, (z, y) = (0, 0), (0, 1), (1, 0), (1, 1). The first of equals wins, and NaN is passed
+    /// on, as in PyTorch.
     fn row(rows: [&[f32]; 4], out: &mut [f32], chosen: &mut [u8]) {
-        for (x, (out, chosen)) in out.iter_mut().zip(chosen).enumerate() {
-            let (mut best, mut which) = (f32::NEG_INFINITY, 0_u8);
+        for (part, (out, chosen)) in out.chunks_mut(LANES / 2).zip(chosen.chunks_mut(LANES / 2)).enumerate() {
+            let rows = rows.map(|row| &row[part * LANES..][..2 * out.len()]);
+            let (mut best, mut which) = ([f32::NEG_INFINITY; LANES], [0_u32; LANES]);
+            // Column by column first, which are contiguous.
             for (pair, row) in rows.iter().enumerate() {
-                for side in 0..2 {
-                    let value = row[2 * x + side];
-                    // The first of equals wins, and NaN is passed on, as in PyTorch.
-                    let better = value > best || value.is_nan();
-                    best = if better { value } else { best };
-                    which = if better { (2 * pair + side) as u8 } else { which };
+                for ((&value, best), which) in row.iter().zip(&mut best).zip(&mut which) {
+                    let better = value > *best || value.is_nan();
+                    *best = if better { value } else { *best };
+                    *which = if better { 2 * pair as u32 } else { *which };
                 }
             }
-            *out = best;
-            *chosen = which;
+            let columns = best.chunks_exact(2).zip(which.chunks_exact(2));
+            for ((out, chosen), (best, which)) in out.iter_mut().zip(chosen).zip(columns) {
+                let (left, right, at_left, at_right) = (best[0], best[1], which[0], which[1] + 1);
+                let is_right = if left.is_nan() {
+                    right.is_nan() && at_right > at_left
+                } else {
+                    right > left || right.is_nan() || (right == left && at_right < at_left)
+                };
+                *out = if is_right { right } else { left };
+                *chosen = if is_right { at_right } else { at_left } as u8;
+            }
         }
     }
 }
@@ -68,6 +81,7 @@ mod tests {
     use super::*;
     use crate::kernel::tests::{normals, same_as_burn, same_for_threads, sets};
     use crate::kernel::{composed, max_pool3d_k2};
+    use crate::rng::{Purpose, Rng};
 
     const SIZES: [[usize; 3]; 4] = [[2, 2, 2], [4, 6, 8], [2, 4, 34], [6, 2, 70]];
 
@@ -146,6 +160,31 @@ mod tests {
         let (value, at) = run([1.0, 2.0, f32::NAN, 9.0, 0.0, 0.0, 0.0, 0.0]);
         assert!(value.is_nan());
         assert_eq!(at, 2);
+    }
+
+    #[test]
+    fn equals_one_after_the_other_for_any_numbers() {
+        let kinds = [-1.0, -0.0, 0.0, 1.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        let mut rng = Rng::keyed(5, 0, 0, Purpose::Test);
+        let size @ [d, h, w] = [20, 4, 150];
+        for kinds in [&kinds[..], &kinds[..4], &kinds[1..3], &kinds[5..]] {
+            let x: Vec<f32> = (0..d * h * w).map(|_| kinds[rng.below(kinds.len())]).collect();
+            for isa in sets() {
+                let (out, chosen) = forward(isa, &x, size);
+                for (at, (out, chosen)) in out.iter().zip(&chosen).enumerate() {
+                    let [z, y, column] = [at / (h * w / 4), at / (w / 2) % (h / 2), at % (w / 2)].map(|v| 2 * v);
+                    let (mut best, mut which) = (f32::NEG_INFINITY, 0);
+                    for corner in 0..8 {
+                        let [dz, dy, dx] = [corner >> 2, corner >> 1 & 1, corner & 1];
+                        let value = x[((z + dz) * h + y + dy) * w + column + dx];
+                        if value > best || value.is_nan() {
+                            (best, which) = (value, corner);
+                        }
+                    }
+                    assert_eq!((out.to_bits(), usize::from(*chosen)), (best.to_bits(), which), "{at}");
+                }
+            }
+        }
     }
 
     #[test]

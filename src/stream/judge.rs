@@ -35,16 +35,34 @@ pub(super) struct Opinion {
     pub(super) discriminator: Option<f64>,
 }
 
+impl Opinion {
+    /// What refuses a lesion before all its scores are known.
+    fn early(verdict: Verdict, discriminator: Option<f64>) -> Self {
+        Self {
+            verdict,
+            scores: None,
+            discriminator,
+        }
+    }
+}
+
 /// Asks the networks and decides, all on the models' grid: the gate's thresholds were calibrated there. A lesion that the discriminator
-/// or the critic refuses costs that one pass; the others cost two more.
+/// or the critic refuses costs that one pass, one that passes two of the critic and one of the discriminator.
 ///
 /// # Errors
 /// [`SynthError`] where the device fails, or the models have no threshold for the lesion's bin.
 pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
     let painted = on_models_grid(trial);
     let realism = realism(trial)?;
-    if let Some(opinion) = realism.map_or(Ok(None), |least| unreal(trial, &painted, least))? {
-        return Ok(opinion);
+    // What is refused need not be kept: the discriminator is asked first where it has a say, last where it has none.
+    let first = match realism {
+        Some(_) if !trial.keeps_best => looks_real(trial, &painted)?,
+        _ => None,
+    };
+    if let (Some(least), Some(real)) = (realism, first)
+        && real < least
+    {
+        return Ok(Opinion::early(Verdict::unreal(real, least), first));
     }
     let after = (trial.engine).judge(painted.image.clone(), trial.judge, trial.cancelled)?;
     let thresholds = thresholds(trial)?;
@@ -55,19 +73,19 @@ pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
     };
     // The best of several refused ones is known by all its scores.
     if let Some(verdict) = by_recall.filter(|verdict| !verdict.passes && !trial.keeps_best) {
-        return Ok(Opinion {
-            verdict,
-            scores: None,
-            discriminator: None,
-        });
+        return Ok(Opinion::early(verdict, None));
     }
-    let (scores, discriminator) = second_look(trial, painted, &after)?;
+    let scores = second_look(trial, &painted, &after)?;
     let verdict = match (trial.gate.rule, by_recall) {
         (GateRule::Published, Some(verdict)) => verdict,
         _ => gate::judge(scores, thresholds),
     };
+    let real = match first {
+        None if verdict.passes || trial.keeps_best => looks_real(trial, &painted)?,
+        first => first,
+    };
     Ok(Opinion {
-        verdict: match (realism, discriminator) {
+        verdict: match (realism, real) {
             (Some(least), Some(real)) => verdict.and_real(real, least),
             _ => verdict,
         },
@@ -79,7 +97,7 @@ pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
             precision_threshold: thresholds.precision,
             realism_threshold: realism,
         }),
-        discriminator,
+        discriminator: real,
     })
 }
 
@@ -104,18 +122,13 @@ fn view(trial: &Trial, image: &Array3<i16>) -> Array3<i16> {
     trial.bridge.map_or_else(|| image.clone(), |bridge| bridge.view(image))
 }
 
-/// Refuses a lesion that the discriminator finds less real than that; nothing where it passes, or refused ones are kept.
-fn unreal(trial: &Trial, painted: &Seen, least: f64) -> Result<Option<Opinion>, SynthError> {
-    if trial.keeps_best {
+/// Returns how real the discriminator finds a lesion; nothing where the models have none.
+fn looks_real(trial: &Trial, painted: &Seen) -> Result<Option<f64>, SynthError> {
+    if trial.bundle.discriminator.is_none() {
         return Ok(None);
     }
     let real = (trial.engine).discriminate(painted.image.clone(), trial.cancelled)?;
-    let real = mean_over(&real, &painted.lesion);
-    Ok((real < least).then(|| Opinion {
-        verdict: Verdict::unreal(real, least),
-        scores: None,
-        discriminator: Some(real),
-    }))
+    Ok(Some(mean_over(&real, &painted.lesion)))
 }
 
 /// Returns how much of the lesion the critic calls its organ's tumour; any tumour by the published rule. That rule decides by it alone, the
@@ -127,27 +140,22 @@ fn recall(trial: &Trial, after: &Array3<u8>, lesion: &Array3<u8>) -> f64 {
     }
 }
 
-/// Returns the critic's scores, and how real the discriminator finds the lesion where there is one.
-fn second_look(
-    trial: &Trial,
-    Seen { image, lesion }: Seen,
-    after: &Array3<u8>,
-) -> Result<(gate::Scores, Option<f64>), SynthError> {
+/// Returns the critic's scores, for which it also looks at the cube before synthesis.
+fn second_look(trial: &Trial, painted: &Seen, after: &Array3<u8>) -> Result<gate::Scores, SynthError> {
     let (planted, tumours) = (&trial.painted.planted, tumours(trial));
-    let images = [view(trial, &planted.host.image), image];
-    let seen = trial.engine.compare(images, trial.judge, trial.cancelled)?;
+    let host = view(trial, &planted.host.image);
+    let before = trial.engine.judge(host, trial.judge, trial.cancelled)?;
     let others = planted.host.labels.map(|label| u8::from(tumours.contains(*label)));
     let others = (trial.bridge).map_or_else(|| others.clone(), |bridge| bridge.labels_view(&others));
-    let scores = gate::scores(&Judged {
-        before: &seen.before,
+    Ok(gate::scores(&Judged {
+        before: &before,
         after,
-        lesion: &lesion,
+        lesion: &painted.lesion,
         others: &others,
         tumour_id: trial.draw.organ.tumour_id,
         spacing_mm: trial.bundle.plan.spacing_mm,
         radius_mm: planted.diameter_mm / 2.0,
-    });
-    Ok((scores, seen.real.as_ref().map(|real| mean_over(real, &lesion))))
+    }))
 }
 
 /// Returns every tumour class of the models.

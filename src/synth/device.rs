@@ -1,22 +1,12 @@
 //! What the device thread computes: batches of alike cubes.
 
-use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use burn::tensor::{Device, Element, Int, Tensor, TensorData, activation};
 use ndarray::Array3;
 
 use super::{LesionCube, SynthError};
 use crate::checkpoint::Bundle;
 use crate::nn::{Condition, Network, PublishedScene, REAL, SYNTHETIC, published_residual};
-use crate::rng::{Purpose, Rng};
 use crate::telemetry::metrics::Stage;
-
-/// What is asked of a cube in which the critic recognises a lesion.
-#[derive(Clone, Debug)]
-pub struct SecondLook {
-    /// The critic's label ids before synthesis.
-    pub before: Array3<u8>,
-    /// How probably real rather than painted the discriminator finds each voxel after it, where the bundle has one.
-    pub real: Option<Array3<f32>>,
-}
 
 /// What the critic says of an untouched host.
 #[derive(Clone, Debug)]
@@ -29,23 +19,31 @@ pub struct HostLook {
 
 /// Work on one cube, in HU.
 pub(super) enum Task {
-    Paint(LesionCube),
+    /// With a standard normal number for every voxel.
+    Paint(LesionCube, Vec<f32>),
     /// By the published equation, with a texture.
     PaintPublished(LesionCube, Array3<f32>),
-    /// A critic's opinion after synthesis.
+    /// A critic's opinion of a cube before or after synthesis.
     Judge(Array3<i16>, Option<usize>),
-    /// A critic's opinion before synthesis, and the discriminator's after it.
-    Compare([Array3<i16>; 2], Option<usize>),
     /// The critic's opinion of an untouched host.
     Look(Array3<i16>),
     /// The discriminator's opinion after synthesis.
     Discriminate(Array3<i16>),
 }
 
+/// The network that a task needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Generator,
+    Published,
+    /// The bundle's own, or that of an inner fold.
+    Critic(Option<usize>),
+    Discriminator,
+}
+
 /// What came of a task.
 pub(super) enum Answer {
     Residual(Array3<f32>),
-    SecondLook(SecondLook),
     HostLook(HostLook),
     Classes(Array3<u8>),
     /// How real it looks, voxel by voxel.
@@ -57,24 +55,24 @@ type Dim = (usize, usize, usize);
 impl Task {
     fn dim(&self) -> Dim {
         match self {
-            Self::Paint(cube) | Self::PaintPublished(cube, _) => cube.image.dim(),
-            Self::Judge(image, _) | Self::Compare([image, _], _) | Self::Look(image) | Self::Discriminate(image) => {
-                image.dim()
-            }
+            Self::Paint(cube, _) | Self::PaintPublished(cube, _) => cube.image.dim(),
+            Self::Judge(image, _) | Self::Look(image) | Self::Discriminate(image) => image.dim(),
         }
     }
 
-    /// Returns which inner fold's critic is asked; nothing for the bundle's own.
-    fn judge(&self) -> Option<usize> {
+    fn network(&self) -> Asked {
         match self {
-            Self::Judge(_, judge) | Self::Compare(_, judge) => *judge,
-            Self::Paint(_) | Self::PaintPublished(..) | Self::Look(_) | Self::Discriminate(_) => None,
+            Self::Paint(..) => Asked::Generator,
+            Self::PaintPublished(..) => Asked::Published,
+            Self::Judge(_, judge) => Asked::Critic(*judge),
+            Self::Look(_) => Asked::Critic(None),
+            Self::Discriminate(_) => Asked::Discriminator,
         }
     }
 
     /// Returns what tasks have in common that can be one batch.
-    pub fn kind(&self) -> (std::mem::Discriminant<Self>, Option<usize>, Dim) {
-        (std::mem::discriminant(self), self.judge(), self.dim())
+    pub fn kind(&self) -> (Asked, Dim) {
+        (self.network(), self.dim())
     }
 
     pub fn voxels(&self) -> usize {
@@ -88,32 +86,42 @@ impl Task {
 /// # Errors
 /// [`SynthError::NoModel`] where the bundle lacks the network.
 pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, SynthError> {
+    let network = tasks[0].network();
+    let judge = match network {
+        Asked::Critic(judge) => judge,
+        _ => None,
+    };
     let batch = Batch {
         bundle,
-        critic: bundle.critic_of(tasks[0].judge()),
+        critic: bundle.critic_of(judge),
         device: bundle.device(),
         dim: tasks[0].dim(),
         size: tasks.len(),
     };
     let cubes = || {
         tasks.iter().filter_map(|task| match task {
-            Task::Paint(cube) | Task::PaintPublished(cube, _) => Some(cube),
+            Task::Paint(cube, _) | Task::PaintPublished(cube, _) => Some(cube),
             _ => None,
         })
     };
-    let images = |nth: usize| -> Vec<&Array3<i16>> {
+    let images = || -> Vec<&Array3<i16>> {
         let found = tasks.iter().filter_map(|task| match task {
             Task::Judge(image, _) | Task::Look(image) | Task::Discriminate(image) => Some(image),
-            Task::Compare(images, _) => Some(&images[nth]),
-            Task::Paint(_) | Task::PaintPublished(..) => None,
+            Task::Paint(..) | Task::PaintPublished(..) => None,
         });
         found.collect()
     };
     let residuals = |residuals: Vec<Array3<f32>>| residuals.into_iter().map(Answer::Residual).collect();
-    let classes = |classes: Vec<Array3<u8>>| classes.into_iter().map(Answer::Classes).collect();
-    Ok(match tasks[0] {
-        Task::Paint(_) => residuals(Stage::Synthesize.time(|| batch.paint(&cubes().collect::<Vec<_>>()))?),
-        Task::PaintPublished(..) => {
+    Ok(match network {
+        Asked::Generator => {
+            let noise = tasks.iter().filter_map(|task| match task {
+                Task::Paint(_, noise) => Some(noise),
+                _ => None,
+            });
+            let cubes: Vec<_> = cubes().collect();
+            residuals(Stage::Synthesize.time(|| batch.paint(&cubes, noise.collect()))?)
+        }
+        Asked::Published => {
             let textures = tasks.iter().filter_map(|task| match task {
                 Task::PaintPublished(_, texture) => Some(texture),
                 _ => None,
@@ -121,19 +129,15 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
             let work: Vec<_> = cubes().zip(textures).collect();
             residuals(Stage::Synthesize.time(|| batch.paint_published(&work))?)
         }
-        Task::Judge(..) => classes(Stage::Gate.time(|| batch.classes(&images(0)))),
-        Task::Look(_) => {
-            let looks = Stage::Look.time(|| batch.look(&images(0)));
-            looks.into_iter().map(Answer::HostLook).collect()
+        Asked::Critic(_) => {
+            let judges = tasks.iter().any(|task| matches!(task, Task::Judge(..)));
+            let stage = if judges { Stage::Gate } else { Stage::Look };
+            stage.time(|| batch.opinions(&images(), tasks))
         }
-        Task::Discriminate(_) => {
-            let real = Stage::Gate.time(|| batch.real(&images(0)));
+        Asked::Discriminator => {
+            let real = Stage::Gate.time(|| batch.real(&images()));
             let real = real.ok_or(SynthError::NoModel("discriminator"))?;
             real.into_iter().map(Answer::Real).collect()
-        }
-        Task::Compare(..) => {
-            let compared = Stage::Gate.time(|| batch.compare(&images(0), &images(1)));
-            compared.into_iter().map(Answer::SecondLook).collect()
         }
     })
 }
@@ -167,19 +171,15 @@ impl Batch<'_> {
 
     /// Takes a tensor of one channel apart.
     fn cubes(&self, values: Tensor<5>) -> Vec<Array3<f32>> {
-        let values: Vec<f32> = values.into_data().iter::<f32>().collect();
+        let values = numbers::<f32>(values.into_data());
         let cubes = values.chunks_exact(values.len() / self.size);
         cubes
             .map(|cube| Array3::from_shape_vec(self.dim, cube.to_vec()).expect("networks keep the cube's shape"))
             .collect()
     }
 
-    fn paint(&self, cubes: &[&LesionCube]) -> Result<Vec<Array3<f32>>, SynthError> {
+    fn paint(&self, cubes: &[&LesionCube], noise: Vec<&Vec<f32>>) -> Result<Vec<Array3<f32>>, SynthError> {
         let generator = (self.bundle.generator.as_ref()).ok_or(SynthError::NoModel("generator"))?;
-        let noise = cubes.iter().flat_map(|cube| {
-            let [seed, index, attempt] = cube.key;
-            Rng::keyed(seed, index, attempt, Purpose::Noise).normals(cube.image.len())
-        });
         let organs = self.bundle.plan.labels.organs().len();
         let conditions = cubes.iter().flat_map(|cube| {
             let condition = Condition {
@@ -195,7 +195,7 @@ impl Batch<'_> {
         Ok(self.cubes(generator.forward(
             self.normalised(&cubes.iter().map(|cube| &cube.image).collect::<Vec<_>>()),
             self.masks(cubes.iter().map(|cube| &cube.soft), 255.0),
-            self.tensor(noise),
+            self.tensor(noise.into_iter().flatten().copied()),
             Tensor::from_data(TensorData::new(contrasts, [self.size]), &self.device),
             &Tensor::from_data(conditions, &self.device),
         )))
@@ -230,17 +230,6 @@ impl Batch<'_> {
         Some(self.cubes(activation::sigmoid(odds)))
     }
 
-    fn compare(&self, before: &[&Array3<i16>], after: &[&Array3<i16>]) -> Vec<SecondLook> {
-        let mut real = self.real(after).map(Vec::into_iter);
-        let before = self.classes(before).into_iter();
-        before
-            .map(|before| SecondLook {
-                before,
-                real: real.as_mut().and_then(Iterator::next),
-            })
-            .collect()
-    }
-
     /// Returns the critic's logits. One whose numbers would depend on the batch sees the cubes one by one (promise P1).
     fn logits(&self, images: &[&Array3<i16>]) -> Tensor<5> {
         let (critic, seen) = (self.critic, self.normalised(images));
@@ -252,47 +241,57 @@ impl Batch<'_> {
         }
     }
 
-    /// Returns the critic's label ids.
-    fn classes(&self, images: &[&Array3<i16>]) -> Vec<Array3<u8>> {
-        self.ids(self.logits(images).argmax(1))
+    /// Returns the critic's label ids, and for looks at hosts also where it takes tumours for possible.
+    fn opinions(&self, images: &[&Array3<i16>], tasks: &[&Task]) -> Vec<Answer> {
+        let logits = self.logits(images);
+        let classes = self.ids(logits.clone().argmax(1));
+        let answers = classes.into_iter().zip(tasks).enumerate();
+        answers
+            .map(|(nth, (classes, task))| match task {
+                Task::Look(_) => Answer::HostLook(HostLook {
+                    classes,
+                    possible: self.possible(&logits.clone().narrow(0, nth, 1)),
+                }),
+                _ => Answer::Classes(classes),
+            })
+            .collect()
     }
 
-    /// Returns the critic's label ids, and where it takes tumours for possible.
-    fn look(&self, images: &[&Array3<i16>]) -> Vec<HostLook> {
-        let logits = self.logits(images);
-        let without = |classes| HostLook {
-            classes,
-            possible: Vec::new(),
+    /// Returns where one cube's tumours are as probable as their organs' levels.
+    fn possible(&self, logits: &Tensor<5>) -> Vec<(u8, Array3<u8>)> {
+        let one = Self {
+            size: 1,
+            device: self.device.clone(),
+            ..*self
         };
-        let mut looks: Vec<_> = self.ids(logits.clone().argmax(1)).into_iter().map(without).collect();
-        for organ in self.bundle.plan.labels.organs() {
-            let Some(level) = self.bundle.calibration.suspect_from(&organ.name) else {
-                continue;
-            };
-            let id = organ.tumour_id;
-            let possible = match level {
-                // Everything is, whatever the critic says.
-                0.0 => vec![Array3::ones(self.dim); self.size],
-                level => {
-                    let probable = activation::softmax(logits.clone(), 1).narrow(1, usize::from(id), 1);
-                    self.ids(probable.greater_equal_elem(level as f32).int())
-                }
-            };
-            looks
-                .iter_mut()
-                .zip(possible)
-                .for_each(|(look, possible)| look.possible.push((id, possible)));
-        }
-        looks
+        let organs = self.bundle.plan.labels.organs().into_iter();
+        organs
+            .filter_map(|organ| {
+                let id = organ.tumour_id;
+                let possible = match self.bundle.calibration.suspect_from(&organ.name)? {
+                    // Everything is, whatever the critic says.
+                    0.0 => Array3::ones(self.dim),
+                    level => {
+                        let probable = activation::softmax(logits.clone(), 1).narrow(1, usize::from(id), 1);
+                        one.ids(probable.greater_equal_elem(level as f32).int()).remove(0)
+                    }
+                };
+                Some((id, possible))
+            })
+            .collect()
     }
 
     /// Takes a tensor of one channel of ids apart.
     fn ids(&self, ids: Tensor<5, Int>) -> Vec<Array3<u8>> {
-        let ids = ids.into_data();
-        let ids: Vec<u8> = ids.iter::<i64>().map(|id| id as u8).collect();
+        let ids: Vec<u8> = numbers::<i64>(ids.into_data()).into_iter().map(|id| id as u8).collect();
         let cubes = ids.chunks_exact(ids.len() / self.size);
         cubes
             .map(|cube| Array3::from_shape_vec(self.dim, cube.to_vec()).expect("networks keep the cube's shape"))
             .collect()
     }
+}
+
+/// Takes a tensor's numbers, which are converted where the device has others.
+fn numbers<E: Element>(data: TensorData) -> Vec<E> {
+    data.convert::<E>().try_into_vec().expect("the numbers were converted")
 }

@@ -14,10 +14,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use metrics::{counter, gauge};
 use ndarray::Array3;
 
-use super::device::{self, Answer, HostLook, SecondLook, Task};
+use super::device::{self, Answer, HostLook, Task};
 use super::{Cancelled, LesionCube, SynthError};
 use crate::checkpoint::Bundle;
 use crate::panic::panic_text;
+use crate::rng::{Purpose, Rng};
 use crate::telemetry::metrics::{DEVICE_BATCHES_TOTAL, DEVICE_CUBES_TOTAL, DEVICE_MEMORY_BYTES, Stage};
 
 /// The most voxels of a batch of more than one cube: it bounds what activations take.
@@ -101,7 +102,10 @@ impl Engine {
     /// # Errors
     /// [`SynthError`] where the stream is gone, the bundle has no generator, or the device fails.
     pub fn paint(&self, cube: &LesionCube) -> Result<Array3<f32>, SynthError> {
-        match self.ask(Task::Paint(cube.clone()), cube.cancelled.clone())? {
+        let [seed, index, attempt] = cube.key;
+        // Drawn here, by as many threads as ask: the device waits for nothing that it does not compute.
+        let noise = Rng::keyed(seed, index, attempt, Purpose::Noise).normals(cube.image.len());
+        match self.ask(Task::Paint(cube.clone(), noise), cube.cancelled.clone())? {
             Answer::Residual(residual) => Ok(residual),
             _ => Err(SynthError::Ended),
         }
@@ -118,31 +122,18 @@ impl Engine {
         }
     }
 
-    /// Returns the label ids that a critic (see `stream::judges`) gives a cube in HU after synthesis.
+    /// Returns the label ids that a critic (see `stream::judges`) gives a cube in HU, before or after synthesis.
     ///
     /// # Errors
     /// [`SynthError`] where the stream is gone or the device fails.
     pub fn judge(
         &self,
-        after: Array3<i16>,
+        image: Array3<i16>,
         judge: Option<usize>,
         cancelled: &Cancelled,
     ) -> Result<Array3<u8>, SynthError> {
-        self.ask_classes(Task::Judge(after, judge), cancelled)
-    }
-
-    /// Returns what a critic says of a cube in HU before synthesis, and the discriminator after it.
-    ///
-    /// # Errors
-    /// [`SynthError`] where the stream is gone or the device fails.
-    pub fn compare(
-        &self,
-        images: [Array3<i16>; 2],
-        judge: Option<usize>,
-        cancelled: &Cancelled,
-    ) -> Result<SecondLook, SynthError> {
-        match self.ask(Task::Compare(images, judge), cancelled.clone())? {
-            Answer::SecondLook(look) => Ok(look),
+        match self.ask(Task::Judge(image, judge), cancelled.clone())? {
+            Answer::Classes(classes) => Ok(classes),
             _ => Err(SynthError::Ended),
         }
     }
@@ -165,13 +156,6 @@ impl Engine {
     pub fn look(&self, image: Array3<i16>, cancelled: &Cancelled) -> Result<HostLook, SynthError> {
         match self.ask(Task::Look(image), cancelled.clone())? {
             Answer::HostLook(look) => Ok(look),
-            _ => Err(SynthError::Ended),
-        }
-    }
-
-    fn ask_classes(&self, task: Task, cancelled: &Cancelled) -> Result<Array3<u8>, SynthError> {
-        match self.ask(task, cancelled.clone())? {
-            Answer::Classes(classes) => Ok(classes),
             _ => Err(SynthError::Ended),
         }
     }
@@ -272,13 +256,14 @@ fn report_memory(bundle: &Bundle) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use burn::tensor::Device;
 
     use super::*;
     use crate::checkpoint::{Calibration, Provenance};
     use crate::digest::Digest;
     use crate::nn::{CubeSides, GeneratorConfig, PublishedConfig, UnetConfig};
-    use crate::rng::{Purpose, Rng};
     use crate::volume::Plan;
 
     fn bundle() -> Bundle {
@@ -307,7 +292,11 @@ mod tests {
             generator: Some(generator.init(&device, 2)),
             published: Some(PublishedConfig::generator(2, 3).init(&device, 3)),
             discriminator: Some(unet(3, 4)),
-            calibration: Calibration::default(),
+            // Of seven classes of an untrained network each is about as probable.
+            calibration: Calibration {
+                suspect_from: Some(BTreeMap::from([("liver".to_string(), 0.15)])),
+                ..Calibration::default()
+            },
             realism: None,
             provenance: Provenance::default().into(),
         }
@@ -351,10 +340,10 @@ mod tests {
         let of = |i: u64| {
             let texture = Array3::from_elem([16; 3], 0.4 + 0.1 * i as f32);
             [
-                Task::Paint(lesion(i)),
+                Task::Paint(lesion(i), vec![0.5; 4096]),
                 Task::PaintPublished(lesion(i), texture),
                 Task::Judge(image(10 + i, 16), None),
-                Task::Compare([image(20 + i, 16), image(30 + i, 16)], None),
+                Task::Judge(image(20 + i, 32), None),
                 Task::Look(image(40 + i, 32)),
                 Task::Discriminate(image(50 + i, 16)),
             ]
@@ -366,7 +355,6 @@ mod tests {
         match answer.unwrap() {
             Answer::Residual(values) | Answer::Real(values) => format!("{values:?}"),
             Answer::Classes(ids) => format!("{ids:?}"),
-            Answer::SecondLook(both) => format!("{both:?}"),
             Answer::HostLook(look) => format!("{look:?}"),
         }
     }
@@ -399,7 +387,8 @@ mod tests {
         let (alone, sizes) = answers(1);
         assert_eq!(sizes, [1; 18]);
         let (together, sizes) = answers(16);
-        assert_eq!(sizes, [3; 6]);
+        // The critic judges lesions and looks at hosts at once.
+        assert_eq!(sizes, [3, 3, 3, 6, 3]);
         assert_eq!(alone, together);
         // A smaller limit: the oldest first, the others in their order.
         let (pairs, sizes) = answers(2);
@@ -413,8 +402,8 @@ mod tests {
         let (models, health) = (bundle(), Health::default());
         let mut wrong = lesion(1);
         wrong.organ = 7;
-        let asked = [lesion(0), wrong, lesion(2)].map(|cube| request(Task::Paint(cube)));
-        let cancelled = request(Task::Paint(lesion(3)));
+        let asked = [lesion(0), wrong, lesion(2)].map(|cube| request(Task::Paint(cube, vec![0.5; 4096])));
+        let cancelled = request(Task::Paint(lesion(3), vec![0.5; 4096]));
         cancelled.0.cancelled.cancel();
         let (mut batch, mut replies): (Vec<Request>, Vec<_>) = asked.into_iter().unzip();
         batch.push(cancelled.0);

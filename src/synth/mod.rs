@@ -27,7 +27,7 @@ pub use analytic::Analytic;
 pub use bridge::{GridBridge, MAX_GRID_RATIO};
 pub use compose::{compose, realised_hu};
 pub use conditional::Conditional;
-pub use device::{HostLook, SecondLook};
+pub use device::HostLook;
 pub use engine::Engine;
 pub use plant::{PlantRequest, Planted, habitat, plant};
 pub use published::PublishedGan;
