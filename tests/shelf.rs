@@ -92,8 +92,9 @@ fn released_models_count_as_long_as_a_stream_uses_them() {
     // a and b are released, and in memory beside c.
     assert!(matches!(shelf.load("d"), Err(ModelsError::Full)));
     drop(of_a);
-    shelf.load("d").unwrap();
+    let loaded = shelf.load("d").unwrap();
     assert!(matches!(shelf.load("e"), Err(ModelsError::Full)));
+    assert_eq!(loaded.calibration_lesions, Some(16), "those of assets/demo/critic.json");
     drop(of_b);
     shelf.load("e").unwrap();
 }

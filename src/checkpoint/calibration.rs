@@ -103,6 +103,11 @@ impl Calibration {
         self.entries.iter().find(fits).map(|entry| entry.thresholds)
     }
 
+    /// Returns how many real lesions were scored; nothing where the model was never calibrated.
+    pub fn lesions(&self) -> Option<usize> {
+        self.entries.iter().map(|entry| entry.lesions).max()
+    }
+
     /// Returns from which probability of an organ's tumour a voxel is suspect, 0 of an organ of which too few lesions were scored; nothing
     /// of a critic whose calibration does not say.
     pub fn suspect_from(&self, organ: &str) -> Option<f64> {

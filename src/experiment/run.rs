@@ -184,7 +184,7 @@ impl<'a> Experiment<'a> {
 
     /// Returns how many lesions a critic was calibrated on, and the organ's level.
     fn calibration(&self, bundle: &Bundle) -> Option<(usize, f64)> {
-        let lesions = bundle.calibration.entries.last().map_or(0, |entry| entry.lesions);
+        let lesions = bundle.calibration.lesions().unwrap_or(0);
         let level = bundle.calibration.suspect_from(&self.setting.experiment.organ)?;
         Some((lesions, level))
     }

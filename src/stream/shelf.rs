@@ -137,6 +137,8 @@ pub struct ModelEntry {
     pub bundle: Option<Digest>,
     /// Cases that they were trained on, where they are held and say so.
     pub training_cases: Option<usize>,
+    /// Real lesions that their critic was calibrated on, where they are held: below nine its gate has no thresholds.
+    pub calibration_lesions: Option<usize>,
     /// What they did when they were loaded; nothing for those that the server started with.
     pub warm_up: Option<WarmUp>,
 }
@@ -145,6 +147,7 @@ pub struct ModelEntry {
 struct Held {
     bundle: Digest,
     training_cases: Option<usize>,
+    calibration_lesions: Option<usize>,
     warm_up: Option<WarmUp>,
     streams: Arc<Streams>,
 }
@@ -221,6 +224,7 @@ impl Shelf {
                     state: ModelState::Available,
                     bundle: None,
                     training_cases: None,
+                    calibration_lesions: None,
                     warm_up: None,
                 }),
         );
@@ -362,6 +366,7 @@ impl Held {
         let bundle = streams.bundle();
         Self {
             bundle: bundle.map(|bundle| bundle.hash).unwrap_or_default(),
+            calibration_lesions: bundle.and_then(|bundle| bundle.calibration.lesions()),
             training_cases: bundle
                 .filter(|bundle| bundle.provenance.known)
                 .map(|bundle| bundle.provenance.source_hashes.len()),
@@ -390,6 +395,7 @@ impl Places {
             },
             bundle: Some(held.bundle),
             training_cases: held.training_cases,
+            calibration_lesions: held.calibration_lesions,
             warm_up: held.warm_up.clone(),
         })
     }

@@ -111,6 +111,36 @@ fn a_state_of_another_configuration_is_not_resumed() {
 }
 
 #[test]
+fn a_critic_of_all_cases_is_calibrated_by_those_of_inner_folds() {
+    let store = toy::store(8, 2);
+    let mut config = critic_config(2);
+    config.split.folds = 1;
+    let out = tempfile::tempdir().unwrap();
+    let run = |config: &CriticConfig| train_critic(config, &mut job(&store, out.path(), false, &mut Quiet)).unwrap();
+    // Nothing tells what it finds of a case that it did not learn from: no threshold, and all tissue is suspect.
+    let report = run(&config);
+    assert_eq!((report.training_cases, report.calibration_lesions), (8, 0));
+    assert!(report.held_out.cases.is_empty() && report.calibration.entries.is_empty());
+    assert_eq!(report.calibration.suspect_from("liver"), Some(0.0));
+
+    config.inner_folds = 2;
+    let report = run(&config);
+    let labelled = store
+        .records()
+        .iter()
+        .filter(|record| record.kind == CaseKind::Labelled);
+    let lesions = labelled.map(|record| record.tumours.len()).sum::<usize>();
+    assert_eq!((report.training_cases, report.calibration_lesions), (8, lesions));
+    let bundle = Bundle::load(out.path(), &Device::flex()).unwrap();
+    assert_eq!((bundle.critic_seen.source_hashes.len(), bundle.inner.len()), (8, 2));
+    assert_eq!(bundle.calibration, report.calibration);
+    // Every labelled host has a judge that did not see it.
+    for (record, judge) in store.records().iter().zip(judges(&store, &bundle)) {
+        assert_eq!(judge.is_some(), record.kind == CaseKind::Labelled, "{}", record.id);
+    }
+}
+
+#[test]
 fn inner_folds_calibrate_on_all_lesions_and_leave_every_host_a_critic_that_did_not_see_it() {
     let store = toy::store(8, 2);
     let device = Device::flex();
