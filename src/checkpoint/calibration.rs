@@ -105,7 +105,8 @@ impl Calibration {
 
     /// Returns how many real lesions were scored; nothing where the model was never calibrated.
     pub fn lesions(&self) -> Option<usize> {
-        self.entries.iter().map(|entry| entry.lesions).max()
+        let most = self.entries.iter().map(|entry| entry.lesions).max();
+        most.or(self.suspect_from.as_ref().map(|_| 0))
     }
 
     /// Returns from which probability of an organ's tumour a voxel is suspect, 0 of an organ of which too few lesions were scored; nothing
@@ -157,8 +158,10 @@ mod tests {
         };
         assert_eq!(calibration.suspect_from("liver"), Some(0.25));
         assert_eq!(calibration.suspect_from("kidney"), Some(0.0));
+        assert_eq!(calibration.lesions(), Some(0));
         calibration.suspect_from = None;
         assert_eq!(calibration.suspect_from("liver"), None);
+        assert_eq!(calibration.lesions(), None);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// The results: JSON; beside it tables (.md) and pictures (.svg)
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
-    /// Other results whose runs count, too: those of another process, or of before. They are left as they are
+    /// Other results whose runs count, too: those of another process, or of before. They are left as they are; once for each file
     #[arg(long, value_name = "FILE")]
     from: Vec<PathBuf>,
     /// Only runs of these arms
@@ -73,25 +73,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         store: &config.store,
         stream: &config.stream,
     };
-    let mut experiment = Experiment::open(setting, place)?;
     if let Some(missing) = args.from.iter().find(|path| !path.exists()) {
         bail!("--from {}: there is no such file", missing.display());
     }
-    for path in args.results.iter().chain(&args.from) {
-        let Some(left_out) = experiment.take_over(path)? else {
-            bail!(
-                "{}: its runs are of another configuration; name another file, or move this one away",
-                path.display()
-            );
-        };
-        if left_out > 0 && args.results.as_ref() == Some(path) && !args.list {
-            bail!(
-                "{}: {left_out} of its runs were made otherwise than they would be now, and would be lost; name another file as --results, \
-                 and this one as --from: what still counts is taken over",
-                path.display()
-            );
-        }
-    }
+    let mut experiment = Experiment::open(setting, place)?;
+    take_over(args, &mut experiment)?;
     let runs: Vec<RunKey> = config
         .experiment
         .runs()
@@ -132,6 +118,27 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     write(args, &experiment, &config.experiment)?;
     say(&page(experiment.results(), &config.experiment));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes over what the files hold: of a run that several have, the record of --out counts, then that of --results.
+fn take_over(args: &Args, experiment: &mut Experiment) -> anyhow::Result<()> {
+    for path in args.results.iter().chain(&args.from) {
+        let shown = path.display();
+        let is_written = args.results.as_ref() == Some(path);
+        match experiment.take_over(path)? {
+            None if is_written => {
+                bail!("{shown}: its runs are of another configuration; name another file, or move this one away")
+            }
+            None => bail!("--from {shown}: its runs are of another configuration"),
+            Some(0) => {}
+            Some(left_out) if is_written && !args.list => bail!(
+                "{shown}: {left_out} of its runs would be made otherwise now, and would be lost here; name another file as --results, and \
+                 this one as --from: what still counts is taken over"
+            ),
+            Some(left_out) => say_error(&format!("{shown}: {left_out} of its runs would be made otherwise now")),
+        }
+    }
+    Ok(())
 }
 
 impl Args {

@@ -24,7 +24,7 @@ pub use arm::{Arm, RunKey};
 pub use compare::{PairedDifference, paired_difference};
 pub use config::{ExperimentConfig, Setting};
 pub use document::{Picture, page, pictures};
-pub use results::{Results, RunRecord};
+pub use results::{Calibrated, Results, RunRecord};
 pub use run::{Experiment, Workplace};
 
 use std::path::PathBuf;

@@ -13,6 +13,16 @@ use crate::digest::Digest;
 /// The most bytes of a file of results.
 const MAX_BYTES: u64 = 64 << 20;
 
+/// What a critic was calibrated on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibrated {
+    /// Real lesions that it did not learn from.
+    pub lesions: usize,
+    /// The probability of a tumour from which it takes a host's tissue for suspect.
+    pub suspect_from: f64,
+}
+
 /// What a run ended with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,9 +51,9 @@ pub struct RunRecord {
     /// Share of a training step in which it waited for patches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_wait: Option<f64>,
-    /// Real lesions that the critic was calibrated on, and the probability of a tumour from which it takes a host's tissue for suspect.
+    /// What the run's critic was calibrated on, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub calibration: Option<(usize, f64)>,
+    pub calibration: Option<Calibrated>,
     /// The class of machines on which the same run gives the same bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numerics: Option<String>,
@@ -86,8 +96,8 @@ impl Results {
         }
     }
 
-    /// Reads a file's runs, if there is one of the same configuration; a file of another is left out, and
-    /// nothing returned. Returned is how many runs were left out: those of an arm that was told something else, and of a file of a
+    /// Reads those runs of a file that are not done yet, if there is one of the same configuration; a file of another is left out, and
+    /// `None` returned. Else it returns how many runs were left out, 0 where there is no file: those of an arm that was told something else, and of a file of a
     /// revision before those that needed models.
     ///
     /// # Errors
@@ -122,7 +132,7 @@ impl Results {
                     self.cases.len()
                 )));
             }
-            self.insert(run);
+            self.runs.entry(run.key).or_insert(run);
         }
         Ok(Some(others.len()))
     }

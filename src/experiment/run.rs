@@ -10,7 +10,7 @@ use burn::tensor::Device;
 
 use super::arm::Hosts;
 use super::cohort::{Cohort, test_specs};
-use super::results::mean;
+use super::results::{Calibrated, mean};
 use super::{Arm, ExperimentConfig, ExperimentError, Results, RunKey, RunRecord, Setting, identity};
 use crate::checkpoint::{Bundle, load_segmentor};
 use crate::evaluate::{EvaluateError, Examination, HeldOut, HeldOutSettings, Overlap, score_held_out};
@@ -182,11 +182,12 @@ impl<'a> Experiment<'a> {
         }
     }
 
-    /// Returns how many lesions a critic was calibrated on, and the organ's level.
-    fn calibration(&self, bundle: &Bundle) -> Option<(usize, f64)> {
-        let lesions = bundle.calibration.lesions().unwrap_or(0);
-        let level = bundle.calibration.suspect_from(&self.setting.experiment.organ)?;
-        Some((lesions, level))
+    /// Returns what a critic was calibrated on.
+    fn calibration(&self, bundle: &Bundle) -> Option<Calibrated> {
+        Some(Calibrated {
+            lesions: bundle.calibration.lesions()?,
+            suspect_from: bundle.calibration.suspect_from(&self.setting.experiment.organ)?,
+        })
     }
 
     /// Returns what a run takes of its healthy patients; of gated arms, the share of accepted patches is measured first.

@@ -311,7 +311,7 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     let mut scores = trained.judge(config, job, &held_out)?;
     scores.extend(train_inner(config, job, &inner)?);
     let calibration = calibrate(&scores);
-    job.progress.on_note(&calibrated_on(scores.len()));
+    job.progress.on_note(&calibrated_on(&scores));
     let report = CriticReport {
         steps: trained.fitted.steps,
         best: trained.fitted.best,
@@ -332,17 +332,29 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
     Ok(report)
 }
 
-/// Says what a number of scored lesions allows.
-fn calibrated_on(lesions: usize) -> String {
-    let so = if lesions < LEAST_LESIONS {
-        format!(
-            ": fewer than {LEAST_LESIONS} allow no thresholds; the gate will refuse what the critic does not see at all, and all tissue of \
-             unlabelled hosts will be suspect. Inner folds (critic.inner_folds) score the lesions of training cases, too"
-        )
-    } else {
-        String::new()
-    };
-    format!("calibrated on {lesions} real lesions{so}")
+/// Says what the scored lesions allow.
+fn calibrated_on(scores: &[RealScore]) -> String {
+    if scores.is_empty() {
+        return "no real lesion calibrates the gate, which gate.rule = calibrated needs: hold cases out (critic.split), or train critics of \
+                inner folds (critic.inner_folds)"
+            .into();
+    }
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for score in scores {
+        *counts.entry(&score.organ).or_default() += 1;
+    }
+    let few: Vec<&str> = (counts.iter().filter(|(_, count)| **count < LEAST_LESIONS))
+        .map(|(organ, _)| *organ)
+        .collect();
+    let total = scores.len();
+    if few.is_empty() {
+        return format!("calibrated on {total} real lesions");
+    }
+    format!(
+        "calibrated on {total} real lesions, fewer than {LEAST_LESIONS} of {}: there all tissue of unlabelled hosts is suspect. Critics of inner \
+         folds (critic.inner_folds) judge the lesions of training cases, too",
+        few.join(", ")
+    )
 }
 
 /// A critic that has learnt.

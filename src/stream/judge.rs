@@ -29,9 +29,9 @@ pub(super) struct Trial<'a> {
 /// What was thought of a lesion.
 pub(super) struct Opinion {
     pub(super) verdict: Verdict,
-    /// All scores; absent where recall alone refused the lesion.
+    /// All scores; absent where recall or the discriminator alone refused the lesion.
     pub(super) scores: Option<GateScores>,
-    /// How probably real rather than painted the discriminator finds the lesion, on the mean.
+    /// How probably real rather than painted the discriminator finds the lesion, on the mean; absent where it was not asked.
     pub(super) discriminator: Option<f64>,
 }
 
@@ -47,14 +47,14 @@ impl Opinion {
 }
 
 /// Asks the networks and decides, all on the models' grid: the gate's thresholds were calibrated there. A lesion that the discriminator
-/// or the critic refuses costs that one pass, one that passes two of the critic and one of the discriminator.
+/// or the critic's recall refuses costs one pass less or two; one that passes costs two of the critic and one of the discriminator.
 ///
 /// # Errors
 /// [`SynthError`] where the device fails, or the models have no threshold for the lesion's bin.
 pub(super) fn judge(trial: &Trial) -> Result<Opinion, SynthError> {
     let painted = on_models_grid(trial);
     let realism = realism(trial)?;
-    // What is refused need not be kept: the discriminator is asked first where it has a say, last where it has none.
+    // Where it has a say and what it refuses is not kept, the discriminator is asked first, else last.
     let first = match realism {
         Some(_) if !trial.keeps_best => looks_real(trial, &painted)?,
         _ => None,
@@ -170,6 +170,9 @@ fn tumours(trial: &Trial) -> ClassSet {
 fn realism(trial: &Trial) -> Result<Option<f64>, SynthError> {
     if trial.gate.realism == 0.0 {
         return Ok(None);
+    }
+    if trial.bundle.discriminator.is_none() {
+        return Err(SynthError::NoModel("discriminator"));
     }
     let measured = trial.bundle.realism.as_ref();
     let least = measured.and_then(|realism| realism.threshold(trial.gate.realism));

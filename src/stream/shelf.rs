@@ -137,7 +137,7 @@ pub struct ModelEntry {
     pub bundle: Option<Digest>,
     /// Cases that they were trained on, where they are held and say so.
     pub training_cases: Option<usize>,
-    /// Real lesions that their critic was calibrated on, where they are held: below nine its gate has no thresholds.
+    /// Real lesions that their critic was calibrated on, where they are held.
     pub calibration_lesions: Option<usize>,
     /// What they did when they were loaded; nothing for those that the server started with.
     pub warm_up: Option<WarmUp>,

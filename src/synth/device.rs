@@ -264,21 +264,24 @@ impl Batch<'_> {
             device: self.device.clone(),
             ..*self
         };
-        let organs = self.bundle.plan.labels.organs().into_iter();
-        organs
-            .filter_map(|organ| {
-                let id = organ.tumour_id;
-                let possible = match self.bundle.calibration.suspect_from(&organ.name)? {
-                    // Everything is, whatever the critic says.
-                    0.0 => Array3::ones(self.dim),
-                    level => {
-                        let probable = activation::softmax(logits.clone(), 1).narrow(1, usize::from(id), 1);
-                        one.ids(probable.greater_equal_elem(level as f32).int()).remove(0)
-                    }
-                };
-                Some((id, possible))
-            })
-            .collect()
+        let mut probabilities = None;
+        let mut found = Vec::new();
+        for organ in self.bundle.plan.labels.organs() {
+            let (id, level) = (organ.tumour_id, self.bundle.calibration.suspect_from(&organ.name));
+            let possible = match level {
+                None => continue,
+                // Everything is, whatever the critic says.
+                Some(0.0) => Array3::ones(self.dim),
+                Some(level) => {
+                    let of_all: &Tensor<5> =
+                        probabilities.get_or_insert_with(|| activation::softmax(logits.clone(), 1));
+                    let healthy = of_all.clone().narrow(1, usize::from(id), 1).lower_elem(level as f32);
+                    one.ids(healthy.bool_not().int()).remove(0)
+                }
+            };
+            found.push((id, possible));
+        }
+        found
     }
 
     /// Takes a tensor of one channel of ids apart.

@@ -1,6 +1,6 @@
 //! The device thread: the only owner of the models, fed through a bounded channel.
 //!
-//! Requests of one kind and shape that wait together, of whatever streams, are one batch (continuous batching). On the CPU no lesion's
+//! Requests of one network and shape that wait together, of whatever streams, are one batch (continuous batching). On the CPU no lesion's
 //! numbers depend on its batch mates (promise P1): ours are the same bit for bit, other critics see the cubes of a batch one by one.
 //! On a GPU they may in the last digits, and a decision of the gate that hangs on those is `borderline`.
 

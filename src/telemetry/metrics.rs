@@ -86,9 +86,9 @@ pub enum Stage {
     Lesion,
     /// The synthesizer, on the device.
     Synthesize,
-    /// The gate's critic, on the device.
+    /// The gate's critic and discriminator, on the device, with looks at hosts that were in the same batch.
     Gate,
-    /// The critic's look at an untouched host, on the device.
+    /// The critic's look at untouched hosts, on the device, where no lesion was judged with them.
     Look,
     /// An optimizer's step, on the device.
     Learn,
