@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// The results: JSON; beside it tables (.md) and pictures (.svg)
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
-    /// Other results whose runs count, too: those of another process, or of before. They are left as they are; once for each file
+    /// Other results whose runs count, too: those of another process, or of before. They are left as they are; may be given more than once
     #[arg(long, value_name = "FILE")]
     from: Vec<PathBuf>,
     /// Only runs of these arms

@@ -85,7 +85,7 @@ fn probable(logits: &Array4<f32>, lesion: &Array3<u8>, id: u8) -> f64 {
     Zip::from(logits.lanes(Axis(0))).and(lesion).for_each(|logits, lesion| {
         if *lesion != 0 {
             let own = logits[usize::from(id)];
-            // The softmax over the class's own value: nothing overflows but to 0.
+            // Relative to the class's own logit: where another one is far above, the sum is infinite and the probability 0.
             inside.push(
                 1.0 / logits
                     .iter()

@@ -46,8 +46,9 @@ impl Opinion {
     }
 }
 
-/// Asks the networks and decides, all on the models' grid: the gate's thresholds were calibrated there. A lesion that the discriminator
-/// or the critic's recall refuses costs one pass less or two; one that passes costs two of the critic and one of the discriminator.
+/// Asks the networks and decides, all on the models' grid: the gate's thresholds were calibrated there. A lesion that its recall refuses
+/// costs one pass of the critic, the others two, and those that pass one of the discriminator; with `realism` the discriminator's comes
+/// first, and what it refuses costs that alone.
 ///
 /// # Errors
 /// [`SynthError`] where the device fails, or the models have no threshold for the lesion's bin.

@@ -33,7 +33,7 @@ pub(super) enum Task {
 
 /// The network that a task needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum NetworkKind {
     Generator,
     Published,
     /// The bundle's own, or that of an inner fold.
@@ -60,18 +60,18 @@ impl Task {
         }
     }
 
-    fn network(&self) -> Asked {
+    fn network(&self) -> NetworkKind {
         match self {
-            Self::Paint(..) => Asked::Generator,
-            Self::PaintPublished(..) => Asked::Published,
-            Self::Judge(_, judge) => Asked::Critic(*judge),
-            Self::Look(_) => Asked::Critic(None),
-            Self::Discriminate(_) => Asked::Discriminator,
+            Self::Paint(..) => NetworkKind::Generator,
+            Self::PaintPublished(..) => NetworkKind::Published,
+            Self::Judge(_, judge) => NetworkKind::Critic(*judge),
+            Self::Look(_) => NetworkKind::Critic(None),
+            Self::Discriminate(_) => NetworkKind::Discriminator,
         }
     }
 
     /// Returns what tasks have in common that can be one batch.
-    pub fn kind(&self) -> (Asked, Dim) {
+    pub fn kind(&self) -> (NetworkKind, Dim) {
         (self.network(), self.dim())
     }
 
@@ -88,7 +88,7 @@ impl Task {
 pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, SynthError> {
     let network = tasks[0].network();
     let judge = match network {
-        Asked::Critic(judge) => judge,
+        NetworkKind::Critic(judge) => judge,
         _ => None,
     };
     let batch = Batch {
@@ -113,7 +113,7 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
     };
     let residuals = |residuals: Vec<Array3<f32>>| residuals.into_iter().map(Answer::Residual).collect();
     Ok(match network {
-        Asked::Generator => {
+        NetworkKind::Generator => {
             let noise = tasks.iter().filter_map(|task| match task {
                 Task::Paint(_, noise) => Some(noise),
                 _ => None,
@@ -121,7 +121,7 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
             let cubes: Vec<_> = cubes().collect();
             residuals(Stage::Synthesize.time(|| batch.paint(&cubes, noise.collect()))?)
         }
-        Asked::Published => {
+        NetworkKind::Published => {
             let textures = tasks.iter().filter_map(|task| match task {
                 Task::PaintPublished(_, texture) => Some(texture),
                 _ => None,
@@ -129,12 +129,12 @@ pub(super) fn answer(bundle: &Bundle, tasks: &[&Task]) -> Result<Vec<Answer>, Sy
             let work: Vec<_> = cubes().zip(textures).collect();
             residuals(Stage::Synthesize.time(|| batch.paint_published(&work))?)
         }
-        Asked::Critic(_) => {
+        NetworkKind::Critic(_) => {
             let judges = tasks.iter().any(|task| matches!(task, Task::Judge(..)));
             let stage = if judges { Stage::Gate } else { Stage::Look };
             stage.time(|| batch.opinions(&images(), tasks))
         }
-        Asked::Discriminator => {
+        NetworkKind::Discriminator => {
             let real = Stage::Gate.time(|| batch.real(&images()));
             let real = real.ok_or(SynthError::NoModel("discriminator"))?;
             real.into_iter().map(Answer::Real).collect()
