@@ -15,7 +15,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Calibration, Provenance};
 use freetumor::digest::Digest;
-use freetumor::nn::{CubeSides, GeneratorConfig, UnetConfig};
+use freetumor::nn::{ContrastOver, CubeSides, GeneratorConfig, UnetConfig};
 use freetumor::phantom::{PhantomSpec, Phase, Scanner, Tumours, write_store};
 use freetumor::rng::{Purpose, Rng};
 use freetumor::sampler::{diameters_mm, draw_contrast_hu};
@@ -80,6 +80,7 @@ fn bundle(plan: &Plan, widths: &[usize]) -> Bundle {
         widths: widths.to_vec(),
         organs,
         spread_hu: 30.0,
+        contrast_over: ContrastOver::Lesion,
     };
     Bundle {
         hash: Digest::default(),

@@ -10,7 +10,7 @@ use freetumor::checkpoint::{
     Weights, WeightsFile, collect, load_manifest, load_segmentor, save_model, write_atomically,
 };
 use freetumor::digest::Digest;
-use freetumor::nn::{Adapter, GeneratorConfig, UnetConfig};
+use freetumor::nn::{Adapter, ContrastOver, GeneratorConfig, UnetConfig};
 use freetumor::volume::{ContrastBin, HuWindow, LabelMap, Plan, SizeClass};
 
 fn unet(out_channels: usize) -> UnetConfig {
@@ -83,6 +83,7 @@ fn whole_bundle() -> tempfile::TempDir {
         widths: vec![4, 8],
         organs: 3,
         spread_hu: 30.0,
+        contrast_over: ContrastOver::Core,
     };
     let weights = collect(&generator.init(&Device::flex(), 1));
     let manifest = manifest(Role::Generator, Architecture::Generator(generator));
@@ -123,6 +124,7 @@ fn the_parameter_count_is_that_of_the_network() {
         widths: vec![4, 8],
         organs: 3,
         spread_hu: 30.0,
+        contrast_over: ContrastOver::Core,
     };
     let weights = collect(&config.init(&Device::flex(), 1));
     assert_eq!(Architecture::Generator(config).parameters(), count(&weights));

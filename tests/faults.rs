@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 use freetumor::checkpoint::Bundle;
 use freetumor::http::{Server, ServerConfig};
-use freetumor::nn::GeneratorConfig;
+use freetumor::nn::{ContrastOver, GeneratorConfig};
 use freetumor::store::Store;
 use freetumor::stream::recipe::Recipe;
 use freetumor::stream::{StreamConfig, Streams};
@@ -31,6 +31,7 @@ fn panicking() -> Arc<Bundle> {
         widths: vec![4, 8],
         organs: bundle.plan.labels.organs().len() + 2,
         spread_hu: 10.0,
+        contrast_over: ContrastOver::Lesion,
     };
     bundle.generator = Some(wrong.init(&device, 1));
     Arc::new(bundle)

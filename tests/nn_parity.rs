@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
 use freetumor::kernel;
-use freetumor::nn::{Condition, GeneratorConfig, Unet, UnetConfig};
+use freetumor::nn::{Condition, ContrastOver, GeneratorConfig, Unet, UnetConfig};
 use freetumor::rng::{Purpose, Rng};
 
 #[path = "common/golden.rs"]
@@ -170,6 +170,7 @@ fn generator_ignores_batch_mates_and_threads() {
         widths: vec![8, 16],
         organs: 3,
         spread_hu: 40.0,
+        contrast_over: ContrastOver::Lesion,
     };
     let net = config.init(&device, 5);
     let (batch, side) = (3, 12);

@@ -5,7 +5,7 @@ use burn::tensor::Device;
 use super::*;
 use crate::checkpoint::{Calibration, Provenance, collect};
 use crate::digest::Digest;
-use crate::nn::UnetConfig;
+use crate::nn::{ContrastOver, UnetConfig};
 use crate::toy;
 use crate::volume::SizeClass;
 
@@ -49,6 +49,7 @@ fn trainee<'a>(
         widths: vec![4, 8],
         organs: 3,
         spread_hu: 30.0,
+        contrast_over: ContrastOver::Lesion,
     };
     let critic = Network::from(unet.init(&device, 5)).no_grad();
     let discriminator = UnetConfig {

@@ -1,7 +1,7 @@
 //! How good a generator's lesions are on given hosts: the gate's scores, contrast, diversity, noise.
 
 use burn::tensor::{Device, Tensor, activation};
-use ndarray::{Array3, Zip};
+use ndarray::{Array3, Array4, Zip};
 use serde::Serialize;
 
 use super::adversary::{lesion_means, log_odds};
@@ -16,7 +16,7 @@ use crate::checkpoint::{Bundle, Realism, Thresholds};
 use crate::evaluate::{argmax, forward};
 use crate::rng::{Purpose, Rng};
 use crate::store::TumourRecord;
-use crate::synth::gate::{Judged, judge, scores};
+use crate::synth::gate::{Judged, Scores, judge, scores};
 use crate::volume::{ContrastBin, Organ, SizeClass, dilated};
 
 /// Noise fields that diversity is measured over.
@@ -173,57 +173,9 @@ impl Painter<'_> {
         self.go_on()?;
         let painted: Vec<_> = (0..NOISES).map(|noise| self.paint(brush, host, index, noise)).collect();
         let organ = &self.catalogue.organs[host.organ];
-        let spacing_mm = self.catalogue.record(host.case).grid.spacing_mm();
-        let see = |image: &Array3<f32>| {
-            let window = &self.bundle.plan.window_hu;
-            forward(
-                &self.bundle.critic,
-                &image.mapv(|hu| window.normalise(hu as i16)),
-                self.device,
-            )
-        };
-        let logits = see(&painted[0]);
-        let others = host
-            .labels
-            .mapv(|id| u8::from(self.catalogue.organs.iter().any(|organ| organ.tumour_id == id)));
-        let score = scores(&Judged {
-            before: &argmax(&see(&host.image)),
-            after: &argmax(&logits),
-            lesion: &host.lesion,
-            others: &others,
-            tumour_id: organ.tumour_id,
-            spacing_mm,
-            radius_mm: host.diameter_mm / 2.0,
-        });
-        let bin = ContrastBin::of_contrast(host.contrast_hu);
-        let thresholds = self.bundle.calibration.thresholds(&organ.name, host.size(), bin);
-        let thresholds = thresholds.unwrap_or(Thresholds {
-            recall: 0.7,
-            precision: 0.0,
-        });
-        let chance = ndarray::Array::from_shape_fn(host.lesion.dim(), |(z, y, x)| {
-            let at = |class: usize| f64::from(logits[[class, z, y, x]]);
-            let largest = (0..logits.dim().0).map(at).fold(f64::MIN, f64::max);
-            let total: f64 = (0..logits.dim().0).map(|class| libm::exp(at(class) - largest)).sum();
-            libm::exp(at(usize::from(organ.tumour_id)) - largest) / total
-        });
-        let inside = |values: &Array3<f64>| {
-            mean(
-                values
-                    .iter()
-                    .zip(&host.lesion)
-                    .filter(|(_, l)| **l == 1)
-                    .map(|(v, _)| *v),
-            )
-        };
-        let pairs = (0..painted.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
-        let differences = pairs.map(|(a, b)| {
-            let difference = Zip::from(&painted[a])
-                .and(&painted[b])
-                .map_collect(|a, b| f64::from((a - b).abs()));
-            inside(&difference)
-        });
-        let ring = self.ring(host, organ, spacing_mm);
+        let logits = self.see(&painted[0]);
+        let (score, accepted) = self.judged(host, organ, &logits);
+        let ring = self.ring(host, organ);
         let [image, lesion] =
             [painted[0].clone(), host.lesion.mapv(f32::from)].map(|a| stack(std::iter::once(&a), self.device));
         let [edge_hu, has_core] = edge(image.clone(), lesion.clone()).map(|x| f64::from(x.into_scalar::<f32>()));
@@ -232,15 +184,43 @@ impl Painter<'_> {
             texture_hu: f64::from(strength(image, lesion).into_scalar::<f32>()),
             real_texture_hu: self.textures.mean(host.organ),
             odds: self.odds(brush, &painted[0], &host.lesion),
-            soft_recall: inside(&chance),
+            soft_recall: mean_inside(&chance(&logits, organ.tumour_id), &host.lesion),
             recall: score.recall,
             precision: score.precision,
-            accepted: judge(score, thresholds).passes,
+            accepted,
             requested_hu: host.contrast_hu,
             realised_hu: realised_hu(&painted[0], &host.lesion, &ring),
-            diversity_hu: mean(differences),
+            diversity_hu: disagreement(&painted, &host.lesion),
             noise_ratio: noise_ratio(&painted[0], &host.lesion, &ring),
         })
+    }
+
+    /// Returns the critic's logits of an image in HU.
+    fn see(&self, image: &Array3<f32>) -> Array4<f32> {
+        let window = &self.bundle.plan.window_hu;
+        let image = image.mapv(|hu| window.normalise(hu as i16));
+        forward(&self.bundle.critic, &image, self.device)
+    }
+
+    /// Returns the gate's scores of a lesion by the critic's logits of it, and whether it passes.
+    fn judged(&self, host: &Host, organ: &Organ, logits: &Array4<f32>) -> (Scores, bool) {
+        let is_tumour = |id: u8| self.catalogue.organs.iter().any(|organ| organ.tumour_id == id);
+        let score = scores(&Judged {
+            before: &argmax(&self.see(&host.image)),
+            after: &argmax(logits),
+            lesion: &host.lesion,
+            others: &host.labels.mapv(|id| u8::from(is_tumour(id))),
+            tumour_id: organ.tumour_id,
+            spacing_mm: self.catalogue.record(host.case).grid.spacing_mm(),
+            radius_mm: host.diameter_mm / 2.0,
+        });
+        let bin = ContrastBin::of_contrast(host.contrast_hu);
+        let thresholds = self.bundle.calibration.thresholds(&organ.name, host.size(), bin);
+        let thresholds = thresholds.unwrap_or(Thresholds {
+            recall: 0.7,
+            precision: 0.0,
+        });
+        (score, judge(score, thresholds).passes)
     }
 
     /// Returns the discriminator's log odds of real over painted, averaged over a lesion.
@@ -282,13 +262,39 @@ impl Painter<'_> {
     }
 
     /// Marks the organ's healthy voxels within 10 mm that the lesion leaves as they were.
-    fn ring(&self, host: &Host, organ: &Organ, spacing_mm: [f64; 3]) -> Array3<u8> {
+    fn ring(&self, host: &Host, organ: &Organ) -> Array3<u8> {
+        let spacing_mm = self.catalogue.record(host.case).grid.spacing_mm();
         let around = dilated(&host.lesion, spacing_mm, AROUND_MM);
         Zip::from(&around)
             .and(&host.soft)
             .and(&host.labels)
             .map_collect(|around, soft, label| u8::from(*around && *soft == 0.0 && *label == organ.id))
     }
+}
+
+/// Returns a class's probability in each voxel.
+fn chance(logits: &Array4<f32>, class: u8) -> Array3<f64> {
+    let (classes, depth, height, width) = logits.dim();
+    Array3::from_shape_fn((depth, height, width), |(z, y, x)| {
+        let at = |class: usize| f64::from(logits[[class, z, y, x]]);
+        let largest = (0..classes).map(at).fold(f64::MIN, f64::max);
+        let total: f64 = (0..classes).map(|class| libm::exp(at(class) - largest)).sum();
+        libm::exp(at(usize::from(class)) - largest) / total
+    })
+}
+
+fn mean_inside(values: &Array3<f64>, lesion: &Array3<u8>) -> f64 {
+    let inside = values.iter().zip(lesion).filter(|(_, inside)| **inside == 1);
+    mean(inside.map(|(value, _)| *value))
+}
+
+/// Mean difference of two of the images inside the lesion, in HU.
+fn disagreement(painted: &[Array3<f32>], lesion: &Array3<u8>) -> f64 {
+    let pairs = (0..painted.len()).flat_map(|a| (0..a).map(move |b| (&painted[a], &painted[b])));
+    mean(pairs.map(|(a, b)| {
+        let difference = Zip::from(a).and(b).map_collect(|a, b| f64::from((a - b).abs()));
+        mean_inside(&difference, lesion)
+    }))
 }
 
 /// Mean inside minus mean of the ring; nothing where one of them is empty.

@@ -13,7 +13,7 @@ use super::painting::PaintingScore;
 use super::{LearnError, Metrics, OptimizerSettings, Split};
 use crate::checkpoint::{Architecture, Precision};
 use crate::lesion::LesionForm;
-use crate::nn::{GeneratorConfig, PublishedConfig, UnetConfig};
+use crate::nn::{ContrastOver, GeneratorConfig, PublishedConfig, UnetConfig};
 use crate::volume::SizeClass;
 
 /// How the parts of the generator's loss are weighed.
@@ -144,6 +144,10 @@ pub struct SynthesizerConfig {
     pub discriminator_widths: Vec<usize>,
     /// Largest deviation of the texture from the requested contrast, in HU.
     pub spread_hu: f64,
+    /// What has the requested contrast: `lesion`, the mean over it, or `core`, where the mask is 1.
+    // Experiments of before there was a choice say `core`, and keep their digest.
+    #[serde(skip_serializing_if = "ContrastOver::is_core")]
+    pub contrast_over: ContrastOver,
     /// Optimizer steps, each of generator and discriminator.
     pub steps: u64,
     /// Voxels of a step: as many pairs of hosts as fit, 1 to 16; the two share a lesion and differ in noise.
@@ -199,6 +203,7 @@ impl Default for SynthesizerConfig {
             widths: vec![16, 32, 64],
             discriminator_widths: vec![16, 32, 64],
             spread_hu: 30.0,
+            contrast_over: ContrastOver::Lesion,
             steps: 1500,
             voxels_per_step: 2 * 48 * 48 * 48,
             cube_mix: default_cube_mix(),
@@ -234,6 +239,7 @@ impl SynthesizerConfig {
             widths: self.widths.clone(),
             organs,
             spread_hu: self.spread_hu,
+            contrast_over: self.contrast_over,
         };
         let discriminator = UnetConfig {
             in_channels: 1,

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::unet::{Unet, UnetConfig};
 use crate::kernel::ComputeDtype;
 
+/// Added to sums over a lesion that divide: none is empty but by mistake.
+const EMPTY: f64 = 1e-6;
+
 /// The shape of a conditional generator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -17,6 +20,28 @@ pub struct GeneratorConfig {
     pub organs: usize,
     /// Largest deviation of the texture from the requested contrast, in HU.
     pub spread_hu: f64,
+    /// What has the requested contrast.
+    #[serde(default, skip_serializing_if = "ContrastOver::is_core")]
+    pub contrast_over: ContrastOver,
+}
+
+/// What of a painted lesion has the requested contrast.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContrastOver {
+    /// Where the mask is 1: the soft edge takes a tenth of a lesion's mean at three voxels of radius. What generators did before there
+    /// was a choice, and what a file means that does not name it.
+    #[default]
+    Core,
+    /// The mean over the lesion, {mask >= 0.5}: what the contrast of a real tumour is measured over, too.
+    Lesion,
+}
+
+impl ContrastOver {
+    /// Tells whether it is what is meant where nothing is said.
+    pub fn is_core(&self) -> bool {
+        *self == Self::Core
+    }
 }
 
 impl GeneratorConfig {
@@ -32,16 +57,22 @@ impl GeneratorConfig {
         Generator {
             body: unet.init(device, seed),
             spread_hu: self.spread_hu,
+            over_lesion: self.contrast_over == ContrastOver::Lesion,
         }
     }
 }
 
-/// Paints a lesion: residual = mask x (contrast + spread x texture), the texture's mean over the mask being zero, so
-/// that the requested contrast is kept by construction and the network decides on structure alone.
+/// Paints a lesion: residual = mask x (gain x contrast + spread x texture). The texture's mean over the lesion is zero, each voxel
+/// counted by its mask, so that the requested contrast is kept by construction and the network decides on structure alone.
+///
+/// Departure: the method has no gain, and its lesions' measured contrast falls short of the requested one by what the soft edge
+/// takes: a slope of 0.88 over 192 lesions of 12 to 50 mm in voxels of 4 mm. With [`ContrastOver::Lesion`] the gain is the lesion's
+/// voxels over the sum of their mask.
 #[derive(Module, Debug)]
 pub struct Generator {
     body: Unet,
     spread_hu: f64,
+    over_lesion: bool,
 }
 
 impl Generator {
@@ -50,6 +81,14 @@ impl Generator {
         Self {
             body: self.body.with_compute_dtype(dtype),
             ..self
+        }
+    }
+
+    /// Returns what has the requested contrast.
+    pub fn contrast_over(&self) -> ContrastOver {
+        match self.over_lesion {
+            true => ContrastOver::Lesion,
+            false => ContrastOver::Core,
         }
     }
 
@@ -76,11 +115,107 @@ impl Generator {
             .body
             .forward(Tensor::cat(vec![image, mask.clone(), noise], 1), Some(condition))
             .tanh();
-        let over_mask = |x: Tensor<5>| -> Tensor<5> {
+        let sum = |x: Tensor<5>| -> Tensor<5> {
             let sum: Tensor<2> = x.flatten::<2>(1, 4).sum_dim(1);
             sum.reshape([batch, 1, 1, 1, 1])
         };
-        let mean = over_mask(texture.clone() * mask.clone()) / (over_mask(mask.clone()) + 1e-6);
-        mask * (contrast_hu.reshape([batch, 1, 1, 1, 1]) + (texture - mean) * self.spread_hu)
+        let contrast_hu = contrast_hu.reshape([batch, 1, 1, 1, 1]);
+        let (weights, contrast_hu) = if self.over_lesion {
+            let lesion = mask.clone().greater_equal_elem(0.5).float();
+            let weights = lesion.clone() * mask.clone();
+            // Nothing of both is a gain of 1.
+            let gain = (sum(lesion) + EMPTY) / (sum(weights.clone()) + EMPTY);
+            (weights, contrast_hu * gain)
+        } else {
+            (mask.clone(), contrast_hu)
+        };
+        let mean = sum(texture.clone() * weights.clone()) / (sum(weights) + EMPTY);
+        mask * (contrast_hu + (texture - mean) * self.spread_hu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Distribution, TensorData};
+
+    use super::*;
+    use crate::nn::Condition;
+
+    fn config(contrast_over: ContrastOver) -> GeneratorConfig {
+        GeneratorConfig {
+            widths: vec![4, 8],
+            organs: 2,
+            spread_hu: 30.0,
+            contrast_over,
+        }
+    }
+
+    /// The effect of a ball of radius 3 in a cube of 16, whose edge is two voxels wide; the first sample of two has none.
+    fn balls() -> Vec<f32> {
+        let distance = |at: i32| {
+            (0..3)
+                .map(|axis| (at >> (4 * axis)) % 16 - 8)
+                .map(|d| d * d)
+                .sum::<i32>()
+        };
+        let ball = (0..4096).map(|at| (2.0 - 0.5 * f64::from(distance(at)).sqrt()).clamp(0.0, 1.0) as f32);
+        std::iter::repeat_n(0.0, 4096).chain(ball).collect()
+    }
+
+    /// The residual of a lesion of -50 HU.
+    fn residual(contrast_over: ContrastOver) -> Vec<f32> {
+        let device = Device::flex();
+        let shape = [2, 1, 16, 16, 16];
+        let condition = Condition {
+            organ: 1,
+            diameter_mm: 20.0,
+            contrast_hu: -50.0,
+        };
+        let condition = [condition.vector(2), condition.vector(2)].concat();
+        let width = condition.len() / 2;
+        let generator = config(contrast_over).init(&device, 3);
+        let painted = generator.forward(
+            Tensor::random(shape, Distribution::Uniform(0.0, 1.0), &device),
+            Tensor::from_data(TensorData::new(balls(), shape), &device),
+            Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device),
+            Tensor::from_data([-50.0, -50.0], &device),
+            &Tensor::from_data(TensorData::new(condition, [2, width]), &device),
+        );
+        painted.into_data().try_to_vec().unwrap()
+    }
+
+    #[test]
+    fn a_lesions_mean_is_the_requested_contrast() {
+        let mask = balls();
+        let mean = |residual: &[f32]| {
+            let inside = residual.iter().zip(&mask).filter(|(_, mask)| **mask >= 0.5);
+            let (sum, count) = inside.fold((0.0, 0), |(sum, count), (hu, _)| (sum + f64::from(*hu), count + 1));
+            sum / f64::from(count)
+        };
+        let lesion = residual(ContrastOver::Lesion);
+        assert!((mean(&lesion) + 50.0).abs() < 0.01, "{}", mean(&lesion));
+        // What there was before: the edge, of whose voxels each counts in part, takes a fifth of so small a lesion.
+        let core = mean(&residual(ContrastOver::Core));
+        assert!((-46.0..-32.0).contains(&core), "{core}");
+        // Nothing is painted where there is no mask, and no mask at all is no mistake.
+        for (hu, mask) in lesion.iter().zip(&mask) {
+            assert!(hu.is_finite() && (*mask > 0.0 || *hu == 0.0));
+        }
+    }
+
+    #[test]
+    fn a_file_that_does_not_say_means_the_core() {
+        let text = serde_json::to_string(&config(ContrastOver::Core)).unwrap();
+        assert_eq!(text, r#"{"widths":[4,8],"organs":2,"spread_hu":30.0}"#);
+        assert_eq!(
+            serde_json::from_str::<GeneratorConfig>(&text).unwrap(),
+            config(ContrastOver::Core)
+        );
+        let text = serde_json::to_string(&config(ContrastOver::Lesion)).unwrap();
+        assert!(text.ends_with(r#""contrast_over":"lesion"}"#), "{text}");
+        assert_eq!(
+            serde_json::from_str::<GeneratorConfig>(&text).unwrap(),
+            config(ContrastOver::Lesion)
+        );
     }
 }

@@ -18,7 +18,7 @@ mod unet;
 pub use crate::kernel::{DiceOver, LossForm, total};
 pub use condition::{Condition, CubeSides};
 pub use discriminator::{REAL, SYNTHETIC};
-pub use generator::{Generator, GeneratorConfig};
+pub use generator::{ContrastOver, Generator, GeneratorConfig};
 pub use loss::{Targets, deep_supervision_loss, marginal_loss, weighted_cross_entropy};
 pub use monai_unet::{MonaiUnet, MonaiUnetConfig};
 pub use network::{Adapter, Body, Network, Standardised, VoxelClassifier};

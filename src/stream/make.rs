@@ -22,10 +22,7 @@ use crate::rng::{Purpose, Rng};
 use crate::sampler::{Centre, Draw, Pool, draw_contrast_hu};
 use crate::store::{Cases, StoreError};
 use crate::synth::gate::Verdict;
-use crate::synth::{
-    Analytic, Cancelled, Conditional, Engine, GridBridge, LesionCube, PublishedGan, SynthError, Synthesizer,
-    SynthesizerKind, compose, realised_hu,
-};
+use crate::synth::{Cancelled, Engine, LesionCube, SynthError, compose, realised_hu};
 use crate::telemetry::metrics::Stage;
 use crate::volume::{IGNORE, Region};
 
@@ -290,34 +287,6 @@ impl Maker {
             self.judge(order, &mut made)?;
         }
         Ok(made)
-    }
-
-    /// Returns the residual of a lesion on the store's grid.
-    fn residual(
-        &self,
-        synthesizer: Option<SynthesizerKind>,
-        cube: &LesionCube,
-        bridge: Option<&GridBridge>,
-    ) -> Result<Array3<f32>, SynthError> {
-        let paint = |synthesizer: &dyn Synthesizer, cube: &LesionCube| {
-            let residuals = synthesizer.residuals(std::slice::from_ref(cube))?;
-            residuals.into_iter().next().ok_or(SynthError::Ended)
-        };
-        if synthesizer == Some(SynthesizerKind::Analytic) {
-            return paint(&Analytic, cube);
-        }
-        let engine = self.engine.as_ref().ok_or(SynthError::NoModel("generator"))?;
-        let trained: &dyn Synthesizer = match synthesizer {
-            Some(SynthesizerKind::Published) => &PublishedGan::new(engine.clone()),
-            _ => &Conditional::new(engine.clone()),
-        };
-        match bridge {
-            Some(bridge) => {
-                let seen = bridge.lesion_view(cube);
-                Ok(bridge.residual(&paint(trained, &seen)?, &seen, cube))
-            }
-            None => paint(trained, cube),
-        }
     }
 
     fn judge(&self, order: &PatchOrder, made: &mut Attempt) -> Result<(), MakeError> {

@@ -16,6 +16,7 @@ mod open;
 pub mod patch;
 mod planting;
 pub mod recipe;
+mod residual;
 mod resolve;
 mod room;
 mod scene;

@@ -20,6 +20,24 @@ pub fn compose(image: &Array3<i16>, residual: &Array3<f32>, soft: &Array3<u8>) -
     })
 }
 
+/// Adds to a residual in HU what its mean over the lesion lacks of `mean_hu`, each voxel as much as its mask says.
+pub fn shift_mean(residual: &mut Array3<f32>, soft: &Array3<u8>, mean_hu: f64) {
+    let (mut count, mut sum, mut masks) = (0u32, 0.0, 0.0);
+    Zip::from(&*residual).and(soft).for_each(|r, soft| {
+        if *soft >= LESION_FROM {
+            count += 1;
+            sum += f64::from(*r);
+            masks += f64::from(*soft);
+        }
+    });
+    if count > 0 {
+        let lacking = (mean_hu * f64::from(count) - sum) / masks;
+        Zip::from(residual)
+            .and(soft)
+            .for_each(|r, soft| *r += (lacking * f64::from(*soft)) as f32);
+    }
+}
+
 /// Returns the mean inside the lesion minus the mean of the organ's healthy voxels within 10 mm, in HU; 0 where one of
 /// them has no voxel.
 pub fn realised_hu(
@@ -62,6 +80,33 @@ mod tests {
         let soft = Array3::from_shape_vec([1, 1, 4], vec![0u8, 200, 255, 1]).unwrap();
         let out = compose(&image, &residual, &soft);
         assert_eq!(out.as_slice().unwrap(), [10, -11, 3071, -1024]);
+    }
+
+    #[test]
+    fn a_mean_is_shifted_by_the_mask() {
+        let soft = Array3::from_shape_vec([1, 1, 5], vec![0u8, 64, 128, 255, 255]).unwrap();
+        let mut residual = Array3::from_shape_vec([1, 1, 5], vec![0.0f32, -5.0, -20.0, -50.0, -44.0]).unwrap();
+        shift_mean(&mut residual, &soft, -50.0);
+        // 36 HU are lacking over masks of 638 in all.
+        let shift = |soft: f32| -36.0 * soft / 638.0;
+        let wanted = [
+            0.0,
+            -5.0 + shift(64.0),
+            -20.0 + shift(128.0),
+            -50.0 + shift(255.0),
+            -44.0 + shift(255.0),
+        ];
+        assert!(
+            residual
+                .iter()
+                .zip(wanted)
+                .all(|(got, wanted)| (got - wanted).abs() < 1e-4),
+            "{residual}"
+        );
+        let nothing = Array3::zeros([1, 1, 5]);
+        let mut residual = Array3::zeros([1, 1, 5]);
+        shift_mean(&mut residual, &nothing, -50.0);
+        assert_eq!(residual, Array3::<f32>::zeros([1, 1, 5]));
     }
 
     #[test]

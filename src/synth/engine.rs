@@ -263,7 +263,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::{Calibration, Provenance};
     use crate::digest::Digest;
-    use crate::nn::{CubeSides, GeneratorConfig, PublishedConfig, UnetConfig};
+    use crate::nn::{ContrastOver, CubeSides, GeneratorConfig, PublishedConfig, UnetConfig};
     use crate::volume::Plan;
 
     fn bundle() -> Bundle {
@@ -281,6 +281,7 @@ mod tests {
             widths: vec![4, 8],
             organs: 3,
             spread_hu: 30.0,
+            contrast_over: ContrastOver::Lesion,
         };
         Bundle {
             hash: Digest::default(),

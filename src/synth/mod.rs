@@ -25,7 +25,7 @@ use ndarray::Array3;
 pub use crate::lesion::LESION_FROM;
 pub use analytic::Analytic;
 pub use bridge::{GridBridge, MAX_GRID_RATIO};
-pub use compose::{compose, realised_hu};
+pub use compose::{compose, realised_hu, shift_mean};
 pub use conditional::Conditional;
 pub use device::HostLook;
 pub use engine::Engine;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Calibration, CalibrationEntry, Provenance, Thresholds};
 use freetumor::digest::Digest;
-use freetumor::nn::{CubeSides, GeneratorConfig, Unet, UnetConfig};
+use freetumor::nn::{ContrastOver, CubeSides, GeneratorConfig, Unet, UnetConfig};
 use freetumor::sampler::{Augmentation, Pool};
 use freetumor::store::{CaseKind, CaseRecord, Cases, MemoryStore, OrganRecord, SourceGeometry, TumourRecord};
 use freetumor::stream::delivery::Delivery;
@@ -153,6 +153,7 @@ fn bundle(provenance: Provenance) -> Arc<Bundle> {
         widths: vec![4, 8],
         organs: 3,
         spread_hu: 10.0,
+        contrast_over: ContrastOver::Lesion,
     };
     Arc::new(Bundle {
         hash: Digest::of(b"untrained"),

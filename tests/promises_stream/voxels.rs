@@ -136,10 +136,8 @@ fn p5_models_of_another_grid_change_only_the_lesion() {
         );
         painted.iter().sum::<f64>() / painted.len() as f64
     });
-    // Soft edges take a share of the contrast asked for and an untrained generator adds up to 10 HU of texture: as much on
-    // every grid, give or take what interpolation takes from a lesion of a few voxels.
-    let own = mean_off_hu[0];
-    assert!(mean_off_hu.iter().all(|off| (off - own).abs() < 5.0), "{mean_off_hu:?}");
+    // Host and surroundings differ by noise, and HU are rounded: on every grid a lesion's mean is what was asked for.
+    assert!(mean_off_hu.iter().all(|off| *off < 1.0), "{mean_off_hu:?}");
 }
 
 /// The paper's generator paints on its own grid and on others, the same bytes on one thread and on three, inside the mask alone.
