@@ -83,7 +83,7 @@ fn whole_bundle() -> tempfile::TempDir {
         widths: vec![4, 8],
         organs: 3,
         spread_hu: 30.0,
-        contrast_over: ContrastOver::Core,
+        contrast_over: ContrastOver::FullMask,
     };
     let weights = collect(&generator.init(&Device::flex(), 1));
     let manifest = manifest(Role::Generator, Architecture::Generator(generator));
@@ -124,7 +124,7 @@ fn the_parameter_count_is_that_of_the_network() {
         widths: vec![4, 8],
         organs: 3,
         spread_hu: 30.0,
-        contrast_over: ContrastOver::Core,
+        contrast_over: ContrastOver::FullMask,
     };
     let weights = collect(&config.init(&Device::flex(), 1));
     assert_eq!(Architecture::Generator(config).parameters(), count(&weights));

@@ -207,7 +207,7 @@ pub struct Setting<'a> {
 impl Setting<'_> {
     /// Returns the digests of what decides the runs of one arm alone.
     pub fn own_digests(&self) -> BTreeMap<Arm, Digest> {
-        let published = Digest::of_json(&self.experiment.published);
+        let published = Digest::of_json(&digested(&self.experiment.published));
         let arms = Arm::ALL.into_iter().filter(|arm| arm.is_published());
         arms.map(|arm| (arm, published)).collect()
     }
@@ -235,7 +235,7 @@ impl Setting<'_> {
         let everything = Digest::of_json(&(
             ("experiment", revision, env!("CARGO_PKG_VERSION"), STREAM_REVISION),
             (self.plan, self.phantom),
-            (self.critic, self.synthesizer, self.segmentor),
+            (self.critic, digested(self.synthesizer), self.segmentor),
             (organ, cohort_seed, test, synthetic_share, strong),
         ));
         match self.experiment.hidden {
@@ -244,6 +244,17 @@ impl Setting<'_> {
             true => Digest::of_json(&(everything, "hidden")),
         }
     }
+}
+
+/// Returns a stage 2 as digests know it: those of before there was a choice of `contrast_over` keep theirs.
+fn digested(config: &SynthesizerConfig) -> serde_json::Value {
+    let mut value = serde_json::to_value(config).expect("a configuration is representable in JSON");
+    if (config.contrast_over.is_full_mask() || config.method == Method::Published)
+        && let Some(table) = value.as_object_mut()
+    {
+        table.remove("contrast_over");
+    }
+    value
 }
 
 #[cfg(test)]

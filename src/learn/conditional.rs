@@ -138,7 +138,7 @@ impl ConditionalTrainee<'_> {
             recall,
             alarm,
             adversarial: weighted_cross_entropy(frozen.forward(fake.clone(), None), weights),
-            roughness: roughness(batch, residual.clone()),
+            roughness: roughness(batch, &self.rivals.generator, residual.clone()),
             texture: (strength - wanted).abs().mean() / 10.0,
             edge: ((edge - wanted_edge).abs() * has_core * has_edge).mean() / 10.0,
             sameness: activation::relu(diversity.clone().neg() + self.config.diversity).mean(),

@@ -131,7 +131,7 @@ impl PublishedSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SynthesizerConfig {
-    /// How the generator is made and taught; widths, spread, contrasts, `loss`, recall, diversity and `r1` are those of
+    /// How the generator is made and taught; widths, spread, contrasts, `contrast_over`, `loss`, recall, diversity and `r1` are those of
     /// `conditional` alone.
     #[serde(skip_serializing_if = "Method::is_default")]
     pub method: Method,
@@ -142,11 +142,9 @@ pub struct SynthesizerConfig {
     pub widths: Vec<usize>,
     /// The discriminator's.
     pub discriminator_widths: Vec<usize>,
-    /// Largest deviation of the texture from the requested contrast, in HU.
+    /// Largest deviation of the texture from its mean, in HU.
     pub spread_hu: f64,
-    /// What has the requested contrast: `lesion`, the mean over it, or `core`, where the mask is 1.
-    // Experiments of before there was a choice say `core`, and keep their digest.
-    #[serde(skip_serializing_if = "ContrastOver::is_core")]
+    /// Over what the mean contrast is the requested one: the `lesion`, or the `full_mask` as before there was a choice.
     pub contrast_over: ContrastOver,
     /// Optimizer steps, each of generator and discriminator.
     pub steps: u64,

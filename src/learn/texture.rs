@@ -13,6 +13,7 @@ use super::augment::Look;
 use super::cubes::{Catalogue, lesion_of, read_cube, side_of, stack};
 use super::painted::HostBatch;
 use crate::kernel::{self, total};
+use crate::nn::Generator;
 use crate::rng::Rng;
 use crate::volume::SizeClass;
 
@@ -86,10 +87,10 @@ pub(super) fn diversity(batch: &HostBatch, residual: Tensor<5>, wanted: Tensor<1
 
 /// Returns how much the texture changes from voxel to voxel inside lesions, relative to 10 HU: real tissue brings the
 /// scanner's noise already, what is painted shall be smooth.
-pub(super) fn roughness(batch: &HostBatch, residual: Tensor<5>) -> Tensor<1> {
-    let [b, _, d, h, w] = residual.dims();
-    let contrast = batch.contrast_hu.clone().reshape([b, 1, 1, 1, 1]);
-    let texture = (residual - batch.soft.clone() * contrast) * batch.lesion.clone();
+pub(super) fn roughness(batch: &HostBatch, generator: &Generator, residual: Tensor<5>) -> Tensor<1> {
+    let [.., d, h, w] = residual.dims();
+    let full_hu = generator.full_hu(&batch.soft, batch.contrast_hu.clone());
+    let texture = (residual - batch.soft.clone() * full_hu) * batch.lesion.clone();
     let change = |axis: usize, n: usize| {
         let pair = |x: &Tensor<5>| (x.clone().narrow(axis, 0, n - 1), x.clone().narrow(axis, 1, n - 1));
         let (t, l) = (pair(&texture), pair(&batch.lesion));
@@ -161,7 +162,9 @@ impl Textures {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::{Condition, ContrastOver, GeneratorConfig};
     use crate::rng::Purpose;
+    use crate::volume::Plan;
 
     fn field(values: Vec<f32>, side: usize) -> Tensor<5> {
         Tensor::from_data(TensorData::new(values, [1, 1, side, side, side]), &Device::flex())
@@ -181,6 +184,41 @@ mod tests {
         let slope = of((0..voxels).map(|at| (at % side) as f32).collect());
         assert!((3.2..3.46).contains(&slope), "{slope}");
         assert!(of(vec![40.0; voxels]) < 0.11);
+    }
+
+    #[test]
+    fn a_flat_lesion_is_smooth_whatever_has_its_contrast() {
+        let device = Device::flex();
+        // A column whose mask fades along x, and nothing to draw on it with.
+        let soft: Vec<f32> = (0..512)
+            .map(|at| (1.2 - 0.2 * (at % 8) as f32).clamp(0.0, 1.0))
+            .collect();
+        let lesion = soft.iter().map(|soft| f32::from(*soft >= 0.5)).collect();
+        let batch = HostBatch {
+            image_hu: field(vec![100.0; 512], 8),
+            soft: field(soft, 8),
+            lesion: field(lesion, 8),
+            contrast_hu: Tensor::from_data([-50.0], &device),
+            condition: Tensor::zeros([1, Condition::len(1)], &device),
+        };
+        for contrast_over in [ContrastOver::Lesion, ContrastOver::FullMask] {
+            let of = |spread_hu: f64| {
+                let config = GeneratorConfig {
+                    widths: vec![4, 8],
+                    organs: 1,
+                    spread_hu,
+                    contrast_over,
+                };
+                let generator = config.init(&device, 3);
+                let residual = batch.residual(
+                    &generator,
+                    &Plan::default().window_hu,
+                    Tensor::ones([1, 1, 8, 8, 8], &device),
+                );
+                f64::from(roughness(&batch, &generator, residual).into_scalar::<f32>())
+            };
+            assert!(of(0.0) < 1e-9 && of(30.0) > 1e-4, "{} {}", of(0.0), of(30.0));
+        }
     }
 
     #[test]

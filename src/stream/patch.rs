@@ -60,7 +60,8 @@ pub struct LesionMeta {
     pub diameter_mm: f64,
     /// Semi-axes before deformation and clipping, in mm.
     pub radii_mm: [f64; 3],
-    /// Requested contrast in HU.
+    /// Requested contrast in HU: of a generator with `contrast_over = "lesion"` that of the lesion's mean, of others where the mask is full, so that
+    /// their mean falls short by what the soft edge takes. The published generator is not told.
     pub requested_hu: f64,
     /// Mean inside minus mean of the healthy organ within 10 mm, in HU.
     pub realised_hu: f64,

@@ -6,6 +6,8 @@
 //!                      v would have made of the cube                       | residual        v
 //! models' grid:   cube of 32, 48, 64 or 96 voxels ---> generator ----------+            critic: scores
 //! ```
+//!
+//! A generator that keeps a lesion's mean contrast does so on its own grid; `stream::residual` shifts the mean on the store's.
 
 use ndarray::{Array3, Zip};
 

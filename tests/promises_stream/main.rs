@@ -147,14 +147,17 @@ fn unet(out_channels: usize, seed: u64) -> Unet {
     config.init(&Device::flex(), seed)
 }
 
-fn bundle(provenance: Provenance) -> Arc<Bundle> {
-    let device = Device::flex();
-    let generator = GeneratorConfig {
+fn generator(contrast_over: ContrastOver) -> GeneratorConfig {
+    GeneratorConfig {
         widths: vec![4, 8],
         organs: 3,
         spread_hu: 10.0,
-        contrast_over: ContrastOver::Lesion,
-    };
+        contrast_over,
+    }
+}
+
+fn bundle(provenance: Provenance) -> Arc<Bundle> {
+    let device = Device::flex();
     Arc::new(Bundle {
         hash: Digest::of(b"untrained"),
         plan: plan(),
@@ -162,7 +165,7 @@ fn bundle(provenance: Provenance) -> Arc<Bundle> {
         critic: unet(7, 1).into(),
         critic_seen: Provenance::default(),
         inner: Vec::new(),
-        generator: Some(generator.init(&device, 2)),
+        generator: Some(generator(ContrastOver::Lesion).init(&device, 2)),
         published: None,
         discriminator: Some(unet(3, 3)),
         calibration: Calibration {
@@ -188,6 +191,13 @@ fn bundle(provenance: Provenance) -> Arc<Bundle> {
 fn bundle_of(spacing_mm: [f64; 3]) -> Arc<Bundle> {
     let mut other = Arc::into_inner(bundle(known())).unwrap();
     other.plan.spacing_mm = spacing_mm;
+    Arc::new(other)
+}
+
+/// The same with a generator of before there was a choice of what has the requested contrast.
+fn bundle_of_before(spacing_mm: [f64; 3]) -> Arc<Bundle> {
+    let mut other = Arc::into_inner(bundle_of(spacing_mm)).unwrap();
+    other.generator = Some(generator(ContrastOver::FullMask).init(&Device::flex(), 2));
     Arc::new(other)
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use burn::tensor::Device;
+use freetumor::checkpoint::Bundle;
 use freetumor::nn::PublishedConfig;
 use freetumor::sampler::{Augmentation, Pool};
 use freetumor::stream::PatchService;
@@ -13,7 +14,9 @@ use freetumor::stream::recipe::{Fallback, Recipe};
 use freetumor::synth::{GateRule, SynthesizerKind};
 use freetumor::volume::{ClassSet, SizeClass};
 
-use super::{KIDNEY, LIVER, analytic, batches, bundle, bundle_of, digests, judged, known, read, start};
+use super::{
+    KIDNEY, LIVER, analytic, batches, bundle, bundle_of, bundle_of_before, digests, judged, known, read, start,
+};
 
 #[test]
 fn p5_only_the_lesion_changes() {
@@ -120,7 +123,8 @@ fn p5_models_of_another_grid_change_only_the_lesion() {
     };
     let delivery = batches(Delivery::default(), 6);
     // The store's own grid is 2 mm; then finer, coarser, and both in one.
-    let mean_off_hu = [[2.0; 3], [1.5; 3], [3.0; 3], [5.0, 0.9, 1.1]].map(|models_mm| {
+    let grids = [[2.0; 3], [1.5; 3], [3.0; 3], [5.0, 0.9, 1.1]];
+    let mean_off_hu = |models_mm: [f64; 3], bundle_of: fn([f64; 3]) -> Arc<Bundle>| {
         let other = bundle_of(models_mm);
         let patches = read(&start(1, Some(other.clone())), &recipe, &delivery);
         assert_eq!(
@@ -135,9 +139,17 @@ fn p5_models_of_another_grid_change_only_the_lesion() {
             patches.len()
         );
         painted.iter().sum::<f64>() / painted.len() as f64
-    });
+    };
     // Host and surroundings differ by noise, and HU are rounded: on every grid a lesion's mean is what was asked for.
-    assert!(mean_off_hu.iter().all(|off| *off < 1.0), "{mean_off_hu:?}");
+    let off = grids.map(|grid| mean_off_hu(grid, bundle_of));
+    assert!(off.iter().all(|off| *off < 1.0), "{off:?}");
+    // Generators of before leave to the soft edge what it takes, as much on every grid, give or take what interpolation takes from a lesion of
+    // a few voxels.
+    let off = grids.map(|grid| mean_off_hu(grid, bundle_of_before));
+    assert!(
+        off[0] > 3.0 && off.iter().all(|other| (other - off[0]).abs() < 5.0),
+        "{off:?}"
+    );
 }
 
 /// The paper's generator paints on its own grid and on others, the same bytes on one thread and on three, inside the mask alone.
