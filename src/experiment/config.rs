@@ -260,6 +260,22 @@ fn digested(config: &SynthesizerConfig) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::ContrastOver;
+
+    #[test]
+    fn digests_of_before_know_of_no_choice_of_contrast() {
+        let said = |contrast_over, method| {
+            let config = SynthesizerConfig {
+                contrast_over,
+                method,
+                ..SynthesizerConfig::default()
+            };
+            digested(&config).get("contrast_over").cloned()
+        };
+        assert_eq!(said(ContrastOver::FullMask, Method::Conditional), None);
+        assert_eq!(said(ContrastOver::Lesion, Method::Published), None);
+        assert_eq!(said(ContrastOver::Lesion, Method::Conditional), Some("lesion".into()));
+    }
 
     #[test]
     fn runs_are_listed_once_and_the_arms_come_first() {
