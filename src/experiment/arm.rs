@@ -119,13 +119,12 @@ impl Arm {
             Self::RealOnly | Self::RealAugmented | Self::Analytic | Self::Oracle => SynthesizerKind::Analytic,
         });
         recipe.gate.enabled = self.is_gated();
-        if config.hidden {
-            recipe.unlabelled_negatives = match self {
-                Self::Ignoring => Some(UnlabelledNegatives::Ignore),
-                Self::Screened | Self::Gated => Some(UnlabelledNegatives::Critic),
-                _ => recipe.unlabelled_negatives,
-            };
-        }
+        recipe.unlabelled_negatives = Some(match self {
+            Self::Ignoring if config.hidden => UnlabelledNegatives::Ignore,
+            Self::Screened | Self::Gated if config.hidden => UnlabelledNegatives::Critic,
+            // The same for all, whether their service has a critic or not.
+            _ => recipe.unlabelled_negatives.unwrap_or(UnlabelledNegatives::Trust),
+        });
         if self.is_published() {
             recipe.gate.rule = GateRule::Published;
             recipe.gate.realism = 0.0;
@@ -252,11 +251,10 @@ mod tests {
 
     #[test]
     fn what_hidden_tumours_mean_is_the_arms() {
-        let base = Recipe {
-            unlabelled_negatives: Some(UnlabelledNegatives::Trust),
-            ..Recipe::default()
-        };
         let meaning = |arm: Arm, hidden| {
+            // The recipe leaves it open; where a stream says what it means depends on whether there is a critic.
+            let base = Recipe::default();
+            assert_eq!(base.unlabelled_negatives, None);
             let config = ExperimentConfig {
                 hidden,
                 ..ExperimentConfig::default()

@@ -102,6 +102,23 @@ mod tests {
     }
 
     #[test]
+    fn labelled_patients_are_of_scanners_a_and_b_and_the_others_of_c_and_d() {
+        let cohort = Cohort {
+            seed: 3,
+            labelled: 4,
+            unlabelled: 4,
+            tumours: Tumours::None,
+            spacing_mm: [6.0; 3],
+        };
+        let specs = cohort.specs(&PhantomSettings::default());
+        let scanners: Vec<Scanner> = specs.iter().map(|spec| spec.scanner).collect();
+        let (a_b, c_d) = ([Scanner::A, Scanner::B], [Scanner::C, Scanner::D]);
+        assert_eq!(scanners, [a_b, a_b, c_d, c_d].concat());
+        assert!(specs[..4].iter().all(|spec| spec.tumours == Tumours::Labelled));
+        assert!(specs[4..].iter().all(|spec| spec.tumours == Tumours::None));
+    }
+
+    #[test]
     fn the_oracles_patients_are_the_unlabelled_ones_with_tumours() {
         let cohort = |tumours| Cohort {
             seed: 3,

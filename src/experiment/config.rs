@@ -238,6 +238,11 @@ impl Setting<'_> {
             (self.critic, digested(self.synthesizer), self.segmentor),
             (organ, cohort_seed, test, synthetic_share, strong),
         ));
+        let everything = match self.segmentor.recipe.unlabelled_negatives {
+            Some(_) => everything,
+            // Arms with a critic took what hides from it for healthy once, now all arms take all tissue for it.
+            None => Digest::of_json(&(everything, "trust")),
+        };
         match self.experiment.hidden {
             // Experiments of before there was a choice keep their digest.
             false => everything,
@@ -261,6 +266,7 @@ fn digested(config: &SynthesizerConfig) -> serde_json::Value {
 mod tests {
     use super::*;
     use crate::nn::ContrastOver;
+    use crate::stream::negatives::UnlabelledNegatives;
 
     #[test]
     fn digests_of_before_know_of_no_choice_of_contrast() {
@@ -275,6 +281,24 @@ mod tests {
         assert_eq!(said(ContrastOver::FullMask, Method::Conditional), None);
         assert_eq!(said(ContrastOver::Lesion, Method::Published), None);
         assert_eq!(said(ContrastOver::Lesion, Method::Conditional), Some("lesion".into()));
+    }
+
+    #[test]
+    fn a_recipe_that_leaves_hidden_tumours_open_has_a_digest_of_its_own() {
+        let digest = |negatives| {
+            let mut segmentor = SegmentorConfig::default();
+            segmentor.recipe.unlabelled_negatives = negatives;
+            let setting = Setting {
+                plan: &Plan::default(),
+                phantom: &PhantomSettings::default(),
+                critic: &CriticConfig::default(),
+                synthesizer: &SynthesizerConfig::default(),
+                segmentor: &segmentor,
+                experiment: &ExperimentConfig::default(),
+            };
+            setting.digest()
+        };
+        assert_ne!(digest(None), digest(Some(UnlabelledNegatives::Trust)));
     }
 
     #[test]
