@@ -225,7 +225,7 @@ fn command_rows() -> Vec<Row> {
 }
 
 /// Configurations: the text, and what the refusal must say beside the file's name.
-const CONFIGURATIONS: [(&str, &[&str]); 26] = [
+const CONFIGURATIONS: [(&str, &[&str]); 27] = [
     ("[plan", &["line 1"]),
     ("[plan]\nspacing = [1,1,1]\n", &["plan.spacing", "spacing_mm"]),
     (
@@ -271,6 +271,10 @@ const CONFIGURATIONS: [(&str, &[&str]); 26] = [
     (
         "[synthesizer]\nmax_cube = 100\n",
         &["synthesizer.max_cube", "multiple of 16"],
+    ),
+    (
+        "[synthesizer]\nheld_out_lesions = 1000000\n",
+        &["synthesizer.held_out_lesions", "1 to 2000"],
     ),
     ("[segmentor]\nbatch_size = 0\n", &["segmentor.batch_size", "at least 1"]),
 ];

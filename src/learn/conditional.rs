@@ -1,5 +1,7 @@
 //! Our stage 2: a generator that is told mask, organ, size and contrast.
 
+use std::time::{Duration, Instant};
+
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, activation};
 use ndarray::Array3;
@@ -8,7 +10,7 @@ use super::LearnError;
 use super::adversary::{class_weights, discriminator_classes, log_odds, unsteadiness};
 use super::cubes::{Catalogue, Cube, normalise, stack};
 use super::drawing::Drawing;
-use super::fit::{Metrics, Progress, Trainee, fit};
+use super::fit::{Fitted, Metrics, Progress, Trainee, fit};
 use super::numbers::{metrics, scalar};
 use super::painted::{Host, HostBatch, draw_noise};
 use super::painting::{Brush, score_painting};
@@ -191,12 +193,16 @@ impl ConditionalTrainee<'_> {
 
     /// Updates the discriminator alone, on painted cubes that no longer know of the generator and on real tumours, with
     /// gradients that this step alone has filled (the released code adds the generator's; section 7, item 8).
-    fn discriminator_step(&mut self, step: u64, hosts: &[Host], painted: &Painted) -> Result<Metrics, LearnError> {
-        let reals = self.drawing().reals(step)?;
+    fn discriminator_step(
+        &mut self,
+        step: u64,
+        (hosts, reals): (&[Host], &[Cube]),
+        painted: &Painted,
+    ) -> Result<Metrics, LearnError> {
         let images = stack(reals.iter().map(|cube| &cube.image), &self.rivals.device);
         let images = normalise(images, &self.bundle.plan.window_hu);
         let images = Tensor::cat(vec![painted.cubes.clone(), images], 0);
-        let weights = self.weights_tensor(self.judgements(hosts, &reals)?, images.dims());
+        let weights = self.weights_tensor(self.judgements(hosts, reals)?, images.dims());
         let logits = self.rivals.discriminator.forward(images.clone(), None);
         let real = weights.clone().narrow(1, REAL, 1).greater_elem(0.0).float();
         let loss = weighted_cross_entropy(logits.clone(), weights);
@@ -269,9 +275,11 @@ struct Painted {
 
 impl Trainee for ConditionalTrainee<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
-        let hosts = self.hosts(step)?;
+        let began = Instant::now();
+        let (hosts, reals) = (self.hosts(step)?, self.drawing().reals(step)?);
+        self.rivals.waited += began.elapsed();
         let painted = self.generator_step(step, &hosts)?;
-        let mut measured = self.discriminator_step(step, &hosts, &painted)?;
+        let mut measured = self.discriminator_step(step, (&hosts, &reals), &painted)?;
         measured.extend(painted.measured);
         Ok(measured)
     }
@@ -286,6 +294,10 @@ impl Trainee for ConditionalTrainee<'_> {
 
     fn model(&self) -> Weights {
         self.rivals.model()
+    }
+
+    fn data_wait(&self) -> Duration {
+        self.rivals.waited
     }
 }
 
@@ -338,7 +350,7 @@ impl StageTwo<'_> {
             realism,
             trained: trained_score,
             untrained,
-            last_step: trained.last_step,
+            fitted: trained.fitted,
         })
     }
 
@@ -365,11 +377,11 @@ impl StageTwo<'_> {
             rivals: Rivals::new(config, networks, device),
             textures,
         };
-        let fitted = fit(&mut trainee, &self.fit_settings(), progress)?;
+        let mut fitted = fit(&mut trainee, &self.fit_settings(), progress)?;
         Ok(Trained {
-            generator: config.precision.rounded(fitted.model),
+            generator: config.precision.rounded(std::mem::take(&mut fitted.model)),
             discriminator: config.precision.rounded(trainee.rivals.judge()),
-            last_step: fitted.last_step,
+            fitted,
         })
     }
 }
@@ -378,7 +390,8 @@ impl StageTwo<'_> {
 struct Trained {
     generator: Weights,
     discriminator: Weights,
-    last_step: Metrics,
+    /// Its model is taken out.
+    fitted: Fitted,
 }
 
 #[cfg(test)]

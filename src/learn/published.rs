@@ -5,6 +5,8 @@
 //! channel of its own, the discriminator is told of all organs alike and learns from its own loss alone. Departure: lesion-centred
 //! cubes, real tumours in cubes of their own, and the recipe's soft mask (see [`crate::synth::PublishedGan`]).
 
+use std::time::{Duration, Instant};
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use ndarray::Array3;
@@ -123,11 +125,11 @@ impl PublishedTrainee<'_> {
         &mut self,
         step: u64,
         (painted, lesion): (Tensor<5>, Tensor<5>),
+        reals: &[Cube],
     ) -> Result<Metrics, LearnError> {
-        let reals = self.drawing().reals(step)?;
         let images = stack(reals.iter().map(|cube| &cube.image), &self.rivals.device);
         let images = normalise(images, &self.bundle.plan.window_hu);
-        let real = self.real_masks(&reals);
+        let real = self.real_masks(reals);
         let logits = self.rivals.discriminator.forward(Tensor::cat(vec![painted, images], 0));
         let lesions = Tensor::cat(vec![lesion.clone(), Tensor::zeros_like(&real)], 0);
         let tumours = Tensor::cat(vec![Tensor::zeros_like(&lesion), real.clone()], 0);
@@ -147,9 +149,11 @@ impl PublishedTrainee<'_> {
 
 impl Trainee for PublishedTrainee<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics, LearnError> {
-        let hosts = self.drawing().hosts(step)?;
+        let began = Instant::now();
+        let (hosts, reals) = (self.drawing().hosts(step)?, self.drawing().reals(step)?);
+        self.rivals.waited += began.elapsed();
         let (painted, lesion, mut measured) = self.generator_step(step, &hosts)?;
-        measured.extend(self.discriminator_step(step, (painted, lesion))?);
+        measured.extend(self.discriminator_step(step, (painted, lesion), &reals)?);
         Ok(measured)
     }
 
@@ -163,6 +167,10 @@ impl Trainee for PublishedTrainee<'_> {
 
     fn model(&self) -> Weights {
         self.rivals.model()
+    }
+
+    fn data_wait(&self) -> Duration {
+        self.rivals.waited
     }
 }
 
@@ -192,8 +200,8 @@ impl StageTwo<'_> {
             critic: critic.critic.clone().train().no_grad(),
             rivals: Rivals::new(config, networks, device),
         };
-        let fitted = fit(&mut trainee, &self.fit_settings(), progress)?;
-        let weights = config.precision.rounded(fitted.model);
+        let mut fitted = fit(&mut trainee, &self.fit_settings(), progress)?;
+        let weights = config.precision.rounded(std::mem::take(&mut fitted.model));
         let judge = fill(discriminator.init(self.device, 0), trainee.rivals.judge())?.with_compute_dtype(self.dtype);
         let (device, dtype) = (self.device, self.dtype);
         let painter = self.painter(progress)?;
@@ -218,7 +226,7 @@ impl StageTwo<'_> {
             realism: None,
             trained,
             untrained,
-            last_step: fitted.last_step,
+            fitted,
         })
     }
 }

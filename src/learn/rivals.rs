@@ -1,5 +1,7 @@
 //! The two networks of stage 2 that learn against each other, and what updates, saves and watches them.
 
+use std::time::Duration;
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
@@ -16,6 +18,8 @@ pub(super) struct Rivals<G, D> {
     pub discriminator: D,
     /// With gradients.
     pub device: Device,
+    /// How long the steps so far have waited for their cubes.
+    pub waited: Duration,
     optimizer: Optimizer,
     discriminator_optimizer: Optimizer,
     guard: Guard,
@@ -30,6 +34,7 @@ impl<G: Module, D: Module> Rivals<G, D> {
             generator,
             discriminator,
             device,
+            waited: Duration::ZERO,
             optimizer: Optimizer::new(config.optimizer.clone()),
             discriminator_optimizer: Optimizer::new(config.discriminator_optimizer.clone()),
             guard: Guard::new(config.guard.clone()),

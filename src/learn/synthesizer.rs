@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::Device;
 
 use super::cubes::Catalogue;
-use super::fit::{FitSettings, Job, Metrics, Progress};
+use super::fit::{FitSettings, Fitted, Job, Progress};
 use super::models::{copy_critic, save_beside, training_of, write_report};
 use super::painting::Painter;
 use super::synthesizer_settings::{Method, SynthesizerConfig, SynthesizerReport};
@@ -56,7 +56,9 @@ pub fn train_synthesizer(
         hosts_held_out: are_unseen(&held_out, job.cases, &critic_manifest),
         trained: made.trained,
         untrained: made.untrained,
-        last_step: made.last_step,
+        step_seconds: made.fitted.step_seconds,
+        data_wait: made.fitted.data_wait,
+        last_step: made.fitted.last_step,
     };
     let run = (config.steps, config.seed);
     let record = training_of(job.cases, &training, config, run, report.trained.metrics());
@@ -98,7 +100,8 @@ pub(super) struct Made {
     pub realism: Option<Realism>,
     pub trained: PaintingScore,
     pub untrained: PaintingScore,
-    pub last_step: Metrics,
+    /// The run; its model is among `models`.
+    pub fitted: Fitted,
 }
 
 impl StageTwo<'_> {

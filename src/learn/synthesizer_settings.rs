@@ -16,6 +16,9 @@ use crate::lesion::LesionForm;
 use crate::nn::{ContrastOver, GeneratorConfig, PublishedConfig, UnetConfig};
 use crate::volume::SizeClass;
 
+/// The most lesions of a report: all their hosts are held at once, 9 MB each of cubes of 96 voxels a side.
+const MAX_HELD_OUT_LESIONS: usize = 2000;
+
 /// How the parts of the generator's loss are weighed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -184,7 +187,7 @@ pub struct SynthesizerConfig {
     pub checkpoint_every: u64,
     /// How the final weights are stored.
     pub precision: Precision,
-    /// Lesions painted on held-out hosts for the report.
+    /// Lesions painted on held-out hosts for the report, 1 to 2000.
     pub held_out_lesions: usize,
 }
 
@@ -276,7 +279,14 @@ impl SynthesizerConfig {
         section.max_cube(self.max_cube)?;
         section.count("steps", self.steps)?;
         section.count("checkpoint_every", self.checkpoint_every)?;
-        section.count("held_out_lesions", self.held_out_lesions as u64)?;
+        let lesions = self.held_out_lesions;
+        let expected = format!("1 to {MAX_HELD_OUT_LESIONS}");
+        section.check(
+            "held_out_lesions",
+            (1..=MAX_HELD_OUT_LESIONS).contains(&lesions),
+            &expected,
+            lesions,
+        )?;
         section.shares("cube_mix", &self.cube_mix)?;
         section.split(&self.split)?;
         section.optimizer("optimizer", &self.optimizer, self.steps)?;
@@ -312,6 +322,10 @@ impl SynthesizerConfig {
 pub struct SynthesizerReport {
     /// Optimizer steps.
     pub steps: u64,
+    /// Mean wall time of a step in s; absent where an earlier run made them all.
+    pub step_seconds: Option<f64>,
+    /// Share of that time in which a step waited for its data; absent likewise.
+    pub data_wait: Option<f64>,
     /// Parameters of generator and discriminator.
     pub parameters: [u64; 2],
     /// Training cases.

@@ -49,6 +49,12 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
     assert!(!parts.path().join("synthesizer.report.json").exists());
     let resumed = run(parts.path(), true, &mut Quiet).unwrap();
     assert_eq!(resumed.last_step, report.last_step);
+    // The second run had no step left to make, so that there is none to time.
+    assert!(resumed.step_seconds.is_none() && resumed.data_wait.is_none());
+    assert!(
+        report.data_wait.is_some_and(|share| share > 0.0 && share < 1.0),
+        "{report:?}"
+    );
     for role in [Role::Generator, Role::Discriminator] {
         assert_eq!(weights(whole.path(), role), weights(parts.path(), role));
     }
@@ -65,6 +71,33 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
     );
     // Eight labelled and three unlabelled cases were not held out.
     assert_eq!(bundle.provenance.source_hashes.len(), 11);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_stage_2_and_saves_nothing() {
+    let store = toy::store(10, 4);
+    let critic = tempfile::tempdir().unwrap();
+    train_critic(&critic_config(2), &mut job(&store, critic.path(), false, &mut Quiet)).unwrap();
+    for method in [Method::Conditional, Method::Published] {
+        let out = tempfile::tempdir().unwrap();
+        let mut config = synthesizer_config(6);
+        config.method = method;
+        config.published.width = 4;
+        config.optimizer.learning_rate = 1e30;
+        let error =
+            train_synthesizer(&config, critic.path(), &mut job(&store, out.path(), false, &mut Quiet)).unwrap_err();
+        assert!(matches!(error, LearnError::NotFinite { .. }), "{error}");
+        let mut files: Vec<_> = std::fs::read_dir(out.path())
+            .unwrap()
+            .map(|file| file.unwrap().file_name())
+            .collect();
+        files.sort();
+        assert_eq!(files, ["synthesizer.broken_off.json", "synthesizer.metrics.jsonl"]);
+        let report = std::fs::read(out.path().join("synthesizer.broken_off.json")).unwrap();
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        assert_eq!(report["cause"], error.to_string());
+        assert_eq!(report["stage"], "synthesizer");
+    }
 }
 
 #[test]
