@@ -33,16 +33,17 @@ pub(super) struct RealScore {
 }
 
 /// Scores every real lesion of a catalogue in its cube, as a synthesized one is scored. Nothing was there "before":
-/// the real lesion was never painted, so all that the critic calls tumour counts.
+/// the real lesion was never painted, so all that the critic calls tumour counts. `go_on` is asked before each.
 pub(super) fn judge_real(
-    critic: &dyn VoxelClassifier,
+    (critic, device): (&dyn VoxelClassifier, &Device),
     catalogue: &Catalogue,
     max_cube: usize,
-    device: &Device,
+    go_on: impl Fn() -> Result<(), LearnError>,
 ) -> Result<Vec<RealScore>, LearnError> {
     let plan = catalogue.cases.plan();
     let mut out = Vec::new();
     for (case, organ, tumour) in catalogue.all_tumours() {
+        go_on()?;
         let size = SizeClass::of_diameter(f64::from(tumour.diameter_mm));
         let side = side_of(size, max_cube);
         let cube = read_cube(catalogue.cases, case, tumour.centre, side, &Look::none())?;

@@ -96,7 +96,8 @@ pub(super) fn fresh(architecture: &Architecture, device: &Device, seed: u64) -> 
         .expect("stages choose among segmenting networks alone")
 }
 
-/// Refuses a choice that cannot be built, or that cannot halve the sides it will see as often as it does.
+/// Refuses a choice that cannot be built, or one with deep supervision that cannot halve the sides it will see as often as it does;
+/// other networks fill sides up with air.
 pub(super) fn check_sides(
     (section, key): (&Section, &str),
     architecture: &Architecture,
@@ -115,7 +116,10 @@ pub(super) fn check_sides(
             .all(|(side, stride)| side.is_multiple_of(stride))
     };
     match sides.iter().find(|side| !fits(side)) {
-        Some(side) => section.check(key, false, &format!("multiples of {stride:?} for this network"), side),
-        None => Ok(()),
+        Some(side) if matches!(architecture, Architecture::Nnunet(_)) => {
+            let expected = format!("sides that are all multiples of {stride:?} for this network");
+            section.check(key, false, &expected, side)
+        }
+        _ => Ok(()),
     }
 }

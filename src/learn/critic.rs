@@ -307,11 +307,11 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
         forget_inner(job.out, 0)?;
     }
     let trained = train_on(config, job, &labelled, &held_out)?;
-    job.progress.on_note("scoring held-out cases");
+    job.progress.on_note("judging real lesions to calibrate the gate");
     let mut scores = trained.judge(config, job, &held_out)?;
     scores.extend(train_inner(config, job, &inner)?);
     let calibration = calibrate(&scores);
-    job.progress.on_note(&calibrated_on(&scores));
+    job.progress.on_note(&calibrated_on(&scores, job.cases.plan()));
     let report = CriticReport {
         steps: trained.fitted.steps,
         best: trained.fitted.best,
@@ -333,18 +333,16 @@ pub fn train_critic(config: &CriticConfig, job: &mut Job) -> Result<CriticReport
 }
 
 /// Says what the scored lesions allow.
-fn calibrated_on(scores: &[RealScore]) -> String {
+fn calibrated_on(scores: &[RealScore], plan: &Plan) -> String {
     if scores.is_empty() {
         return "no real lesion calibrates the gate, which gate.rule = calibrated needs: hold cases out (critic.split), or train critics of \
                 inner folds (critic.inner_folds)"
             .into();
     }
-    let mut counts = BTreeMap::<&str, usize>::new();
-    for score in scores {
-        *counts.entry(&score.organ).or_default() += 1;
-    }
-    let few: Vec<&str> = (counts.iter().filter(|(_, count)| **count < LEAST_LESIONS))
-        .map(|(organ, _)| *organ)
+    let organs = plan.labels.organs();
+    let count = |name: &str| scores.iter().filter(|score| score.organ == name).count();
+    let few: Vec<&str> = (organs.iter().map(|organ| organ.name.as_str()))
+        .filter(|name| count(name) < LEAST_LESIONS)
         .collect();
     let total = scores.len();
     if few.is_empty() {
@@ -414,12 +412,13 @@ impl Trained {
         job: &Job,
         cases: &[usize],
     ) -> Result<Vec<RealScore>, LearnError> {
-        judge_real(
-            &self.net,
-            &Catalogue::new(job.cases, cases),
-            config.max_cube,
-            job.device,
-        )
+        // The state of the last step is saved, so that a resumed run comes back here.
+        let go_on = || match job.progress.should_stop() {
+            true => Err(LearnError::Stopped { step: config.steps }),
+            false => Ok(()),
+        };
+        let catalogue = Catalogue::new(job.cases, cases);
+        judge_real((&self.net, job.device), &catalogue, config.max_cube, go_on)
     }
 
     pub(super) fn save(

@@ -52,7 +52,7 @@ pub fn promote_segmentor(promotion: &Promotion, from: &Path, to: &Path) -> Resul
     let mut held_out = Setup::new(config, *service, *cases)?.held_out;
     held_out.retain(|case| !seen[*case]);
     let [.., longest] = cubes.all();
-    let scores = judge_real(&net, &Catalogue::new(*cases, &held_out), longest, device)?;
+    let scores = judge_real((&net, device), &Catalogue::new(*cases, &held_out), longest, || Ok(()))?;
     if scores.is_empty() {
         return Err(LearnError::Data(
             "no tumour was held out that the segmentor has not learnt from, so that the gate cannot be calibrated; hold cases out \

@@ -195,26 +195,23 @@ impl Network {
     }
 
     /// Returns the logits of every resolution that the network gives some at, finest first: what deep supervision compares.
-    /// For networks that need no adapter and sizes that need no filling up.
+    /// For networks that need no adapter; those with coarser logits take no sizes that need filling up.
     ///
     /// # Shape
     /// x `[B, 1, D, H, W]` -> `[B, classes, D, H, W]`, then those of coarser resolutions.
     ///
     /// # Panics
-    /// When sizes are not divisible by the stride, or there is an adapter.
+    /// When there is an adapter, or deep supervision and sizes that the stride does not divide.
     pub fn forward_deep(&self, x: Tensor<5>) -> Vec<Tensor<5>> {
-        let [_, _, d, h, w] = x.dims();
-        let divides = [d, h, w]
-            .iter()
-            .zip(self.stride)
-            .all(|(size, stride)| size.is_multiple_of(stride));
-        assert!(
-            divides && self.adapter.is_default(),
-            "sizes divisible by {:?}, no adapter",
-            self.stride
-        );
+        assert!(self.adapter.is_default(), "no adapter");
         match &self.body {
-            Body::Nnunet(net) => net.forward_deep(x),
+            Body::Nnunet(net) => {
+                let [_, _, d, h, w] = x.dims();
+                let mut sizes = [d, h, w].into_iter().zip(self.stride);
+                let divides = sizes.all(|(size, stride)| size.is_multiple_of(stride));
+                assert!(divides, "sizes divisible by {:?}", self.stride);
+                net.forward_deep(x)
+            }
             Body::Unet(_) | Body::SwinUnetr(_) | Body::MonaiUnet(_) => vec![self.forward(x)],
         }
     }

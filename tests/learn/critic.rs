@@ -5,12 +5,13 @@ use std::path::Path;
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Role, load_manifest};
 use freetumor::learn::{
-    CriticConfig, Keep, LearnError, NetworkChoice, Progress, Quiet, ValidationSettings, train_critic,
+    CriticConfig, Keep, LearnError, Metrics, NetworkChoice, Progress, Quiet, ValidationSettings, train_critic,
 };
+use freetumor::nn::CubeSides;
 use freetumor::store::{CaseKind, Cases};
 use freetumor::stream::judges;
 
-use super::{StopAfter, critic_config, job, toy, weights};
+use super::{StopAfter, StopAt, critic_config, job, toy, weights};
 
 #[test]
 fn a_resumed_critic_has_the_weights_of_an_uninterrupted_one() {
@@ -74,6 +75,53 @@ fn a_loss_that_is_not_finite_stops_and_saves_nothing() {
     assert_eq!(
         (&report["stage"], &report["cause"]),
         (&"critic".into(), &error.to_string().into())
+    );
+}
+
+#[test]
+fn a_run_that_is_told_to_stop_while_it_judges_real_lesions_comes_back_to_them() {
+    let store = toy::store(10, 2);
+    let mut config = critic_config(4);
+    config.inner_folds = 2;
+    let run = |out: &Path, resume: bool, progress: &mut dyn Progress| {
+        train_critic(&config, &mut job(&store, out, resume, progress))
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let report = run(whole.path(), false, &mut Quiet).unwrap();
+    let stopped = run(parts.path(), false, &mut StopAt("judging real lesions", false)).unwrap_err();
+    assert!(matches!(stopped, LearnError::Stopped { step: 4 }), "{stopped}");
+    assert!(!parts.path().join("critic.json").exists());
+    let resumed = run(parts.path(), true, &mut Quiet).unwrap();
+    assert_eq!(resumed.calibration, report.calibration);
+    assert_eq!(weights(whole.path(), Role::Critic), weights(parts.path(), Role::Critic));
+}
+
+/// Hears the notes of a run.
+struct Notes(Vec<String>);
+
+impl Progress for Notes {
+    fn on_step(&mut self, _stage: &str, _step: u64, _steps: u64, _metrics: &Metrics) {}
+    fn on_note(&mut self, note: &str) {
+        self.0.push(note.into());
+    }
+    fn should_stop(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn organs_of_the_plan_without_enough_lesions_are_named() {
+    let store = toy::store(10, 2);
+    let mut config = critic_config(1);
+    config.inner_folds = 2;
+    let out = tempfile::tempdir().unwrap();
+    let mut notes = Notes(Vec::new());
+    train_critic(&config, &mut job(&store, out.path(), false, &mut notes)).unwrap();
+    let said = notes.0.iter().find(|note| note.starts_with("calibrated on"));
+    // Ten livers with a tumour each; nobody looked for those of pancreas and kidney, which the plan has.
+    assert!(
+        said.is_some_and(|said| said.contains("10 real lesions, fewer than 9 of pancreas, kidney: ")),
+        "{said:?}"
     );
 }
 
@@ -274,7 +322,8 @@ fn every_network_is_trained_from_configuration_and_loads_as_a_critic() {
             "[monai_unet]\nwidths = [4, 8]\nstrides = [2]\nresidual_units = 1".into(),
             16,
         ),
-        ("[swin_unetr]\nfeature_size = 12".into(), 32),
+        // Cubes of 32 and 48 voxels: it fills the latter up.
+        ("[swin_unetr]\nfeature_size = 12".into(), 48),
     ];
     for (choice, cube) in choices {
         let out = tempfile::tempdir().unwrap();
@@ -286,17 +335,24 @@ fn every_network_is_trained_from_configuration_and_loads_as_a_critic() {
         let report = train_critic(&config, &mut job(&store, out.path(), false, &mut Quiet)).unwrap();
         assert!(report.last_step["gradient_norm"] > 0.0, "{choice}");
         let bundle = Bundle::load(out.path(), &device).unwrap();
-        assert_eq!(bundle.cubes.all(), [cube; 4]);
+        assert_eq!(bundle.cubes, CubeSides::up_to(cube));
         let manifest = load_manifest(out.path(), Role::Critic).unwrap();
         assert_eq!(manifest.architecture.parameters(), report.parameters, "{choice}");
     }
     let mut config = critic_config(1);
-    config.network = Some(toml::from_str("[swin_unetr]\nfeature_size = 12").unwrap());
+    // Deep supervision compares logits of cubes that are halved five times: 48 voxels cannot be.
+    let stages = [1, 2, 2, 2, 2, 2].map(|stride| stage(4, stride)).join(", ");
+    let deep = format!("[nnunet]\nencoder = \"plain\"\nstages = [{stages}]\ndecoder_blocks = [1, 1, 1, 1, 1]");
+    config.network = Some(toml::from_str(&deep).unwrap());
+    config.max_cube = 48;
     let error = config.check().unwrap_err().to_string();
     assert!(
-        error.contains("critic.max_cube: expected multiples of [32, 32, 32]"),
+        error.contains("critic.max_cube: expected sides that are all multiples of [32, 32, 32]")
+            && error.contains("[48, 48, 48]"),
         "{error}"
     );
+    config.max_cube = 32;
+    config.check().unwrap();
     config.network = Some(toml::from_str("[swin_unetr]\nfeature_size = 13").unwrap());
     let error = config.check().unwrap_err().to_string();
     assert!(error.contains("critic.network"), "{error}");
