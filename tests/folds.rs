@@ -1,6 +1,7 @@
 //! `freetumor train --folds`: one bundle per fold, none of which saw its own.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -165,11 +166,42 @@ fn wait_for_steps(log: &Path, steps: usize) -> u64 {
     panic!("no {steps} steps within a minute");
 }
 
+/// Returns an address that nobody listens at.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it is bound").to_string()
+}
+
+/// Asks for metrics until they tell of a step.
+fn scrape(address: &str) -> String {
+    let ask = || -> std::io::Result<String> {
+        let mut socket = std::net::TcpStream::connect(address)?;
+        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let mut answer = String::new();
+    for _ in 0..6000 {
+        answer = ask().unwrap_or_default();
+        if answer.contains("freetumor_training_loss") {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    answer
+}
+
 /// Starts a run, sends SIGTERM when it has logged so many steps, and returns what it said and reported; it must end as done.
-fn told_to_stop(dir: &Path, args: &[&str], (log, steps): (&Path, usize)) -> (String, String) {
+fn told_to_stop(
+    dir: &Path,
+    (args, environment): (&[&str], &[(&str, &str)]),
+    (log, steps): (&Path, usize),
+) -> (String, String) {
     let child = Command::new(env!("CARGO_BIN_EXE_freetumor"))
         .current_dir(dir)
         .args(args)
+        .envs(environment.iter().copied())
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .spawn()
@@ -193,13 +225,26 @@ fn a_training_that_is_told_to_stop_saves_says_so_and_goes_on_later() {
     make_store(dir, "2");
     let log = dir.join("m/critic.metrics.jsonl");
     let mut stopped_after = 0;
-    for _ in 0..2 {
+    // What was written beside the weights says all that the first run was told, the environment's words too: with less, the second one would
+    // find another configuration's state.
+    let rate = [("FREETUMOR__CRITIC__OPTIMIZER__LEARNING_RATE", "0.002")];
+    for (config, environment) in [("c.toml", &rate[..]), ("m/critic.config.toml", &[])] {
         let train = [
-            "train", "critic", "--config", "c.toml", "--store", "s", "--out", "m", "--resume",
+            "train", "critic", "--config", config, "--store", "s", "--out", "m", "--resume",
         ];
         // Far from a checkpoint (every hundredth step): what was done is saved all the same.
-        let train = [&train[..], &["--metrics", "127.0.0.1:0"]].concat();
-        let (said, _) = told_to_stop(dir, &train, (&log, stopped_after as usize + 3));
+        let address = free_address();
+        let train = [&train[..], &["--metrics", &address]].concat();
+        let asked = address.clone();
+        let scraped = std::thread::spawn(move || scrape(&asked));
+        let (said, _) = told_to_stop(dir, (&train, environment), (&log, stopped_after as usize + 3));
+        let scraped = scraped.join().expect("it does not panic");
+        let has = |start: &str| scraped.lines().any(|line| line.starts_with(start));
+        assert!(
+            has("freetumor_training_loss{stage=\"critic\"} ")
+                && has("freetumor_training_measure{stage=\"critic\",name=\"gradient_norm\"} "),
+            "{scraped}"
+        );
         let step = wait_for_steps(&log, 1);
         assert!(
             said.contains(&format!("saved and stopped after step {step}; go on with --resume")),
@@ -215,7 +260,8 @@ fn a_training_that_is_told_to_stop_saves_says_so_and_goes_on_later() {
     let text = std::fs::read_to_string(&log).unwrap();
     let steps = text.lines().map(step_of);
     assert!(steps.eq(1..=stopped_after));
-    assert!(dir.join("m/critic.config.toml").exists());
+    let written = std::fs::read_to_string(dir.join("m/critic.config.toml")).unwrap();
+    assert!(written.contains("learning_rate = 0.002"), "{written}");
 }
 
 /// Whether the signal comes while the first fold's cases are scored or when the second one trains: the run ends.
@@ -239,7 +285,7 @@ fn a_run_over_folds_that_is_told_to_stop_after_the_first_does_not_train_the_next
         "--no-inner-folds",
     ];
     let log = dir.join("m/fold-0/critic.metrics.jsonl");
-    let (said, reported) = told_to_stop(dir, &train, (&log, 20));
+    let (said, reported) = told_to_stop(dir, (&train, &[]), (&log, 20));
     assert!(said.contains("go on with --resume") && reported.is_empty(), "{said}");
     let reports = ok(&freetumor(dir, &[&train[..], &["--resume"]].concat()));
     let reports: serde_json::Value = serde_json::from_str(&reports).unwrap();

@@ -246,3 +246,57 @@ fn false_positives(scores: &[CaseScore], organ: &str, bootstrap: &Bootstrap) -> 
         lesions: summary(&|(_, _, counts)| f64::from(counts.predictions)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array3;
+
+    use super::*;
+    use crate::evaluate::Comparison;
+    use crate::volume::{Annotation, LabelMap};
+
+    #[test]
+    fn false_positives_are_counted_on_cases_without_a_tumour_alone() {
+        let labels = LabelMap::default();
+        let liver = Array3::from_elem((10, 10, 10), 1);
+        let with = |boxes: &[([usize; 3], [usize; 3])]| {
+            let mut volume = liver.clone();
+            for (from, to) in boxes {
+                let at = |axis: usize| from[axis]..to[axis];
+                volume.slice_mut(ndarray::s![at(0), at(1), at(2)]).fill(2);
+            }
+            volume
+        };
+        let annotation = Annotation {
+            classes: vec!["liver".into(), "liver_tumour".into()],
+            assumed_tumour_free: false,
+        };
+        let score = |case: &str, (truth, prediction): (&Array3<u8>, &Array3<u8>)| {
+            let comparison = Comparison {
+                prediction,
+                truth,
+                annotation: &annotation,
+                spacing_mm: [2.0, 1.0, 5.0],
+            };
+            let measures = comparison.measure(&labels, &Tolerances::default()).unwrap();
+            measures.named(case, "")
+        };
+        // Two lesions of 8 and 27 voxels of 10 mm3, one of 8, none; the sick case's false alarm does not count here.
+        let two = with(&[([0; 3], [2; 3]), ([5; 3], [8; 3])]);
+        let one = with(&[([0; 3], [2; 3])]);
+        let scores = [
+            score("a", (&liver, &two)),
+            score("b", (&liver, &one)),
+            score("c", (&liver, &liver)),
+            score("sick", (&one, &two)),
+        ];
+        let found = false_positives(&scores, "liver", &Bootstrap::default());
+        assert_eq!((found.cases, found.with_any), (3, 2));
+        assert_eq!((found.volume_ml.cases, found.lesions.cases), (3, 3));
+        // In ml: 0.35, 0.08 and 0.
+        assert!((found.volume_ml.mean.unwrap() - 0.43 / 3.0).abs() < 1e-12, "{found:?}");
+        assert!((found.lesions.mean.unwrap() - 1.0).abs() < 1e-12);
+        let pancreas = false_positives(&scores, "pancreas", &Bootstrap::default());
+        assert_eq!((pancreas.cases, pancreas.volume_ml.mean), (0, None));
+    }
+}
