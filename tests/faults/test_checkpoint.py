@@ -1,13 +1,16 @@
-"""A disk that is full while a training state is written: an error that names the file, the old state, and the same end."""
+"""A training that is cut short, by a full disk or a kill: the old state, an error that names the file, and the same end."""
 
 from __future__ import annotations
 
+import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from server import BINARY, ROOT, command
 
 #: A training of seconds, saved at every second step.
@@ -70,3 +73,51 @@ def test_a_full_disk_leaves_the_last_state_and_costs_no_step(tmp_path: Path) -> 
     command(*arguments(config, store, filled, "--resume"))
     for name in ("critic.safetensors", state.name):
         assert (filled / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+#: Stage 2 on the critic above: steps of a tenth of a second, a state after every third.
+STAGE_TWO = """
+[synthesizer]
+widths = [4, 8]
+discriminator_widths = [4, 8]
+steps = 24
+voxels_per_step = 65536
+max_cube = 32
+held_out_lesions = 2
+checkpoint_every = 3
+"""
+
+
+@pytest.mark.parametrize("stage", ["critic", "synthesizer"])
+def test_a_training_killed_at_random_steps_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path, stage: str) -> None:
+    store, config, models = tmp_path / "store", tmp_path / "config.toml", tmp_path / "models"
+    critic = CONFIG.replace("steps = 8", "steps = 24\nmax_cube = 32").replace("checkpoint_every = 2", "checkpoint_every = 3")
+    config.write_text(critic + STAGE_TWO)
+    command("phantom", "--store", store, "--labelled", 4, "--unlabelled", 2, "--seed", 5, "--config", config)
+    command(*arguments(config, store, models))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for out in (whole, broken):
+        if stage == "synthesizer":
+            shutil.copytree(models, out)
+        else:
+            out.mkdir()
+    told = ["train", stage, "--config", str(config), "--store", str(store), "--out"]
+    command(*told, str(whole))
+
+    seed = random.randrange(1 << 32)
+    print(f"seed of the kills: {seed}")
+    draws, log = random.Random(seed), broken / f"{stage}.metrics.jsonl"
+    killed, deadline = [], time.monotonic() + 300
+    for _ in range(3):
+        training = subprocess.Popen([BINARY, *told, str(broken), "--resume"], cwd=ROOT, stderr=subprocess.DEVNULL,
+                                    stdout=subprocess.DEVNULL)
+        after = draws.randint(1, 23)
+        while training.poll() is None and (len(log.read_text().splitlines()) if log.exists() else 0) < after:
+            assert time.monotonic() < deadline
+            time.sleep(draws.uniform(0.001, 0.01))
+        training.kill()
+        killed.append(training.wait() == -signal.SIGKILL)
+    assert any(killed), "every run had ended before it was killed"
+    command(*told, str(broken), "--resume")
+    for name in {f"{stage}.metrics.jsonl", *(path.name for path in whole.glob("*.safetensors"))}:
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), f"{name}, seed {seed}"
