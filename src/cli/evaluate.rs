@@ -33,7 +33,7 @@ const MOST_SLICES: usize = 40;
 /// Examples:
 ///   freetumor evaluate --config configs/demo.toml --store store --models models --network segmentor --json
 ///   freetumor evaluate --config configs/demo.toml --store store --models assets/demo --network critic --report scores.html
-///   freetumor evaluate --config configs/abdomen.toml --datalist dataset.json --preset lits --models models --json
+///   freetumor evaluate --config configs/abdomen.toml --datalist dataset.json --preset msd-liver --models models --json
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["store", "datalist"])))]

@@ -17,7 +17,7 @@ const MAX_DATASET_BYTES: u64 = 1 << 20;
 
 /// Import a PyTorch checkpoint as a critic, generator or segmentor, without executing its pickle
 ///
-/// Understood are the published networks (alone, or a file with netG., netD. and netSeg.), MONAI's SwinUNETR and nnU-Net's
+/// Understood are the published networks (alone, or a file with netG., netD. and netSeg.), MONAI's SwinUNETR and UNet, and nnU-Net's
 /// checkpoint_final.pth with its plans.json and dataset.json. What the model was trained on stays unknown: recipes must
 /// set allow_unknown_provenance to use it.
 ///

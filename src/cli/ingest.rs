@@ -24,7 +24,7 @@ const NOTED_SHOWN: usize = 50;
 /// Exit codes: 0 all cases are stored, 1 some were refused or nothing could be done, 2 wrong usage.
 ///
 /// Examples:
-///   freetumor ingest --config configs/abdomen.toml --datalist Task03_Liver/dataset.json --preset lits --store store
+///   freetumor ingest --config configs/abdomen.toml --datalist Task03_Liver/dataset.json --preset msd-liver --store store
 ///   freetumor ingest --config configs/demo.toml --image ct.nii.gz --labels seg.nii.gz --preset totalsegmentator --store store
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]

@@ -43,7 +43,7 @@ pub(super) const PARAMETERS: [(&str, &str); 17] = [
         "optional arrays, comma-separated: source, soft_mask, lesion_instance",
     ),
     ("seed", "the recipe's seed"),
-    ("synthesizer", "analytic, published or conditional"),
+    ("synthesizer", "conditional, published, analytic or copy_paste"),
     ("gate", "on or off"),
     ("augment", "on or off"),
     ("organ", "organs, comma-separated, in equal shares"),
