@@ -12,7 +12,7 @@ use super::arm::Hosts;
 use super::cohort::{Cohort, test_specs};
 use super::results::{Calibrated, mean};
 use super::{Arm, ExperimentConfig, ExperimentError, Results, RunKey, RunRecord, Setting, identity};
-use crate::checkpoint::{Bundle, load_segmentor};
+use crate::checkpoint::{Bundle, load_segmentor, write_atomically};
 use crate::evaluate::{EvaluateError, Examination, HeldOut, HeldOutSettings, Overlap, score_held_out};
 use crate::ingest::nifti::write_labels;
 use crate::kernel::ComputeDtype;
@@ -22,14 +22,15 @@ use crate::phantom::{PhantomSpec, Tumours, case_id, write_cohort};
 use crate::sampler::Pool;
 use crate::store::{CaseRecord, Cases, Store, StoreConfig};
 use crate::stream::delivery::Delivery;
-use crate::stream::patch::Outcome;
+use crate::stream::patch::{Outcome, StreamedPatch};
+use crate::stream::recipe::Recipe;
 use crate::stream::{BinCounts, PatchService, StatsSnapshot, StreamConfig, Streams};
 use crate::volume::Organ;
 
 /// What a run that was cut short goes on from.
 const STATE: &str = "segmentor.state.safetensors";
 /// Patches by which the gate's acceptance is measured.
-const PROBED: u64 = 192;
+const PROBED: u32 = 192;
 
 /// Where an experiment keeps its files and what it computes with.
 pub struct Workplace<'a> {
@@ -119,7 +120,7 @@ impl<'a> Experiment<'a> {
         let calibration = bundle.as_ref().and_then(|bundle| self.calibration(bundle));
         let service = Streams::start(store.clone(), bundle, self.place.stream.clone())?;
         let folder = self.place.out.join("runs").join(key.name());
-        let hosts = self.hosts(key, &service)?;
+        let hosts = self.hosts(key, &service, &folder)?;
         // What the gate accepts is measured for the recipe: no part of the training.
         let started = Instant::now();
         let config = self.segmentor(key, hosts);
@@ -190,8 +191,9 @@ impl<'a> Experiment<'a> {
         })
     }
 
-    /// Returns what a run takes of its healthy patients; of gated arms, the share of accepted patches is measured first.
-    fn hosts(&self, key: RunKey, service: &Streams) -> Result<Hosts, ExperimentError> {
+    /// Returns what a run takes of its healthy patients; of gated arms, the share of accepted patches is measured first. A run that goes on
+    /// keeps what was measured when it began: on a GPU a patch may be decided otherwise, and its state would be another configuration's.
+    fn hosts(&self, key: RunKey, service: &Streams, folder: &Path) -> Result<Hosts, ExperimentError> {
         let experiment = self.setting.experiment;
         let pool = match key.unlabelled {
             0 => Pool::LabelledHost,
@@ -203,21 +205,14 @@ impl<'a> Experiment<'a> {
         }
         let mut recipe = self.segmentor(key, of(1.0)).recipe;
         recipe.pools = Some(BTreeMap::from([(pool, 1.0)]));
-        let delivery = Delivery {
-            count: Some(PROBED),
-            batch_size: 1,
-            ..Delivery::default()
-        };
-        let mut stream = service.open(&service.resolve(recipe)?, &delivery)?;
-        let mut accepted = 0;
-        while let Some(batch) = stream.next_batch() {
-            let patches = batch?.patches;
-            accepted += patches
-                .iter()
-                .filter(|patch| patch.meta.outcome == Outcome::Accepted)
-                .count();
+        let path = folder.join("accepted.json");
+        if folder.join(STATE).exists() && path.exists() {
+            return Ok(of(f64::from(read_accepted(&path)?) / f64::from(PROBED)));
         }
-        Ok(of(accepted as f64 / PROBED as f64))
+        let accepted = probe(service, recipe)?;
+        fs_err::create_dir_all(folder)?;
+        write_atomically(&path, accepted.to_string().as_bytes())?;
+        Ok(of(f64::from(accepted) / f64::from(PROBED)))
     }
 
     fn segmentor(&self, key: RunKey, hosts: Hosts) -> SegmentorConfig {
@@ -416,4 +411,31 @@ fn store_of(
     }
     write_cohort(folder, setting.plan, (setting.phantom, specs), &|_| ())?;
     Ok(open()?)
+}
+
+/// Counts the patches of a recipe, among the first ones, whose lesion the gate accepts.
+fn probe(service: &Streams, recipe: Recipe) -> Result<u32, ExperimentError> {
+    let delivery = Delivery {
+        count: Some(PROBED.into()),
+        batch_size: 1,
+        ..Delivery::default()
+    };
+    let mut stream = service.open(&service.resolve(recipe)?, &delivery)?;
+    let mut accepted = 0;
+    while let Some(batch) = stream.next_batch() {
+        let patches = batch?.patches;
+        let is_accepted = |patch: &&Arc<StreamedPatch>| patch.meta.outcome == Outcome::Accepted;
+        accepted += patches.iter().filter(is_accepted).count() as u32;
+    }
+    Ok(accepted)
+}
+
+/// Reads what was counted when a run began.
+fn read_accepted(path: &Path) -> Result<u32, ExperimentError> {
+    let text = fs_err::read_to_string(path)?;
+    let accepted = text.trim().parse().ok().filter(|accepted| *accepted <= PROBED);
+    accepted.ok_or_else(|| ExperimentError::Results {
+        path: path.into(),
+        what: format!("expected a number from 0 to {PROBED}; without the run's folder it begins anew"),
+    })
 }

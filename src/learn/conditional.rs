@@ -360,6 +360,7 @@ impl StageTwo<'_> {
         (catalogue, networks): (Catalogue, &(GeneratorConfig, UnetConfig)),
         progress: &mut dyn Progress,
     ) -> Result<Trained, LearnError> {
+        self.note_sizes(&catalogue, progress);
         let (config, device) = (self.config, self.device.clone().autodiff());
         let (generator, discriminator) = networks;
         let textures = Textures::measure(&catalogue, config.max_cube, self.device)?;

@@ -138,6 +138,11 @@ impl FitSettings<'_> {
         self.out.join(format!("{}.best-{step}.safetensors", self.stage))
     }
 
+    /// Tells whether an earlier run left what this one could go on from.
+    pub(super) fn has_state(&self) -> bool {
+        self.state_path().exists()
+    }
+
     fn state_path(&self) -> PathBuf {
         self.out.join(format!("{}.state.safetensors", self.stage))
     }

@@ -179,6 +179,7 @@ impl StageTwo<'_> {
     pub fn published(&self, progress: &mut dyn Progress) -> Result<Made, LearnError> {
         let (config, critic) = (self.config, self.critic);
         let catalogue = Catalogue::new(self.cases, self.training);
+        self.note_sizes(&catalogue, progress);
         let organs = catalogue.organs.clone();
         let width = config.published.width;
         let shapes = [

@@ -391,7 +391,13 @@ pub fn train_segmentor(
         config,
         service,
         recipe: recipe.clone(),
-        steering: Steering::new(&config.steering, &recipe.recipe, job.out, job.resume)?,
+        // Without a state the run begins anew, and mixes that lie there may be another configuration's.
+        steering: Steering::new(
+            &config.steering,
+            &recipe.recipe,
+            job.out,
+            job.resume && settings.has_state(),
+        )?,
         plan: plan.clone(),
         stream: None,
         learner: Learner::new(

@@ -17,6 +17,7 @@ use crate::digest::Digest;
 use crate::kernel::ComputeDtype;
 use crate::store::Cases;
 use crate::stream::seen_cases;
+use crate::volume::SizeClass;
 
 /// Trains generator and discriminator against the critic of a folder, measures the generator on held-out hosts, and
 /// writes a complete bundle (the critic is copied) and `synthesizer.report.json`.
@@ -117,6 +118,28 @@ impl StageTwo<'_> {
             device: self.device,
             progress,
         })
+    }
+
+    /// Says which sizes are asked for that no real tumour has.
+    pub fn note_sizes(&self, catalogue: &Catalogue, progress: &mut dyn Progress) {
+        let tumours = catalogue.all_tumours();
+        let sizes = tumours
+            .iter()
+            .map(|(_, _, tumour)| SizeClass::of_diameter(f64::from(tumour.diameter_mm)));
+        let sizes: Vec<SizeClass> = sizes.collect();
+        let is_asked = |size: &&SizeClass| self.config.cube_mix.get(size).is_some_and(|share| *share > 0.0);
+        let asked = SizeClass::ALL.iter().filter(is_asked);
+        let absent: Vec<&str> = asked
+            .filter(|size| !sizes.contains(size))
+            .map(|size| size.name())
+            .collect();
+        if !absent.is_empty() {
+            progress.on_note(&format!(
+                "no real tumour that is learnt from is {}: in steps of that size the discriminator sees larger or smaller ones instead, and may go by \
+                 size; synthesizer.cube_mix without it asks for no such steps",
+                absent.join(" or ")
+            ));
+        }
     }
 
     /// Tells whether the hosts of the report, and their real lesions, are none that it learns from.

@@ -5,13 +5,13 @@ use std::path::Path;
 use burn::tensor::Device;
 use freetumor::checkpoint::{Bundle, Role, load_manifest};
 use freetumor::learn::{
-    CriticConfig, Keep, LearnError, Metrics, NetworkChoice, Progress, Quiet, ValidationSettings, train_critic,
+    CriticConfig, Keep, LearnError, NetworkChoice, Progress, Quiet, ValidationSettings, train_critic,
 };
 use freetumor::nn::CubeSides;
 use freetumor::store::{CaseKind, Cases};
 use freetumor::stream::judges;
 
-use super::{StopAfter, StopAt, critic_config, job, toy, weights};
+use super::{Notes, StopAfter, StopAt, critic_config, job, toy, weights};
 
 #[test]
 fn a_resumed_critic_has_the_weights_of_an_uninterrupted_one() {
@@ -94,19 +94,6 @@ fn a_run_that_is_told_to_stop_while_it_judges_real_lesions_comes_back_to_them() 
     let resumed = run(parts.path(), true, &mut Quiet).unwrap();
     assert_eq!(resumed.calibration, report.calibration);
     assert_eq!(weights(whole.path(), Role::Critic), weights(parts.path(), Role::Critic));
-}
-
-/// Hears the notes of a run.
-struct Notes(Vec<String>);
-
-impl Progress for Notes {
-    fn on_step(&mut self, _stage: &str, _step: u64, _steps: u64, _metrics: &Metrics) {}
-    fn on_note(&mut self, note: &str) {
-        self.0.push(note.into());
-    }
-    fn should_stop(&self) -> bool {
-        false
-    }
 }
 
 #[test]

@@ -46,6 +46,19 @@ impl Progress for StopAt {
     }
 }
 
+/// Hears the notes of a run.
+struct Notes(Vec<String>);
+
+impl Progress for Notes {
+    fn on_step(&mut self, _stage: &str, _step: u64, _steps: u64, _metrics: &Metrics) {}
+    fn on_note(&mut self, note: &str) {
+        self.0.push(note.into());
+    }
+    fn should_stop(&self) -> bool {
+        false
+    }
+}
+
 fn critic_config(steps: u64) -> CriticConfig {
     let mut config = CriticConfig {
         widths: vec![4, 8],

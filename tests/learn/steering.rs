@@ -113,6 +113,22 @@ fn a_steered_run_keeps_the_models_that_it_began_with_and_what_they_saw() {
 }
 
 #[test]
+fn mixes_of_a_run_that_left_no_state_are_not_taken_over() {
+    let store = Arc::new(toy::store(6, 2));
+    let service = Streams::start(store.clone(), None, StreamConfig::default()).unwrap();
+    let run = |out: &Path, rate: f64, resume: bool| {
+        let mut config = steered();
+        config.steering.rate = rate;
+        train_segmentor(&config, &*service, &mut job(&*store, out, resume, &mut Quiet)).unwrap()
+    };
+    let (fresh, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    run(killed.path(), 0.2, false);
+    std::fs::remove_file(killed.path().join("segmentor.state.safetensors")).unwrap();
+    // As after a kill before the first state, and a change of the configuration.
+    assert_eq!(run(killed.path(), 0.9, true).mixes, run(fresh.path(), 0.9, false).mixes);
+}
+
+#[test]
 fn a_steered_run_asks_for_what_it_missed_and_resumes_to_the_same() {
     let store = Arc::new(toy::store(6, 2));
     let service = Streams::start(store.clone(), None, StreamConfig::default()).unwrap();

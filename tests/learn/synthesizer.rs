@@ -12,7 +12,7 @@ use freetumor::nn::PublishedConfig;
 use freetumor::volume::SizeClass;
 use serde_json::Value;
 
-use super::{StopAfter, StopAt, critic_config, job, toy, weights};
+use super::{Notes, StopAfter, StopAt, critic_config, job, toy, weights};
 
 /// A generator of two levels, on cubes of 16 voxels.
 fn synthesizer_config(steps: u64) -> SynthesizerConfig {
@@ -71,6 +71,26 @@ fn a_resumed_synthesizer_has_the_weights_of_an_uninterrupted_one_and_completes_t
     );
     // Eight labelled and three unlabelled cases were not held out.
     assert_eq!(bundle.provenance.source_hashes.len(), 11);
+}
+
+#[test]
+fn sizes_that_no_real_tumour_has_are_named() {
+    let store = toy::store(10, 4);
+    let [critic, out] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    train_critic(&critic_config(1), &mut job(&store, critic.path(), false, &mut Quiet)).unwrap();
+    // The toy's tumours have 9 mm.
+    let said = |cube_mix: &[(SizeClass, f64)]| {
+        let config = SynthesizerConfig {
+            cube_mix: cube_mix.iter().copied().collect(),
+            ..synthesizer_config(1)
+        };
+        let mut notes = Notes(Vec::new());
+        train_synthesizer(&config, critic.path(), &mut job(&store, out.path(), false, &mut notes)).unwrap();
+        notes.0.into_iter().find(|note| note.starts_with("no real tumour"))
+    };
+    assert_eq!(said(&[(SizeClass::Tiny, 1.0), (SizeClass::Large, 0.0)]), None);
+    let note = said(&[(SizeClass::Tiny, 0.8), (SizeClass::Small, 0.2)]).unwrap();
+    assert!(note.contains("is small: in steps of that size"), "{note}");
 }
 
 #[test]
