@@ -50,6 +50,8 @@ if [ "${FREETUMOR_TEST_FRAMEWORKS:-0}" = 1 ]; then
     .venv-frameworks/bin/pip install --quiet --disable-pip-version-check -e './python[test-frameworks]'
     .venv-frameworks/bin/pyright --project python --pythonpath .venv-frameworks/bin/python
     .venv-frameworks/bin/python -m pytest -q -rs python/tests/test_{torch,monai,nnunet,examples}.py
+    step "networks of full size, written by PyTorch, MONAI and nnU-Net"
+    FREETUMOR_TORCH_PYTHON=$PWD/.venv-frameworks/bin/python cargo test --release --quiet --test import -- --ignored
 fi
 
 step "demo --check"

@@ -43,9 +43,8 @@ fn anchor(heading: &str) -> String {
 
 fn anchors(path: &Path) -> BTreeSet<String> {
     let text = prose(path);
-    let headings = text
-        .lines()
-        .filter_map(|line| line.starts_with('#').then(|| line.trim_start_matches('#').trim()));
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let headings = headings.map(|line| line.trim_start_matches('#').trim());
     headings.map(anchor).collect()
 }
 
