@@ -17,7 +17,8 @@ const EXPERIMENT_REVISION: u32 = 7;
 /// Revisions before, whose runs without models are this one's: their critics were calibrated otherwise.
 const REVISIONS_BEFORE: [u32; 2] = [6, 5];
 /// The stream's revision at which arms last changed. 6 changed bundles with inner folds alone, which no experiment had then; 7 copied tumours that
-/// are larger than their box, or judged by the gate, which no arm's are.
+/// are larger than their box, or judged by the gate, which no arm's are; 8 rounds a network's first convolution once: the same arms, as on another
+/// processor.
 const STREAM_REVISION: u32 = 5;
 /// The most patients of one kind.
 const MAX_PATIENTS: usize = 9_000;

@@ -2,16 +2,22 @@
 //! 8 output channels by 3 vectors of voxels. What a tap reads is a table of shifts, so that `strided` is this kernel, too.
 //!
 //! Every output is one chain of additions: bias, then input channels in order, taps in order within each. The chain does
-//! not depend on threads, batch mates, or how the plane is cut into vectors.
+//! not depend on threads, batch mates, or how the plane is cut into vectors. It is of single precision, but for inputs of
+//! up to three channels: an image's first convolution, whose rounding all further layers inherit and magnify (a norm
+//! divides by what little varies), has its few products summed in double.
 
 use rayon::prelude::*;
 
-use super::isa::{Isa, Lanes};
+use super::isa::{Accumulator, Isa};
 use super::layout::{BLOCK, Channels, Geometry, Padded, Shared, Vectors, from_zeros, pack, transpose};
-use super::winograd;
+use super::{wide, winograd};
 
 /// Taps times input channels whose weights (7 KiB) stay in the first-level cache while a plane is worked on.
 const PRODUCTS_AT_A_TIME: usize = 8 * 27;
+
+/// Most input channels of a kernel of side 3 whose products are summed in double precision: 81 products, fewer than are worked on
+/// [at a time](PRODUCTS_AT_A_TIME), so that no sum is rounded on the way.
+const WIDE_CHANNELS: usize = 3;
 
 /// Vectors of voxels in a register tile: 8 x 3 sums, 3 inputs and a weight fill the 32 registers of AVX-512.
 const TILE: usize = 3;
@@ -139,6 +145,8 @@ pub struct Direct<'a> {
     vectors: Vectors,
     /// Starts of the vectors in a plane of input and of sums.
     starts: Vec<[usize; 2]>,
+    /// Whether sums are of double precision.
+    is_wide: bool,
 }
 
 impl<'a> Direct<'a> {
@@ -155,6 +163,7 @@ impl<'a> Direct<'a> {
             ci: g.ci,
             vectors,
             starts,
+            is_wide: g.k == 3 && g.ci <= WIDE_CHANNELS,
         }
     }
 
@@ -190,6 +199,7 @@ impl<'a> Direct<'a> {
                 weights: &taps.weights[first * taps.shifts.len() * BLOCK..],
                 starts: &self.starts,
                 live,
+                is_wide: self.is_wide,
             };
             plane.add(self.isa, sums, self.vectors.plane);
         }
@@ -212,6 +222,8 @@ struct Plane<'a> {
     starts: &'a [[usize; 2]],
     /// Output channels that the block really has.
     live: usize,
+    /// Whether sums are of double precision.
+    is_wide: bool,
 }
 
 impl Plane<'_> {
@@ -235,6 +247,7 @@ impl Plane<'_> {
                 Isa::Avx512 => self.add_avx512(sums.as_mut_ptr(), plane),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => self.add_avx2(sums.as_mut_ptr(), plane),
+                _ if self.is_wide => self.add_tiles::<[f64; 4], 2>(sums.as_mut_ptr(), plane),
                 _ => self.add_tiles::<[f32; 4], 2>(sums.as_mut_ptr(), plane),
             }
         }
@@ -245,12 +258,14 @@ impl Plane<'_> {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx2,fma")]
     unsafe fn add_avx512(&self, sums: *mut f32, plane: usize) {
+        use std::arch::x86_64::{__m512, __m512d};
         // SAFETY: promised by the caller.
         unsafe {
             match self.live {
+                _ if self.is_wide => self.add_tiles::<wide::Wide<__m512d>, 4>(sums, plane),
                 // Half a tile: a network of 12 channels would waste a quarter of the work otherwise.
-                ..=4 => self.add_tiles::<std::arch::x86_64::__m512, 4>(sums, plane),
-                _ => self.add_tiles::<std::arch::x86_64::__m512, 8>(sums, plane),
+                ..=4 => self.add_tiles::<__m512, 4>(sums, plane),
+                _ => self.add_tiles::<__m512, 8>(sums, plane),
             }
         }
     }
@@ -260,8 +275,15 @@ impl Plane<'_> {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn add_avx2(&self, sums: *mut f32, plane: usize) {
+        use std::arch::x86_64::{__m256, __m256d};
         // SAFETY: promised by the caller.
-        unsafe { self.add_tiles::<std::arch::x86_64::__m256, 4>(sums, plane) }
+        unsafe {
+            if self.is_wide {
+                self.add_tiles::<wide::Wide<__m256d>, 2>(sums, plane);
+            } else {
+                self.add_tiles::<__m256, 4>(sums, plane);
+            }
+        }
     }
 
     /// Goes through the plane, `N` output channels (as many as registers allow) at a time.
@@ -269,7 +291,7 @@ impl Plane<'_> {
     /// # Safety
     /// The bounds asserted by [`Self::add`] hold and the processor has the instructions of `L`.
     #[inline(always)]
-    unsafe fn add_tiles<L: Lanes, const N: usize>(&self, sums: *mut f32, plane: usize) {
+    unsafe fn add_tiles<L: Accumulator, const N: usize>(&self, sums: *mut f32, plane: usize) {
         for starts in self.starts.chunks(TILE) {
             for first in (0..self.live).step_by(N) {
                 // SAFETY: promised by the caller; N divides BLOCK, so that `first + N <= BLOCK`.
@@ -295,7 +317,7 @@ impl Plane<'_> {
         reason = "iterators take the sums' address, which keeps them out of registers: half the speed"
     )]
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const V: usize, const N: usize>(
+    unsafe fn tile<L: Accumulator, const V: usize, const N: usize>(
         &self,
         starts: [[usize; 2]; V],
         first: usize,

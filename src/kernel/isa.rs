@@ -77,8 +77,8 @@ impl Isa {
     }
 }
 
-/// One vector register of `f32`.
-pub trait Lanes: Copy {
+/// A register in which products of numbers of single precision are summed.
+pub trait Accumulator: Copy {
     /// How many numbers it holds, at most [`MAX_LANES`].
     const COUNT: usize;
 
@@ -105,7 +105,10 @@ pub trait Lanes: Copy {
     /// # Safety
     /// The processor has the instruction set.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
+}
 
+/// One vector register of `f32`.
+pub trait Lanes: Accumulator {
     /// Returns `self + other`.
     ///
     /// # Safety
@@ -144,7 +147,7 @@ pub trait Lanes: Copy {
 }
 
 /// The register of a processor of which nothing is known; the compiler maps it to what the target has.
-impl Lanes for [f32; 4] {
+impl Accumulator for [f32; 4] {
     const COUNT: usize = 4;
 
     #[inline(always)]
@@ -171,7 +174,9 @@ impl Lanes for [f32; 4] {
         }
         self
     }
+}
 
+impl Lanes for [f32; 4] {
     #[inline(always)]
     unsafe fn plus(self, other: Self) -> Self {
         std::array::from_fn(|lane| self[lane] + other[lane])
@@ -247,7 +252,7 @@ macro_rules! intel_lanes {
         $register:ty, $count:literal, $splat:ident, $load:ident, $store:ident, $fma:ident, $add:ident, $sub:ident,
         $sum:ident
     ) => {
-        impl Lanes for $register {
+        impl Accumulator for $register {
             const COUNT: usize = $count;
 
             #[inline(always)]
@@ -273,7 +278,9 @@ macro_rules! intel_lanes {
                 // SAFETY: the caller promises the instruction set.
                 unsafe { $fma(a, b, self) }
             }
+        }
 
+        impl Lanes for $register {
             #[inline(always)]
             unsafe fn plus(self, other: Self) -> Self {
                 // SAFETY: the caller promises the instruction set.

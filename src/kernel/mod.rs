@@ -21,6 +21,7 @@ mod strided;
 mod transposed;
 mod upsampling;
 mod weight_gradient;
+mod wide;
 mod winograd;
 
 use std::sync::Arc;

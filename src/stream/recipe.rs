@@ -12,7 +12,7 @@ use crate::synth::{GateRule, GateSettings, SynthesizerKind};
 use crate::volume::{ContrastBin, MAX_PATCH_SIDE, Plan, Shape, SizeClass};
 
 /// Raised on any change to the bytes that a recipe and an index stand for.
-pub const REVISION: u32 = 7;
+pub const REVISION: u32 = 8;
 
 /// The longest side of a patch that is warped.
 const MAX_WARPED_SIDE: usize = 192;
