@@ -274,7 +274,7 @@ const CONFIGURATIONS: [(&str, &[&str]); 27] = [
     ),
     (
         "[synthesizer]\nheld_out_lesions = 1000000\n",
-        &["synthesizer.held_out_lesions", "1 to 2000"],
+        &["synthesizer.held_out_lesions", "1 to 606 with cubes of up to 96 voxels"],
     ),
     ("[segmentor]\nbatch_size = 0\n", &["segmentor.batch_size", "at least 1"]),
 ];

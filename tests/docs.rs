@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use freetumor::stream::recipe::Recipe;
-use serde_json::Value;
 
 /// Lists the documents that people read.
 fn documents() -> Vec<PathBuf> {
@@ -75,22 +74,33 @@ fn every_link_of_the_documents_leads_somewhere() {
     assert!(dead.is_empty(), "{dead:#?}");
 }
 
-/// Collects the names of all fields; of maps with free keys their own name alone.
-fn fields(value: &Value, of_shares: bool, names: &mut BTreeSet<String>) {
-    let Some(table) = value.as_object() else { return };
-    for (name, value) in table {
-        if !of_shares {
-            names.insert(name.clone());
-        }
-        let of_shares = matches!(name.as_str(), "sizes" | "contrasts" | "centres" | "pools" | "organs");
-        fields(value, of_shares, names);
+/// Collects the names of all fields of a recipe's table, and of the tables in it: what the parser expects in place of an unknown one.
+fn fields(path: &[&str], names: &mut BTreeSet<String>) {
+    let inner = serde_json::json!({"?": 1});
+    let asked = path
+        .iter()
+        .rev()
+        .fold(inner, |value, name| serde_json::json!({*name: value}));
+    // Shares take any name.
+    let error = serde_json::from_value::<Recipe>(asked)
+        .err()
+        .map_or(String::new(), |error| error.to_string());
+    let Some((_, expected)) = error.split_once("unknown field `?`, expected ") else {
+        return;
+    };
+    for name in expected.split('`').skip(1).step_by(2) {
+        names.insert(name.into());
+        fields(&[path, &[name]].concat(), names);
     }
 }
 
 #[test]
 fn the_recipes_page_has_every_field() {
     let mut names = BTreeSet::new();
-    fields(&serde_json::to_value(Recipe::default()).unwrap(), false, &mut names);
+    fields(&[], &mut names);
+    for name in ["bundle", "hold_out_hashes", "blur", "noise_hu", "realism"] {
+        assert!(names.contains(name), "{name}: {names:?}");
+    }
     assert!(names.len() > 25, "{names:?}");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/recipe.md");
     let text = std::fs::read_to_string(path).unwrap();

@@ -172,7 +172,7 @@ fn free_address() -> String {
     listener.local_addr().expect("it is bound").to_string()
 }
 
-/// Asks for metrics until they tell of a step.
+/// Asks a run that has made a step for metrics, until they tell of it.
 fn scrape(address: &str) -> String {
     let ask = || -> std::io::Result<String> {
         let mut socket = std::net::TcpStream::connect(address)?;
@@ -182,9 +182,12 @@ fn scrape(address: &str) -> String {
         Ok(answer)
     };
     let mut answer = String::new();
-    for _ in 0..6000 {
+    for _ in 0..1000 {
         answer = ask().unwrap_or_default();
-        if answer.contains("freetumor_training_loss") {
+        if ["freetumor_training_loss", "gradient_norm"]
+            .iter()
+            .all(|name| answer.contains(name))
+        {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
@@ -192,11 +195,13 @@ fn scrape(address: &str) -> String {
     answer
 }
 
-/// Starts a run, sends SIGTERM when it has logged so many steps, and returns what it said and reported; it must end as done.
+/// Starts a run, does something when it has logged so many steps, sends SIGTERM, and returns what it said and reported; it must end as
+/// done.
 fn told_to_stop(
     dir: &Path,
     (args, environment): (&[&str], &[(&str, &str)]),
     (log, steps): (&Path, usize),
+    before: impl FnOnce(),
 ) -> (String, String) {
     let child = Command::new(env!("CARGO_BIN_EXE_freetumor"))
         .current_dir(dir)
@@ -207,6 +212,7 @@ fn told_to_stop(
         .spawn()
         .expect("the binary was built with this test");
     wait_for_steps(log, steps);
+    before();
     Command::new("kill")
         .args(["-TERM", &child.id().to_string()])
         .status()
@@ -235,10 +241,10 @@ fn a_training_that_is_told_to_stop_saves_says_so_and_goes_on_later() {
         // Far from a checkpoint (every hundredth step): what was done is saved all the same.
         let address = free_address();
         let train = [&train[..], &["--metrics", &address]].concat();
-        let asked = address.clone();
-        let scraped = std::thread::spawn(move || scrape(&asked));
-        let (said, _) = told_to_stop(dir, (&train, environment), (&log, stopped_after as usize + 3));
-        let scraped = scraped.join().expect("it does not panic");
+        let mut scraped = String::new();
+        let (said, _) = told_to_stop(dir, (&train, environment), (&log, stopped_after as usize + 3), || {
+            scraped = scrape(&address);
+        });
         let has = |start: &str| scraped.lines().any(|line| line.starts_with(start));
         assert!(
             has("freetumor_training_loss{stage=\"critic\"} ")
@@ -285,7 +291,7 @@ fn a_run_over_folds_that_is_told_to_stop_after_the_first_does_not_train_the_next
         "--no-inner-folds",
     ];
     let log = dir.join("m/fold-0/critic.metrics.jsonl");
-    let (said, reported) = told_to_stop(dir, (&train, &[]), (&log, 20));
+    let (said, reported) = told_to_stop(dir, (&train, &[]), (&log, 20), || ());
     assert!(said.contains("go on with --resume") && reported.is_empty(), "{said}");
     let reports = ok(&freetumor(dir, &[&train[..], &["--resume"]].concat()));
     let reports: serde_json::Value = serde_json::from_str(&reports).unwrap();

@@ -52,9 +52,9 @@ pub(super) struct Args {
     /// The folder of models
     #[arg(long, value_name = "DIR")]
     models: PathBuf,
-    /// Which network
-    #[arg(long, value_enum, default_value = "segmentor")]
-    network: Network,
+    /// Which network of the folder [default: the segmentor where there is one, else the critic]
+    #[arg(long, value_enum)]
+    network: Option<Network>,
     #[command(flatten)]
     window: WindowArgs,
     /// Score at most so many cases, instead of `segmentor.held_out.cases`
@@ -76,7 +76,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let compute = args.device.open()?;
-    let network = Segmenting::open(&args.models, args.network, &compute.device)?;
+    let choice = args.network.unwrap_or_else(|| Network::of_folder(&args.models));
+    let network = Segmenting::open(&args.models, choice, &compute.device)?;
     let held_out = config.segmentor.held_out.clone();
     let labels = &network.manifest.plan.labels;
     if let Some(class) = held_out.tolerance.unknown(labels) {
@@ -86,6 +87,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.report {
         check_folder("--report", path)?;
     }
+    let model = format!("{} {}", network.manifest.role.name(), network.hash());
+    say_error(&format!("model: {model}"));
     let exam = Exam {
         net: network.net.clone().with_compute_dtype(compute.dtype),
         device: compute.device,
@@ -116,7 +119,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if scores.cases.is_empty() {
         bail!("no labelled case in {of_what} that the model was not trained on");
     }
-    let model = format!("{} {}", network.manifest.role.name(), network.hash());
     if args.json {
         say_json(&Document {
             model: &model,

@@ -2,9 +2,9 @@
 //! 8 output channels by 3 vectors of voxels. What a tap reads is a table of shifts, so that `strided` is this kernel, too.
 //!
 //! Every output is one chain of additions: bias, then input channels in order, taps in order within each. The chain does
-//! not depend on threads, batch mates, or how the plane is cut into vectors. It is of single precision, but for inputs of
-//! up to three channels: an image's first convolution, whose rounding all further layers inherit and magnify (a norm
-//! divides by what little varies), has its few products summed in double.
+//! not depend on threads, batch mates, or how the plane is cut into vectors. It is of single precision, but for kernels of
+//! side 3 over up to three channels: an image's first convolution, whose rounding all further layers inherit and magnify
+//! (a norm divides by what little varies), has its few products summed in double.
 
 use rayon::prelude::*;
 
@@ -18,6 +18,7 @@ const PRODUCTS_AT_A_TIME: usize = 8 * 27;
 /// Most input channels of a kernel of side 3 whose products are summed in double precision: 81 products, fewer than are worked on
 /// [at a time](PRODUCTS_AT_A_TIME), so that no sum is rounded on the way.
 const WIDE_CHANNELS: usize = 3;
+const _: () = assert!(27 * WIDE_CHANNELS <= PRODUCTS_AT_A_TIME);
 
 /// Vectors of voxels in a register tile: 8 x 3 sums, 3 inputs and a weight fill the 32 registers of AVX-512.
 const TILE: usize = 3;

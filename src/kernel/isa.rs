@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 /// Names the variable that holds the kernels back to an older instruction set.
 pub const OVERRIDE: &str = "FREETUMOR_KERNEL";
 
-/// Most lanes of any [`Lanes`].
+/// Most numbers of any [`Accumulator`].
 pub const MAX_LANES: usize = 16;
 
 /// An instruction set that the kernels are compiled for.

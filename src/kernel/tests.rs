@@ -131,20 +131,13 @@ fn convolution_equals_the_loop() {
 #[test]
 fn a_first_convolution_is_rounded_once() {
     for g in shapes().into_iter().filter(|g| g.k == 3 && g.ci <= 3) {
-        let (x, weight, bias) = (
-            normals(g.ci * g.voxels(), 1),
-            normals(g.co * g.ci * 27, 2),
-            normals(g.co, 3),
-        );
+        let [x, weight, bias] = [g.ci * g.voxels(), g.co * g.ci * 27, g.co].map(|count| normals(count, count as u64));
         let mut sums: Vec<f64> = bias.iter().flat_map(|b| vec![f64::from(*b); g.voxels()]).collect();
         products(&g, |o, w, i| sums[o] += f64::from(x[i]) * f64::from(weight[w]));
         let rounded: Vec<f32> = sums.into_iter().map(|sum| sum as f32).collect();
         for isa in sets() {
-            assert_eq!(
-                convolution::forward(isa, &g, &x, &weight, &bias),
-                rounded,
-                "{isa:?}, {g:?}"
-            );
+            let got = convolution::forward(isa, &g, &x, &weight, &bias);
+            assert_eq!(got, rounded, "{isa:?}, {g:?}");
         }
     }
 }

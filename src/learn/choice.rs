@@ -96,6 +96,14 @@ pub(super) fn fresh(architecture: &Architecture, device: &Device, seed: u64) -> 
         .expect("stages choose among segmenting networks alone")
 }
 
+/// Returns the voxels that a network really computes for one cube of these sides, filled up with air to multiples of its stride.
+pub(super) fn filled_voxels(architecture: &Architecture, sides: [usize; 3]) -> u64 {
+    let filled = sides.into_iter().zip(architecture.stride());
+    filled
+        .map(|(side, stride)| side.next_multiple_of(stride) as u64)
+        .product()
+}
+
 /// Refuses a choice that cannot be built, or one with deep supervision that cannot halve the sides it will see as often as it does;
 /// other networks fill sides up with air.
 pub(super) fn check_sides(
@@ -121,5 +129,16 @@ pub(super) fn check_sides(
             section.check(key, false, &expected, side)
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sides_are_filled_up_to_what_a_network_can_halve() {
+        let halves_twice = architecture(None, &[4, 8, 8], 2);
+        assert_eq!(filled_voxels(&halves_twice, [5, 8, 9]), 8 * 8 * 12);
     }
 }

@@ -414,7 +414,9 @@ impl Trained {
     ) -> Result<Vec<RealScore>, LearnError> {
         // The state of the last step is saved, so that a resumed run comes back here.
         let go_on = || match job.progress.should_stop() {
-            true => Err(LearnError::Stopped { step: config.steps }),
+            true => Err(LearnError::Stopped {
+                step: self.fitted.steps,
+            }),
             false => Ok(()),
         };
         let catalogue = Catalogue::new(job.cases, cases);

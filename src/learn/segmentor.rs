@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::augment::SlabMix;
 use super::check::Section;
-use super::choice::{NetworkChoice, architecture, check_sides, fresh};
+use super::choice::{NetworkChoice, architecture, check_sides, filled_voxels, fresh};
 use super::cubes::{normalise, stack};
 use super::fit::{FitSettings, Job, Metrics, Trainee, fit, forget};
 use super::held_out::{dice_metrics, held_out_scores};
@@ -31,7 +31,7 @@ use crate::stream::recipe::{Recipe, Selection};
 use crate::stream::{PatchService, PatchStream, Resolved, StreamError, check_delivery, held_out_cases};
 use crate::volume::{ClassSet, Plan};
 
-/// The most voxels of a step: 128 patches of 128^3. What a device can hold is less, and depends on the network.
+/// The most voxels of a step, with those that fill sides up to what the network can halve: 128 patches of 128^3. What a device can hold is less, and depends on the network.
 const MAX_BATCH_VOXELS: u64 = 1 << 28;
 
 /// Stage 3's configuration.
@@ -316,7 +316,7 @@ impl Setup {
         let architecture = config.architecture(plan.labels.class_count());
         let section = Section("segmentor");
         check_sides((&section, "recipe.patch"), &architecture, &[recipe.patch])?;
-        let most = MAX_BATCH_VOXELS / (recipe.patch.iter().product::<usize>() as u64).max(1);
+        let most = MAX_BATCH_VOXELS / filled_voxels(&architecture, recipe.patch).max(1);
         let (batch, expected) = (
             u64::from(config.batch_size),
             format!("at most {most} patches of {:?}", recipe.patch),

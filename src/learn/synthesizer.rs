@@ -1,6 +1,7 @@
 //! Stage 2: the generator against the frozen critic (would the lesion be recognised?) and a voxel-wise discriminator
 //! (does it look real?).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -120,18 +121,21 @@ impl StageTwo<'_> {
         })
     }
 
-    /// Says which sizes are asked for that no real tumour has.
+    /// Says which sizes are asked for that no real tumour of an organ has.
     pub fn note_sizes(&self, catalogue: &Catalogue, progress: &mut dyn Progress) {
-        let tumours = catalogue.all_tumours();
-        let sizes = tumours
-            .iter()
-            .map(|(_, _, tumour)| SizeClass::of_diameter(f64::from(tumour.diameter_mm)));
-        let sizes: Vec<SizeClass> = sizes.collect();
+        let mut sizes = BTreeMap::<usize, Vec<SizeClass>>::new();
+        for (_, organ, tumour) in catalogue.all_tumours() {
+            let size = SizeClass::of_diameter(f64::from(tumour.diameter_mm));
+            sizes.entry(organ).or_default().push(size);
+        }
         let is_asked = |size: &&SizeClass| self.config.cube_mix.get(size).is_some_and(|share| *share > 0.0);
-        let asked = SizeClass::ALL.iter().filter(is_asked);
-        let absent: Vec<&str> = asked
-            .filter(|size| !sizes.contains(size))
-            .map(|size| size.name())
+        let asked: Vec<&SizeClass> = SizeClass::ALL.iter().filter(is_asked).collect();
+        let absent: Vec<String> = sizes
+            .iter()
+            .flat_map(|(organ, sizes)| {
+                let absent = asked.iter().filter(|size| !sizes.contains(size));
+                absent.map(|size| format!("{} ({})", size.name(), catalogue.organs[*organ].name))
+            })
             .collect();
         if !absent.is_empty() {
             progress.on_note(&format!(

@@ -16,8 +16,10 @@ use crate::lesion::LesionForm;
 use crate::nn::{ContrastOver, GeneratorConfig, PublishedConfig, UnetConfig};
 use crate::volume::SizeClass;
 
-/// The most lesions of a report: all their hosts are held at once, 9 MB each of cubes of 96 voxels a side.
+/// The most lesions of a report.
 const MAX_HELD_OUT_LESIONS: usize = 2000;
+/// The most voxels of their cubes: all hosts are held at once, ten bytes a voxel, together 5 GB.
+const MAX_HELD_OUT_VOXELS: usize = 1 << 29;
 
 /// How the parts of the generator's loss are weighed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -280,13 +282,9 @@ impl SynthesizerConfig {
         section.count("steps", self.steps)?;
         section.count("checkpoint_every", self.checkpoint_every)?;
         let lesions = self.held_out_lesions;
-        let expected = format!("1 to {MAX_HELD_OUT_LESIONS}");
-        section.check(
-            "held_out_lesions",
-            (1..=MAX_HELD_OUT_LESIONS).contains(&lesions),
-            &expected,
-            lesions,
-        )?;
+        let most = MAX_HELD_OUT_LESIONS.min(MAX_HELD_OUT_VOXELS / self.max_cube.pow(3));
+        let expected = format!("1 to {most} with cubes of up to {} voxels a side", self.max_cube);
+        section.check("held_out_lesions", (1..=most).contains(&lesions), &expected, lesions)?;
         section.shares("cube_mix", &self.cube_mix)?;
         section.split(&self.split)?;
         section.optimizer("optimizer", &self.optimizer, self.steps)?;

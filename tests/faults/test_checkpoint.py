@@ -88,6 +88,27 @@ checkpoint_every = 3
 """
 
 
+def kill_after(arguments: list[str], log: Path, draws: random.Random) -> None:
+    """Kills a training when it has itself logged some steps, one to six."""
+    before, steps, deadline = log.stat().st_ino if log.exists() else None, draws.randint(1, 6), time.monotonic() + 120
+    first = None
+    training = subprocess.Popen([BINARY, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        while training.poll() is None and time.monotonic() < deadline:
+            # A resumed run writes a log of its own, which begins with the steps before the state.
+            if log.exists() and log.stat().st_ino != before:
+                lines = log.read_text().count("\n")
+                first = lines if first is None else first
+                if lines >= first + steps:
+                    break
+            time.sleep(draws.uniform(0.001, 0.01))
+    finally:
+        training.kill()
+        ended = training.wait()
+    assert ended == -signal.SIGKILL, f"the run had ended before it was killed: {ended}"
+    assert time.monotonic() < deadline, "no steps"
+
+
 @pytest.mark.parametrize("stage", ["critic", "synthesizer"])
 def test_a_training_killed_at_random_steps_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path, stage: str) -> None:
     store, config, models = tmp_path / "store", tmp_path / "config.toml", tmp_path / "models"
@@ -107,17 +128,9 @@ def test_a_training_killed_at_random_steps_ends_with_the_weights_of_an_unbroken_
     seed = random.randrange(1 << 32)
     print(f"seed of the kills: {seed}")
     draws, log = random.Random(seed), broken / f"{stage}.metrics.jsonl"
-    killed, deadline = [], time.monotonic() + 300
     for _ in range(3):
-        training = subprocess.Popen([BINARY, *told, str(broken), "--resume"], cwd=ROOT, stderr=subprocess.DEVNULL,
-                                    stdout=subprocess.DEVNULL)
-        after = draws.randint(1, 23)
-        while training.poll() is None and (len(log.read_text().splitlines()) if log.exists() else 0) < after:
-            assert time.monotonic() < deadline
-            time.sleep(draws.uniform(0.001, 0.01))
-        training.kill()
-        killed.append(training.wait() == -signal.SIGKILL)
-    assert any(killed), "every run had ended before it was killed"
+        # Three times up to six of the 24 steps: each run begins after the state of the one before, and is killed while steps are left.
+        kill_after([*told, str(broken), "--resume"], log, draws)
     command(*told, str(broken), "--resume")
     for name in {f"{stage}.metrics.jsonl", *(path.name for path in whole.glob("*.safetensors"))}:
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), f"{name}, seed {seed}"

@@ -90,7 +90,7 @@ fn sizes_that_no_real_tumour_has_are_named() {
     };
     assert_eq!(said(&[(SizeClass::Tiny, 1.0), (SizeClass::Large, 0.0)]), None);
     let note = said(&[(SizeClass::Tiny, 0.8), (SizeClass::Small, 0.2)]).unwrap();
-    assert!(note.contains("is small: in steps of that size"), "{note}");
+    assert!(note.contains("is small (liver): in steps of that size"), "{note}");
 }
 
 #[test]
