@@ -6,6 +6,7 @@ use super::*;
 use crate::checkpoint::{Calibration, CalibrationEntry, Provenance, Thresholds, collect};
 use crate::digest::Digest;
 use crate::nn::{ContrastOver, UnetConfig};
+use crate::store::Cases;
 use crate::toy;
 use crate::volume::SizeClass;
 
@@ -257,4 +258,17 @@ fn half_of_the_hosts_are_labelled_and_lesions_have_the_contrasts_of_real_ones() 
     let broad = drawn(1.0);
     assert!(broad.iter().all(|hu| (-80.0..=60.0).contains(hu)));
     assert!(broad.iter().filter(|hu| **hu > 0.0).count() > 30, "{broad:?}");
+}
+
+#[test]
+fn a_contrast_that_nothing_was_compared_with_is_none_that_lesions_get() {
+    let mut store = toy::store(2, 0);
+    let mut alone = store.records()[0].clone();
+    alone.id = "case_alone".into();
+    alone.tumours[0].contrast_hu = 0.0;
+    let shape = alone.grid.shape;
+    store.push(alone, Array3::zeros(shape), Array3::zeros(shape));
+    let catalogue = Catalogue::new(&store, &[0, 1, 2]);
+    assert_eq!(catalogue.all_tumours().len(), 3);
+    assert_eq!(catalogue.contrasts_hu(0), [-50.0, -50.0]);
 }

@@ -132,11 +132,11 @@ impl<'a> Catalogue<'a> {
             .collect()
     }
 
-    /// Lists the contrasts of an organ's real tumours, in HU.
+    /// Lists the contrasts of those of an organ's real tumours that lie in its tissue, in HU.
     pub fn contrasts_hu(&self, organ: usize) -> Vec<f32> {
         let lists = self.tumours.iter().filter(|((o, _), _)| *o == organ);
         let flat = lists.flat_map(|(_, list)| list);
-        flat.map(|(case, i)| self.record(*case).tumours[*i].contrast_hu)
+        flat.filter_map(|(case, i)| self.record(*case).tumours[*i].known_contrast_hu())
             .collect()
     }
 

@@ -45,8 +45,15 @@ pub struct TumourRecord {
     pub centre: [i64; 3],
     /// Equivalent-sphere diameter in mm.
     pub diameter_mm: f32,
-    /// Mean inside minus mean of the organ's healthy voxels within 10 mm, in HU.
+    /// Mean inside minus mean of the organ's healthy voxels within 10 mm, in HU; 0 where there are none.
     pub contrast_hu: f32,
+}
+
+impl TumourRecord {
+    /// Returns the contrast where there is tissue to compare with. (Two means of rounded HU are hardly ever the same number.)
+    pub fn known_contrast_hu(&self) -> Option<f32> {
+        (self.contrast_hu != 0.0).then_some(self.contrast_hu)
+    }
 }
 
 /// A voxel where a lesion may be centred.
