@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::cohort::{TEST_SCANNERS, scanner_of};
 use super::results::mean;
-use super::{Arm, ExperimentConfig, Results, paired_difference};
+use super::{Arm, ExperimentConfig, PairedDifference, Results, paired_difference};
 use crate::evaluate::{self, Bootstrap, Curve, PlotRow, Summary, plot};
 
 /// Returns the page: tables of the arms, of the scanners, the comparisons, and the curves, as far as there are runs.
@@ -91,26 +91,26 @@ fn comparisons(results: &Results, config: &ExperimentConfig) -> String {
     let mut table =
         String::from("\n| difference in points of DSC | mean | 95 % interval | of each seed |\n|---|---|---|---|\n");
     for arms in config.pairs() {
-        let [first, second] = results.pair(config, arms);
+        let [first, second] = results.pair(arms, config.labelled, config.unlabelled);
         if let Some(found) = paired_difference(&first, &second) {
-            let points = |value: f64| format!("{:+.1}", 100.0 * value);
-            let ends = found
-                .interval
-                .map(|[low, high]| format!("{} to {}", points(low), points(high)));
-            let seeds: Vec<String> = found.of_each_seed.iter().map(|value| points(*value)).collect();
-            writeln!(
-                table,
-                "| {} - {} | {} | {} | {} |",
-                arms[0].name(),
-                arms[1].name(),
-                points(found.difference),
-                ends.unwrap_or_else(|| "-".into()),
-                seeds.join(", ")
-            )
-            .expect("writing to a string");
+            let names = arms.map(Arm::name).join(" - ");
+            writeln!(table, "| {names} | {} |", difference(&found)).expect("writing to a string");
         }
     }
     table
+}
+
+/// Returns the mean, the interval and the difference of each seed, in points, as three cells.
+fn difference(found: &PairedDifference) -> String {
+    let points = |value: f64| format!("{:+.1}", 100.0 * value);
+    let ends = found.interval.map(|ends| ends.map(points).join(" to "));
+    let seeds: Vec<String> = found.of_each_seed.iter().map(|value| points(*value)).collect();
+    let cells = [
+        points(found.difference),
+        ends.unwrap_or_else(|| "-".into()),
+        seeds.join(", "),
+    ];
+    cells.join(" | ")
 }
 
 fn curves(results: &Results, config: &ExperimentConfig) -> String {
@@ -119,15 +119,21 @@ fn curves(results: &Results, config: &ExperimentConfig) -> String {
         let all = mean(scores.iter().flatten().copied());
         format!("{} ({})", percent(all), scores.len())
     };
-    let mut text = String::from("\n| labelled patients | real_only (seeds) | gated (seeds) |\n|---|---|---|\n");
+    let mut text = String::from(
+        "\n| labelled patients | real_only (seeds) | gated (seeds) | gated - real_only | 95 % interval | of each seed |\n|---|---|---|---|---|---|\n",
+    );
     for count in &config.labelled_counts {
         let [real, gated] = [Arm::RealOnly, Arm::Gated].map(|arm| at(arm, *count, config.unlabelled));
-        writeln!(text, "| {count} | {real} | {gated} |").expect("writing to a string");
+        let [first, second] = results.pair([Arm::Gated, Arm::RealOnly], *count, config.unlabelled);
+        let found = paired_difference(&first, &second).map_or("- | - | -".into(), |found| difference(&found));
+        writeln!(text, "| {count} | {real} | {gated} | {found} |").expect("writing to a string");
     }
-    text += "\n| unlabelled patients | gated (seeds) |\n|---|---|\n";
+    text += "\n| unlabelled patients | gated (seeds) | of each seed |\n|---|---|---|\n";
     for count in &config.unlabelled_counts {
+        let scores = results.scores(Arm::Gated, config.labelled, *count);
+        let each: Vec<String> = scores.iter().map(|row| percent(mean(row.iter().copied()))).collect();
         let gated = at(Arm::Gated, config.labelled, *count);
-        writeln!(text, "| {count} | {gated} |").expect("writing to a string");
+        writeln!(text, "| {count} | {gated} | {} |", each.join(", ")).expect("writing to a string");
     }
     text
 }

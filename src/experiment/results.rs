@@ -160,9 +160,9 @@ impl Results {
         runs.into_iter().map(|run| run.tumour_dsc.clone()).collect()
     }
 
-    /// Returns the scores of two arms at the seeds that both have.
-    pub fn pair(&self, config: &ExperimentConfig, arms: [Arm; 2]) -> [Vec<Vec<f64>>; 2] {
-        let done = |arm: Arm| self.of(arm, config.labelled, config.unlabelled);
+    /// Returns the scores of two arms at a number of patients, of the seeds that both have.
+    pub fn pair(&self, arms: [Arm; 2], labelled: usize, unlabelled: usize) -> [Vec<Vec<f64>>; 2] {
+        let done = |arm: Arm| self.of(arm, labelled, unlabelled);
         let [first, second] = arms.map(done);
         let has = |runs: &[&RunRecord], seed: u64| runs.iter().any(|run| run.key.seed == seed);
         let of = |runs: &[&RunRecord], others: &[&RunRecord]| {
@@ -208,7 +208,7 @@ impl Results {
         let pairs = config.pairs().into_iter();
         pairs
             .filter_map(|arms| {
-                let [first, second] = self.pair(config, arms);
+                let [first, second] = self.pair(arms, config.labelled, config.unlabelled);
                 let found = paired_difference(&first, &second)?;
                 Some((format!("{} - {}", arms[0].name(), arms[1].name()), json!(found)))
             })
