@@ -87,7 +87,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.report {
         check_folder("--report", path)?;
     }
-    let model = format!("{} {}", network.manifest.role.name(), network.hash());
+    let model = network.title();
     say_error(&format!("model: {model}"));
     let exam = Exam {
         net: network.net.clone().with_compute_dtype(compute.dtype),

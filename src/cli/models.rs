@@ -122,6 +122,11 @@ impl Segmenting {
         check_spacing((name, plan), ("the store", store))
     }
 
+    /// Names the network by its role and hash.
+    pub(super) fn title(&self) -> String {
+        format!("{} {}", self.manifest.role.name(), self.hash())
+    }
+
     /// Returns the hash of the manifest, which holds the weights' checksum: of a critic alone it is its bundle's hash.
     pub(super) fn hash(&self) -> Digest {
         Digest::of_json(&[&self.manifest])

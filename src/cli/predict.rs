@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         settings: &args.window.over(&config.segmentor.held_out.window),
         device: &device,
     };
-    say_error(&format!("model: {} {}", manifest.role.name(), network.hash()));
+    say_error(&format!("model: {}", network.title()));
     let ids: Vec<String> = (manifest.plan.labels.iter())
         .map(|(name, id)| format!("{id} {name}"))
         .collect();

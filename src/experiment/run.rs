@@ -252,7 +252,7 @@ impl<'a> Experiment<'a> {
         &self,
         folder: &Path,
         config: &SegmentorConfig,
-        steps: u64,
+        step: u64,
         progress: &mut dyn Progress,
     ) -> Result<HeldOut, ExperimentError> {
         progress.on_note("predicting the test cases");
@@ -287,7 +287,7 @@ impl<'a> Experiment<'a> {
             }
         });
         let scores = match scores {
-            Err(EvaluateError::Stopped) => return Err(LearnError::Stopped { step: steps }.into()),
+            Err(EvaluateError::Stopped) => return Err(LearnError::Stopped { step }.into()),
             scores => scores?,
         };
         kept.map_err(|(path, what)| ExperimentError::Prediction { path, what })?;
@@ -433,12 +433,11 @@ fn probe(service: &Streams, recipe: Recipe) -> Result<u32, ExperimentError> {
 
 /// Reads what was counted when a run began.
 fn read_accepted(path: &Path) -> Result<u32, ExperimentError> {
-    // Some digits: more is not read.
-    let is_short = fs_err::metadata(path)?.len() < 64;
-    let text = is_short
-        .then(|| fs_err::read_to_string(path))
-        .transpose()?
-        .unwrap_or_default();
+    // A damaged file may be of any size: only what can be a number is read.
+    let text = match fs_err::metadata(path)?.len() {
+        ..64 => fs_err::read_to_string(path)?,
+        _ => String::new(),
+    };
     let accepted = text.trim().parse().ok().filter(|accepted| *accepted <= PROBED);
     accepted.ok_or_else(|| ExperimentError::Results {
         path: path.into(),

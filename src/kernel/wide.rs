@@ -1,6 +1,6 @@
 //! Registers that read and write single precision and sum in double.
 //!
-//! The product of two `f32` is exact in `f64`, and some dozen of them are summed with an error far below the rounding of the
+//! The product of two `f32` is exact in `f64`, and up to 81 of them are summed with an error far below the rounding of the
 //! result: every instruction set gives the same.
 
 #[cfg(target_arch = "x86_64")]

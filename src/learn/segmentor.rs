@@ -31,7 +31,8 @@ use crate::stream::recipe::{Recipe, Selection};
 use crate::stream::{PatchService, PatchStream, Resolved, StreamError, check_delivery, held_out_cases};
 use crate::volume::{ClassSet, Plan};
 
-/// The most voxels of a step, with those that fill sides up to what the network can halve: 128 patches of 128^3. What a device can hold is less, and depends on the network.
+/// The most voxels of a step, with those that fill sides up to what the network can halve: 128 patches of 128^3. What a device can hold
+/// is less, and depends on the network.
 const MAX_BATCH_VOXELS: u64 = 1 << 28;
 
 /// Stage 3's configuration.
